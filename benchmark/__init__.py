@@ -1,0 +1,1 @@
+"""Suites, models, image sets, the forward pass and its store, metrics, thresholds, records and cases."""

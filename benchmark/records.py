@@ -1,0 +1,215 @@
+"""Records: what a run found, one JSON line each. They are all that the leaderboard reads.
+
+`results/<suite>/<run>.jsonl` holds the records of one run, of five kinds; a missing value is null. Beside it,
+`results/<suite>/<run>/<model>/<detector>.parquet` holds the scores (columns set, image, score), one row an image.
+
+This module imports nothing of the machinery: neither torch nor timm.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+SCHEMA: Literal[1] = 1
+
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$", max_length=120)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Role = Literal["near", "far", "unit-test"]
+Status = Literal["passed", "failed", "error", "skipped"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class Estimate(_Value):
+    """A fraction in [0, 1] with its 95 % sampling interval."""
+
+    value: Fraction
+    low: Fraction
+    high: Fraction
+
+
+class ClassValue(_Value):
+    """FPR@95 on one class of an OOD set."""
+
+    name: str
+    fpr_at_95: Estimate
+    images: Count
+
+
+class Metrics(_Value):
+    """One detector on one OOD set. In-distribution is the positive class but where a name says otherwise.
+
+    fpr_at_95: the headline: share of OOD images accepted when 95 % of ID test images are; over a set with classes, the
+    unweighted mean of the classes' shares. fpr_at_95_pooled: over all images alike. fpr_at_95_ood_positive: the other
+    convention in use: share of ID test images rejected when 95 % of OOD images are. threshold: the score from which an
+    image is accepted; null where it is infinite. aupr_id, aupr_ood: average precision with that class positive.
+    """
+
+    fpr_at_95: Estimate
+    fpr_at_95_pooled: Estimate
+    fpr_at_95_ood_positive: Estimate
+    auroc: Estimate
+    aupr_id: Estimate
+    aupr_ood: Estimate
+    threshold: float | None
+    id_images: Count
+    ood_images: Count
+    classes: list[ClassValue] = []
+
+
+class Timing(_Value):
+    """Times of one case. forward_ratio: score time over the model's forward time, an image, on the same device."""
+
+    device: str
+    fit_s: Seconds
+    score_ms_per_image: Seconds
+    forward_ms_per_image: Seconds
+    forward_ratio: Seconds
+
+
+class Limit(_Value):
+    """What a case was held to, and where that came from (a file with its date, or an option)."""
+
+    fpr_at_95: Fraction
+    forward_ratio: Seconds | None
+    source: str
+    known_failure: str | None = None
+
+
+class ScoresFile(_Value):
+    """Where the scores of a (model, detector) lie, relative to the record's own file, and the hash of this set's rows.
+
+    sha256: over the lines 'image id, tab, score as float.hex(), newline' of the ID test images and then of the set's.
+    """
+
+    path: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*(/[A-Za-z0-9][A-Za-z0-9.+_-]*)*$", max_length=400)]
+    sha256: Sha256
+
+
+class _Record(_Value):
+    schema_version: Literal[1] = SCHEMA
+    run: Id
+    suite: Id
+
+
+class Run(_Record):
+    """Provenance of all that one run recorded."""
+
+    kind: Literal["run"] = "run"
+    started: str
+    command: str
+    git_commit: str | None
+    git_dirty: bool | None
+    packages: dict[str, str]
+    python: str
+    platform: str
+    device: str
+
+
+class ModelRecord(_Record):
+    kind: Literal["model"] = "model"
+    id: Id
+    title: str
+    source: str
+    architecture: str
+    family: str
+    pretraining: str
+    weights_sha256: Sha256
+    preprocessing: dict[str, Any]
+    parameters: Count
+    feature_dimensions: Count
+    classes: Count
+    id_accuracy: Estimate
+    id_images: Count
+    forward_ms_per_image: Seconds | None
+    device: str
+
+
+class DetectorRecord(_Record):
+    """What `detectors.describe` says, the options that ran, and the hash of the detector's source file."""
+
+    kind: Literal["detector"] = "detector"
+    id: Id
+    summary: str
+    formula: str
+    paper: str
+    needs: list[str]
+    options: dict[str, str]
+    defaults: dict[str, Any]
+    deviations: list[str]
+    options_used: dict[str, Any]
+    source_sha256: Sha256
+
+
+class SetRecord(_Record):
+    """An image set. coding: how its pixels were stored ('pixels' for none, 'jpeg', 'png', 'half jpeg, half png')."""
+
+    kind: Literal["set"] = "set"
+    id: Id
+    role: Role | Literal["train", "val", "test"]
+    title: str
+    images: Count
+    classes: list[str]
+    content_sha256: Sha256
+    coding: str
+    licence: str
+    source: str
+
+
+class Case(_Record):
+    """One (model, detector, OOD set). metrics, timing and scores are null where the case ended before them."""
+
+    kind: Literal["case"] = "case"
+    model: Id
+    detector: Id
+    set: Id
+    role: Role
+    status: Status
+    reason: str | None
+    metrics: Metrics | None
+    timing: Timing | None
+    limit: Limit | None
+    scores: ScoresFile | None
+
+
+Record = Run | ModelRecord | DetectorRecord | SetRecord | Case
+_RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+
+
+class RecordError(ValueError):
+    """A line that is no record of a schema we know; the message names the file and the line."""
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Adds one line to a run's file, whole or not at all as far as a reader is concerned (see `read_records`)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(record.model_dump_json() + "\n")
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of one run's file, in order.
+
+    A last line without its newline was cut off by a kill and is left out. Any other line that does not fit the schema,
+    a newer schema included, raises RecordError.
+    """
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield _RECORD.validate_json(line)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"])
+                raise RecordError(
+                    f"{path}:{number}: not a record of schema {SCHEMA}: {where}: {first['msg']}; "
+                    "a newer schema needs a newer version of this project, a damaged line has to be removed"
+                ) from None

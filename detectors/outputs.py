@@ -1,0 +1,82 @@
+"""What a network gives a detector: its outputs, row by row, and its head."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Rows(Protocol):
+    """A tensor, or anything that yields one when its first axis is sliced, such as memory-mapped shards."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """The outputs of one network on N images. Every field has N rows or is None.
+
+    features: (N, D) pooled pre-logit features.
+    logits: (N, C).
+    labels: (N,) integer class indices.
+    patches: (N, P, D) patch features of a vision-language model.
+    images: (N, 3, H, W) as the network takes them.
+
+    Raises ValueError when two fields differ in their number of rows.
+    """
+
+    features: Rows | None = None
+    logits: Rows | None = None
+    labels: Rows | None = None
+    patches: Rows | None = None
+    images: Rows | None = None
+
+    def __post_init__(self) -> None:
+        rows = {name: value.shape[0] for name, value in self._present().items()}
+        if len(set(rows.values())) > 1:
+            raise ValueError(f"all outputs need the same number of rows, got {rows}")
+
+    def _present(self) -> dict[str, Rows]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def __len__(self) -> int:
+        return next((int(value.shape[0]) for value in self._present().values()), 0)
+
+    def only(self, names: Collection[str]) -> "Outputs":
+        """The same outputs without the fields that are not in `names`: what is left out is never read."""
+        return Outputs(**{name: value for name, value in self._present().items() if name in names})
+
+    def batches(self, rows: int) -> Iterator["Outputs"]:
+        """Consecutive outputs of at most `rows` rows each, as tensors."""
+        if rows < 1:
+            raise ValueError(f"a batch needs at least one row, got {rows}")
+        present = self._present()
+        for start in range(0, len(self), rows):
+            yield Outputs(**{name: torch.as_tensor(value[start : start + rows]) for name, value in present.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The last linear layer: logits = features @ weight.T + bias.
+
+    weight: (C, D). bias: (C,). Raises ValueError when the shapes do not fit.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __post_init__(self) -> None:
+        if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
+            raise ValueError(
+                f"a head needs a weight of shape (C, D) and a bias of shape (C,), "
+                f"got {tuple(self.weight.shape)} and {tuple(self.bias.shape)}"
+            )
+
+    def double(self) -> "Head":
+        return Head(self.weight.detach().double(), self.bias.detach().double())
