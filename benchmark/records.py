@@ -61,7 +61,7 @@ class Metrics(_Value):
     threshold: float | None
     id_images: Count
     ood_images: Count
-    classes: list[ClassValue] = []
+    classes: list[ClassValue] = Field(default_factory=list)
 
 
 class Timing(_Value):
@@ -75,8 +75,13 @@ class Timing(_Value):
 
 
 class Limit(_Value):
-    """What a case was held to, and where that came from (a file with its date, or an option)."""
+    """What a case was held to, and where that came from (a file with its date, or an option).
 
+    goal: the FPR@95 that the suite asks for; a unit test above it is a failed one. fpr_at_95: what was allowed: above
+    the goal where a baseline says that the case is known to exceed it, and in known_failure says so in words.
+    """
+
+    goal: Fraction
     fpr_at_95: Fraction
     forward_ratio: Seconds | None
     source: str
@@ -164,7 +169,10 @@ class SetRecord(_Record):
 
 
 class Case(_Record):
-    """One (model, detector, OOD set). metrics, timing and scores are null where the case ended before them."""
+    """One (model, detector, OOD set). metrics, timing and scores are null where the case ended before them.
+
+    expected: the case failed as its baseline says it does.
+    """
 
     kind: Literal["case"] = "case"
     model: Id
@@ -172,6 +180,7 @@ class Case(_Record):
     set: Id
     role: Role
     status: Status
+    expected: bool
     reason: str | None
     metrics: Metrics | None
     timing: Timing | None
@@ -192,6 +201,11 @@ def append_record(path: Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(record.model_dump_json() + "\n")
+
+
+def parse_record(content: dict[str, Any]) -> Record:
+    """The record that `model_dump(mode="json")` gave."""
+    return _RECORD.validate_python(content)
 
 
 def read_records(path: Path) -> Iterator[Record]:

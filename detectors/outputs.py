@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,11 @@ class Rows(Protocol):
     def shape(self) -> Any: ...
 
     def __getitem__(self, rows: slice, /) -> Any: ...
+
+
+def as_tensor(rows: Any) -> Tensor:
+    """Rows as a tensor. An array is copied: torch must not write to it and warns of memory maps that it may not."""
+    return rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +64,7 @@ class Outputs:
             raise ValueError(f"a batch needs at least one row, got {rows}")
         present = self._present()
         for start in range(0, len(self), rows):
-            yield Outputs(**{name: torch.as_tensor(value[start : start + rows]) for name, value in present.items()})
+            yield Outputs(**{name: as_tensor(value[start : start + rows]) for name, value in present.items()})
 
 
 @dataclass(frozen=True, eq=False)

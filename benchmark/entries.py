@@ -1,0 +1,44 @@
+"""Entries of TOML files: tables of a fixed shape, each with the file that it stands in."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Entry(BaseModel):
+    """A table of a TOML file. Relative paths in it start from the file's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: Path
+
+    @classmethod
+    def parse(cls, table: dict[str, Any], file: Path, where: str) -> Any:
+        """The entry, or a ValueError that names the file, the place in it and what is wrong there."""
+        paths = {name for name, field in cls.model_fields.items() if "Path" in str(field.annotation)} & table.keys()
+        resolved = {name: file.parent / str(table[name]) for name in paths}
+        try:
+            return cls(**(table | resolved), file=file)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
+            raise ValueError(f"{file}: {place}: {first['msg']}") from None
+
+
+_Entry = TypeVar("_Entry", bound=Entry)
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """The tables of a TOML file; a ValueError that names the file where it is none."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not valid TOML: {error}") from None
+
+
+def read_entries(file: Path, kind: type[_Entry], tables: dict[str, Any] | None = None) -> dict[str, _Entry]:
+    """The entries of a file by id; `tables` where they are only a part of it."""
+    tables = read_toml(file) if tables is None else tables
+    return {id: kind.parse(table, file, id) for id, table in tables.items()}

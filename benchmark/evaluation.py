@@ -1,0 +1,210 @@
+"""Evaluation: a suite's models and detectors meet its image sets. The one place where the steps are joined."""
+
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmark import records
+from benchmark.image_sets import ImageSet, load_image_set
+from benchmark.metrics import accuracy, measure
+from benchmark.models import Model, load_model
+from benchmark.provenance import device_name
+from benchmark.records import Metrics, Role, ScoresFile, Timing
+from benchmark.store import Store
+from benchmark.suites import Suite
+from detectors import Outputs, create, describe
+
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One detector's scores (N,) of the images of one set, and the seconds that they took."""
+
+    image_set: ImageSet
+    values: np.ndarray
+    seconds: float
+
+    def lines(self) -> bytes:
+        """The text that a record's hash of scores stands for."""
+        pairs = zip(self.image_set.image_ids, self.values.tolist(), strict=True)
+        return "".join(f"{image}\t{value.hex()}\n" for image, value in pairs).encode()
+
+
+class Once:
+    """Values by name, each made once. What failed is not tried again: the same exception is raised."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __call__(self, name: str, make: Callable[[], _Made]) -> _Made:
+        if name not in self._made:
+            try:
+                self._made[name] = make()
+            except Exception as error:
+                self._made[name] = error
+        if isinstance(self._made[name], Exception):
+            raise self._made[name]
+        return self._made[name]
+
+
+class Workbench:
+    """A suite at work: its models and image sets, each loaded once, and their stored outputs.
+
+    It holds one model's outputs and detectors at a time, since the cases of a suite go through it model by model.
+    """
+
+    def __init__(self, suite: Suite, store: Store, device: torch.device) -> None:
+        self.suite, self.store, self.device = suite, store, device
+        self._image_sets = Once()
+        self._model = ("", Once())
+
+    def image_set(self, id: str) -> ImageSet:
+        return self._image_sets(id, lambda: load_image_set(id, self.suite.image_sets))
+
+    def model(self, id: str) -> "ModelBench":
+        """A model with its outputs on the in-distribution splits."""
+        if self._model[0] != id:
+            self._model = (id, Once())
+        return self._model[1](id, lambda: self._load(id))
+
+    def _load(self, id: str) -> "ModelBench":
+        classes = len(self.image_set(self.suite.entry.in_distribution.train).classes)
+        return ModelBench(self, load_model(id, self.suite.models[id], self.device, classes))
+
+
+class ModelBench:
+    """One model at work. Raises what makes the model useless before any detector is fitted."""
+
+    def __init__(self, workbench: Workbench, model: Model) -> None:
+        self.workbench, self.model = workbench, model
+        self._outputs = Once()
+        self._detectors = Once()
+        splits = workbench.suite.entry.in_distribution
+        self.train = self.outputs(workbench.image_set(splits.train))
+        self.val = self.outputs(workbench.image_set(splits.val))
+        self.test_set = workbench.image_set(splits.test)
+        self.test = self.outputs(self.test_set)
+        self.forward_ms_per_image = workbench.store.forward_ms_per_image(model, self.test)
+
+    def outputs(self, image_set: ImageSet) -> Outputs:
+        return self._outputs(image_set.id, lambda: self.workbench.store.outputs(self.model, image_set))
+
+    def detector(self, id: str) -> "DetectorBench":
+        return self._detectors(id, lambda: DetectorBench(self, id, self.workbench.suite.options(id)))
+
+    def record(self, run: str, suite: str) -> records.ModelRecord:
+        model = self.model
+        predicted = torch.cat([batch.logits.argmax(dim=1) for batch in self.test.batches(4096)])  # type: ignore[union-attr]
+        correct = int((predicted.numpy() == self.test_set.labels).sum())
+        return records.ModelRecord(
+            run=run,
+            suite=suite,
+            id=model.id,
+            title=model.entry.title,
+            source=model.entry.source,
+            architecture=model.architecture,
+            family=model.entry.family,
+            pretraining=model.entry.pretraining,
+            weights_sha256=model.weights_sha256,
+            preprocessing=model.preprocessing,
+            parameters=model.parameters,
+            feature_dimensions=model.classifier.in_features,
+            classes=model.classes,
+            id_accuracy=accuracy(correct, len(self.test_set)),
+            id_images=len(self.test_set),
+            forward_ms_per_image=self.forward_ms_per_image,
+            device=device_name(model.device),
+        )
+
+
+class DetectorBench:
+    """One detector on one model: fitted once, and the in-distribution test images scored once."""
+
+    def __init__(self, bench: ModelBench, id: str, options: dict[str, Any]) -> None:
+        self.bench, self.id, self.options = bench, id, options
+        self._detector = create(id, **options)
+        started = time.perf_counter()
+        self._detector.fit(bench.train, bench.model.head, val=bench.val, model=bench.model)
+        self.fit_s = time.perf_counter() - started
+        self.id_scores = self.score(bench.test_set)
+
+    def score(self, image_set: ImageSet) -> Scores:
+        """The scores of a set; a ValueError that names model, detector and set where they cannot be made."""
+        outputs = self.bench.outputs(image_set)
+        started = time.perf_counter()
+        values = self._detector.score(outputs).cpu().numpy()
+        seconds = time.perf_counter() - started
+        if np.isnan(values).any():
+            image = image_set.image_ids[int(np.isnan(values).argmax())]
+            raise ValueError(f"{self.bench.model.id}/{self.id}/{image_set.id}: the score of {image} is NaN")
+        return Scores(image_set, values, seconds)
+
+    def metrics(self, scores: Scores) -> Metrics:
+        image_set = scores.image_set
+        return measure(self.id_scores.values, scores.values, image_set.labels, image_set.classes)
+
+    def timing(self, scores: Scores) -> Timing:
+        milliseconds = 1000 * scores.seconds / len(scores.image_set)
+        forward = self.bench.forward_ms_per_image
+        return Timing(
+            device=device_name(self.bench.model.device),
+            fit_s=self.fit_s,
+            score_ms_per_image=milliseconds,
+            forward_ms_per_image=forward,
+            forward_ratio=milliseconds / forward,
+        )
+
+    def record(self, run: str, suite: str) -> records.DetectorRecord:
+        source = inspect.getsourcefile(type(self._detector)) or ""
+        return records.DetectorRecord(
+            run=run,
+            suite=suite,
+            **describe(self.id),
+            options_used={option.name: getattr(self._detector, option.name) for option in fields(self._detector)},
+            source_sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest(),
+        )
+
+    def save(self, folder: Path, run: str, scores: Scores) -> ScoresFile:
+        """Adds the scores to the Parquet file of this model and detector in the results folder of a run."""
+        path = f"{run}/{self.bench.model.id}/{self.id}.parquet"
+        _add_scores(folder / path, [self.id_scores, scores])
+        return ScoresFile(path=path, sha256=hashlib.sha256(self.id_scores.lines() + scores.lines()).hexdigest())
+
+
+def set_record(image_set: ImageSet, role: Role, run: str, suite: str) -> records.SetRecord:
+    return records.SetRecord(
+        run=run,
+        suite=suite,
+        id=image_set.id,
+        role=role,
+        title=image_set.title,
+        images=len(image_set),
+        classes=list(image_set.classes),
+        content_sha256=image_set.content_sha256,
+        coding=image_set.coding,
+        licence=image_set.licence,
+        source=image_set.source,
+    )
+
+
+def _add_scores(file: Path, all_scores: Sequence[Scores]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tables = [pq.read_table(file)] if file.exists() else []
+    there = set(tables[0]["set"].unique().to_pylist()) if tables else set()
+    for scores in all_scores:
+        if scores.image_set.id not in there:
+            ids = list(scores.image_set.image_ids)
+            tables.append(pa.table({"set": [scores.image_set.id] * len(ids), "image": ids, "score": scores.values}))
+    temporary = file.with_suffix(".writing")
+    pq.write_table(pa.concat_tables(tables), temporary)
+    temporary.replace(file)

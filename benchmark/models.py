@@ -1,0 +1,118 @@
+"""Models: timm checkpoints with their own preprocessing, split into features and a linear head."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmark.entries import Entry
+from detectors import Head
+
+BUILT_IN = Path(__file__).parent / "models.toml"
+
+
+class ModelEntry(Entry):
+    """One entry of a model file. source: a timm checkpoint; `local-dir:PATH` starts from the file's folder."""
+
+    title: str
+    source: str
+    family: str = ""
+    pretraining: str = ""
+    recipe: str = ""
+
+
+class ModelError(ValueError):
+    """A checkpoint that cannot be used; the message names the model, the checkpoint and the remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network in evaluation mode on a device, with the preprocessing that its checkpoint asks for."""
+
+    id: str
+    entry: ModelEntry
+    network: nn.Module
+    transform: Callable[[Image.Image], Tensor]
+    preprocessing: dict[str, Any]
+    device: torch.device
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (N, C) of images (N, 3, H, W), on the device of the images; torch can differentiate it."""
+        return self.network(images.to(self.device)).to(images.device)
+
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled pre-logit features (N, D) and logits (N, C) of images (N, 3, H, W), in one forward pass."""
+        hidden = self.network.forward_features(images.to(self.device, non_blocking=True))  # type: ignore[operator]
+        features = self.network.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
+        return features, self.classifier(features)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        return self.network.get_classifier()  # type: ignore[operator]
+
+    @property
+    def head(self) -> Head:
+        layer = self.classifier
+        bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().cpu()
+        return Head(layer.weight.detach().cpu(), bias)
+
+    @property
+    def classes(self) -> int:
+        return self.classifier.out_features
+
+    @property
+    def architecture(self) -> str:
+        return str(self.network.pretrained_cfg.get("architecture", type(self.network).__name__))  # type: ignore[union-attr, operator]
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """A hash of the network's structure and of every parameter and buffer."""
+        digest = hashlib.sha256(str(self.network).encode())
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(f"{name}\t{value.dtype}\t{tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_model(id: str, entry: ModelEntry, device: torch.device, classes: int) -> Model:
+    """The model of an entry, for a problem of `classes` classes.
+
+    Raises ModelError when the checkpoint is missing or damaged, has another number of classes, or has no linear head.
+    """
+    import timm  # here, since it is slow to import and a run that only collects has no use for it
+
+    kind, _, place = entry.source.partition(":")
+    source = f"{kind}:{(entry.file.parent / place).resolve()}" if kind == "local-dir" else entry.source
+    try:
+        # Without pretrained=True a local folder gives random weights in silence.
+        network = timm.create_model(source, pretrained=True)
+    except Exception as error:  # timm, safetensors and the Hub's client raise many kinds
+        remedy = f"; make it again with: {entry.recipe}" if entry.recipe else ""
+        raise ModelError(f"model {id}: cannot load {entry.source} (named in {entry.file}): {error}{remedy}") from error
+    layer = network.get_classifier()
+    if not isinstance(layer, nn.Linear):
+        raise ModelError(
+            f"model {id}: the head of {entry.source} is {type(layer).__name__}, not one linear layer; "
+            "detectors that read the head need logits = features @ weight.T + bias"
+        )
+    if layer.out_features != classes:
+        raise ModelError(
+            f"model {id}: {entry.source} has {layer.out_features} classes, the in-distribution set has {classes}; "
+            "use a checkpoint for these classes, or correct the set's `classes`"
+        )
+    config = timm.data.resolve_data_config({}, model=network, use_test_size=True)
+    transform = timm.data.create_transform(**config)
+    network = network.eval().requires_grad_(False).to(device)
+    preprocessing = {**json.loads(json.dumps(config)), "transform": " | ".join(map(str, transform.transforms))}
+    return Model(id, entry, network, transform, preprocessing, device)

@@ -1,0 +1,158 @@
+"""Suites: which models and detectors meet which image sets, and what is asked of them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from benchmark.entries import Entry, read_entries, read_toml
+from benchmark.image_sets import BUILT_IN as IMAGE_SETS
+from benchmark.image_sets import ImageSetEntry
+from benchmark.models import BUILT_IN as MODELS
+from benchmark.models import ModelEntry
+from benchmark.records import Role
+from detectors import available, create, did_you_mean
+
+FOLDER = Path(__file__).parent / "suites"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InDistribution(_Table):
+    """The splits: detectors learn from `train` (and `val`), 95 % of `test` set the threshold."""
+
+    train: str
+    val: str
+    test: str
+
+
+class OOD(_Table):
+    near: tuple[str, ...] = ()
+    far: tuple[str, ...] = ()
+
+
+class UnitTests(_Table):
+    """The synthetic sets: height and width of their images, images a set, and the detectors that meet them."""
+
+    size: tuple[int, int]
+    images: int = Field(default=400, ge=1)
+    detectors: tuple[str, ...] = ("*",)
+
+
+class Goals(_Table):
+    """The FPR@95 that no case of a role should exceed."""
+
+    near: float = Field(ge=0, le=1)
+    far: float = Field(ge=0, le=1)
+    unit_test: float = Field(alias="unit-test", ge=0, le=1)
+
+
+class SuiteEntry(Entry):
+    title: str
+    about: str = ""
+    models: tuple[str, ...]
+    detectors: tuple[str, ...]
+    thresholds: Path
+    in_distribution: InDistribution
+    ood: OOD
+    goals: Goals
+    unit_tests: UnitTests
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CaseId:
+    """A model and a detector before an OOD set: `model/detector/set`."""
+
+    model: str
+    detector: str
+    set: str
+    role: Role
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.detector}/{self.set}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite with all that it names looked up."""
+
+    id: str
+    entry: SuiteEntry
+    models: dict[str, ModelEntry]
+    image_sets: dict[str, ImageSetEntry]
+    detectors: tuple[str, ...]
+    unit_test_detectors: tuple[str, ...]
+
+    def ood_cases(self) -> Iterator[CaseId]:
+        """One case a (model, detector, OOD set)."""
+        sets: list[tuple[str, Role]] = [(set, "near") for set in self.entry.ood.near]
+        sets += [(set, "far") for set in self.entry.ood.far]
+        for model in self.models:
+            for detector in self.detectors:
+                yield from (CaseId(model, detector, set, role) for set, role in sets)
+
+    def unit_test_cases(self, names: Iterable[str]) -> Iterator[CaseId]:
+        """One case a (model, detector, unit test); `names` are those of `unit_tests_ood`."""
+        names = tuple(names)
+        for model in self.models:
+            for detector in self.unit_test_detectors:
+                yield from (CaseId(model, detector, name, "unit-test") for name in names)
+
+    def options(self, detector: str) -> dict[str, Any]:
+        return self.entry.options.get(detector, {})
+
+
+def suite_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_suite(name_or_path: str) -> Suite:
+    """A built-in suite by name, or the one in a TOML file.
+
+    The file may add models and image sets of its own, as tables `model.ID` and `image_set.ID`. Raises ValueError for
+    anything that it names and that is not there, before any work.
+    """
+    file = Path(name_or_path) if name_or_path.endswith(".toml") else FOLDER / f"{name_or_path}.toml"
+    if not file.is_file():
+        raise ValueError(
+            f"no suite {name_or_path!r}{did_you_mean(name_or_path, suite_names())}; "
+            f"available: {', '.join(suite_names())}, or the path of a .toml file"
+        )
+    tables = read_toml(file)
+    own_models = read_entries(file, ModelEntry, tables.pop("model", {}))
+    own_sets = read_entries(file, ImageSetEntry, tables.pop("image_set", {}))
+    entry = SuiteEntry.parse(tables, file, "")
+    models = read_entries(MODELS, ModelEntry) | own_models
+    image_sets = read_entries(IMAGE_SETS, ImageSetEntry) | own_sets
+    splits = entry.in_distribution
+    for id in (splits.train, splits.val, splits.test, *entry.ood.near, *entry.ood.far):
+        _look_up(id, image_sets, "image set", file)
+    for detector, options in entry.options.items():
+        _look_up(detector, available(), "detector", file)
+        create(detector, **options)
+    return Suite(
+        id=file.stem,
+        entry=entry,
+        models={id: models[_look_up(id, models, "model", file)] for id in entry.models},
+        image_sets=image_sets,
+        detectors=_detectors(entry.detectors, file),
+        unit_test_detectors=_detectors(entry.unit_tests.detectors, file),
+    )
+
+
+def _detectors(names: tuple[str, ...], file: Path) -> tuple[str, ...]:
+    if names == ("*",):
+        return tuple(available())
+    return tuple(_look_up(name, available(), "detector", file) for name in names)
+
+
+def _look_up(name: str, known: Iterable[str], kind: str, file: Path) -> str:
+    known = list(known)
+    if name not in known:
+        raise ValueError(f"{file}: no {kind} is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    return name

@@ -1,0 +1,17 @@
+"""Every (model, detector, OOD set) of the suite holds FPR@95 and its time to their thresholds."""
+
+from collections.abc import Callable
+
+import pytest
+
+from benchmark.session import PreparedCase, Session
+from benchmark.suites import CaseId
+
+
+@pytest.fixture
+def prepared(ood_case: CaseId, session: Session, prepare: Callable[..., PreparedCase]) -> PreparedCase:
+    return prepare(ood_case, lambda: session.workbench.image_set(ood_case.set))
+
+
+def test_case(prepared: PreparedCase, hold: Callable[[PreparedCase], None]) -> None:
+    hold(prepared)

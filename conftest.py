@@ -1,0 +1,227 @@
+"""pytest options, and the fixtures that take a case from its images to its verdict and its record."""
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmark.evaluation import Workbench
+from benchmark.image_sets import ImageSet
+from benchmark.records import parse_record
+from benchmark.session import Draft, Limits, PreparedCase, Recorder, Session, new_run_id, run_record
+from benchmark.store import Store
+from benchmark.suites import CaseId, Suite, load_suite
+from benchmark.summary import summary
+from benchmark.thresholds import read_baselines
+from unit_tests_ood import names as unit_tests
+
+DRAFT = pytest.StashKey[Draft]()
+RUN = pytest.StashKey[str]()
+SUITE = pytest.StashKey[Suite]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ood", "out-of-distribution detection")
+    group.addoption("--suite", default="digits", help="a suite by name, or the path of its TOML file (default: digits)")
+    group.addoption("--store", default=".store", help="folder for the outputs of networks (default: .store)")
+    group.addoption("--results", default="results", help="folder for records and scores (default: results)")
+    group.addoption("--device", default=None, help="where networks run, as torch names it (default: cuda, else cpu)")
+    group.addoption("--fpr-limit", type=_fraction, help="hold OOD sets to this FPR@95 (0 to 1) instead of thresholds")
+    group.addoption("--unit-test-limit", type=_fraction, help="FPR@95 above which a unit test fails, not the suite's")
+    group.addoption("--record-baselines", action="store_true", help="write what this run measures to the thresholds")
+
+
+def _fraction(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise ValueError(f"{text} is not within 0 to 1")
+    return float(text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    worker = getattr(config, "workerinput", None)
+    config.stash[RUN] = worker["run"] if worker else new_run_id()
+    if worker is None:
+        config.pluginmanager.register(Controller(config), "ood-controller")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["run"] = node.config.stash[RUN]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keeps the cases of a model and detector in one process, since they share a fit."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByDetector(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.partition("[")[2].rpartition("/")[0] or str(super()._split_scope(nodeid))
+
+    return None if config.getoption("dist") == "each" else ByDetector(config, log)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `ood_case` or `unit_test_case` runs once for each of the suite's."""
+    suite = suite_of(metafunc.config) if {"ood_case", "unit_test_case"} & {*metafunc.fixturenames} else None
+    if suite and "ood_case" in metafunc.fixturenames:
+        metafunc.parametrize("ood_case", list(suite.ood_cases()), ids=str)
+    if suite and "unit_test_case" in metafunc.fixturenames:
+        metafunc.parametrize("unit_test_case", list(suite.unit_test_cases(unit_tests)), ids=str)
+
+
+def suite_of(config: pytest.Config) -> Suite:
+    """The suite that the command line names, read once. A mistake in it ends the run with a usage error."""
+    if SUITE not in config.stash:
+        try:
+            config.stash[SUITE] = load_suite(config.getoption("--suite"))
+            read_baselines(config.stash[SUITE].entry.thresholds, all_cases(config))
+        except (ValueError, OSError) as error:
+            raise pytest.UsageError(str(error)) from None
+    return config.stash[SUITE]
+
+
+def all_cases(config: pytest.Config) -> dict[str, CaseId]:
+    suite = suite_of(config)
+    return {str(case): case for case in (*suite.ood_cases(), *suite.unit_test_cases(unit_tests))}
+
+
+def _device(config: pytest.Config) -> torch.device:
+    return torch.device(config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _results(config: pytest.Config) -> Path:
+    return config.rootpath / str(config.getoption("--results")) / suite_of(config).id
+
+
+@pytest.fixture(scope="session")
+def session(request: pytest.FixtureRequest) -> Session:
+    """The suite at work in this process."""
+    config = request.config
+    suite = suite_of(config)
+    option = config.getoption
+    return Session(
+        workbench=Workbench(suite, Store(config.rootpath / option("--store")), _device(config)),
+        limits=Limits(
+            suite,
+            read_baselines(suite.entry.thresholds, all_cases(config)),
+            option("--fpr-limit"),
+            option("--unit-test-limit"),
+            option("--record-baselines"),
+        ),
+        results=_results(config),
+        run=config.stash[RUN],
+    )
+
+
+@pytest.fixture
+def prepare(
+    request: pytest.FixtureRequest, session: Session
+) -> Callable[[CaseId, Callable[[], ImageSet]], PreparedCase]:
+    """Makes all that a case needs before its scores: what goes wrong here is an error of the case, not a failure."""
+
+    def prepare(case: CaseId, image_set: Callable[[], ImageSet]) -> PreparedCase:
+        draft = request.node.stash[DRAFT] = Draft(case)
+        with _uncaptured(request.config), _one_line(case):
+            return session.prepare(draft, image_set())
+
+    return prepare
+
+
+@pytest.fixture
+def hold(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[PreparedCase], None]:
+    """Scores a case under pytest-benchmark's clock and holds it to its limits."""
+
+    def hold(prepared: PreparedCase) -> None:
+        with _one_line(prepared.draft.case):
+            scores = benchmark.pedantic(prepared.score, rounds=1, iterations=1)
+            problem = prepared.judge(scores)
+        if problem and prepared.expected:
+            pytest.xfail(problem)
+        if problem:
+            pytest.fail(f"{problem}; alone: {_command(request)}", pytrace=False)
+
+    return hold
+
+
+def _command(request: pytest.FixtureRequest) -> str:
+    """What runs this case alone."""
+    suite = request.config.getoption("--suite")
+    return shlex.join(["pytest", request.node.nodeid, *(["--suite", suite] if suite != "digits" else [])])
+
+
+@contextmanager
+def _one_line(case: CaseId) -> Iterator[None]:
+    """What goes wrong in a user's files, disks and settings fails the case with its message, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        pytest.fail(f"{case}: {error}", pytrace=False)
+
+
+def _uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
+    """Lets progress bars through to the terminal."""
+    manager = config.pluginmanager.getplugin("capturemanager")
+    return manager.global_and_fixture_disabled() if manager else nullcontext()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Sends the case's records along with its report, which reaches the controller from a worker too."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    case = next((value for value in _parameters(item).values() if isinstance(value, CaseId)), None)
+    if case and (report.when == "call" or (report.when == "setup" and not report.passed)):
+        draft = item.stash.get(DRAFT, Draft(case))
+        message = str(call.excinfo.value) if call.excinfo else ""
+        skipped = report.skipped and not hasattr(report, "wasxfail")
+        records = draft.finished(item.config.stash[RUN], suite_of(item.config).id, message, skipped=skipped)
+        report.ood_records = [record.model_dump(mode="json") for record in records]
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+
+class Controller:
+    """In the process that the user started: writes the records of all cases, and the summary of the run."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._recorder: Recorder | None = None
+
+    @property
+    def recorder(self) -> Recorder:
+        if self._recorder is None:
+            config, suite = self._config, suite_of(self._config)
+            run = run_record(config.stash[RUN], suite.id, config.rootpath, _device(config))
+            self._recorder = Recorder(_results(config) / f"{run.run}.jsonl", run)
+        return self._recorder
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if records := getattr(report, "ood_records", None):
+            self.recorder.add(parse_record(record) for record in records)
+        elif report.when == "???":  # what xdist says of a test whose process died
+            case = all_cases(self._config).get(report.nodeid.partition("[")[2].rstrip("]"))
+            if case:
+                self.recorder.add(
+                    Draft(case).finished(self._config.stash[RUN], suite_of(self._config).id, "process died")
+                )
+
+    @pytest.hookimpl(trylast=True)  # after the tables of other plugins, where a reader looks first
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self._recorder is None:
+            return
+        for line in summary(self._recorder.cases, self._recorder.models):
+            for text, bold in line:
+                terminalreporter.write(text, bold=bold)
+            terminalreporter.line("")
+        terminalreporter.line(f"records: {self._recorder.file}")
+
+    def pytest_sessionfinish(self) -> None:
+        if self._recorder and self._config.getoption("--record-baselines"):
+            self._recorder.record_baselines(suite_of(self._config).entry.thresholds, all_cases(self._config))

@@ -1,0 +1,35 @@
+"""Numerical steps that several families of detectors share. All of them work on float64 tensors."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+# Below this norm a square underflows: such a vector counts as (nearly) zero, not as a direction.
+_SMALLEST_NORM = 1e-150
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """The rows (n, D) scaled to Euclidean norm 1. A zero row stays zero."""
+    return vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)
+
+
+def round_off(eigenvalues: Tensor) -> Tensor:
+    """The level up to which eigenvalues (D,) of a symmetric matrix are round-off: the cutoff of scipy.linalg.pinvh."""
+    return eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
+
+
+def class_means(rows: Iterable[tuple[Tensor, Tensor]], classes: int) -> tuple[Tensor, Tensor]:
+    """Sizes (K,) and means (K, D) of K classes from batches of (vectors (n, D), class indices (n,)).
+
+    The mean of a class without vectors is NaN. Raises ValueError when there is no batch.
+    """
+    sizes = sums = None
+    for vectors, labels in rows:
+        if sizes is None or sums is None:
+            sizes, sums = vectors.new_zeros(classes), vectors.new_zeros(classes, vectors.shape[1])
+        sizes += labels.bincount(minlength=classes)
+        sums.index_add_(0, labels, vectors)
+    if sizes is None or sums is None:
+        raise ValueError("means need at least one vector")
+    return sizes, sums / sizes[:, None]

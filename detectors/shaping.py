@@ -1,0 +1,86 @@
+"""Detectors that reshape the features before the head."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detectors.base import Batch, Detector
+from detectors.catalogue import registry
+from detectors.options import is_number, require
+
+
+@registry.register
+@dataclass(kw_only=True, eq=False)
+class ReAct(Detector):
+    """Energy of the logits of features that are clipped from above.
+
+    Formula: S = log sum_c exp(o_c), o = W min(h, r) + b, r = percentile of all training activations pooled
+    Paper: Y. Sun, C. Guo, Y. Li, "ReAct: Out-of-distribution Detection With Rectified Activations", NeurIPS 2021,
+        arXiv:2111.12797
+    Options:
+    - percentile: of the training activations, from 0 to 100
+    Deviations:
+    - The 99th percentile, as in NINCO (arXiv:2306.00826); the paper takes the 90th.
+    """
+
+    id = "react"
+    needs = frozenset({"features", "head", "train"})
+    percentile: float = 99.0
+
+    def __post_init__(self) -> None:
+        ok = is_number(self.percentile) and 0 <= self.percentile <= 100
+        require(ok, self.id, "percentile", self.percentile, "a number from 0 to 100")
+
+    def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
+        self._head = head
+        count = math.prod(train.features.shape)
+        self._limit = percentile(lambda: (batch.features for batch in self._stream(train)), count, self.percentile)
+
+    def _score(self, batch: Batch) -> Tensor:
+        clipped = batch.features.clamp(max=self._limit)
+        return torch.addmm(self._head.bias, clipped, self._head.weight.T).logsumexp(dim=1)
+
+
+def percentile(batches: Callable[[], Iterator[Tensor]], count: int, percent: float) -> float:
+    """The percentile of a stream's values with numpy's linear interpolation: exact, and in bounded memory.
+
+    batches: starts the stream of float64 tensors, `count` values in all, anew; it is read up to four times.
+    """
+    position = percent / 100 * (count - 1)
+    rank = math.floor(position)
+    lower, upper = _order_statistics(batches, rank)
+    return lower if position == rank else lower + (upper - lower) * (position - rank)
+
+
+def _order_statistics(batches: Callable[[], Iterator[Tensor]], rank: int) -> tuple[float, float]:
+    """The values at a rank (from 0) and at the next one of the sorted stream; the last rank has the next one infinite.
+
+    Radix selection: the bit patterns of floats, as ordered integers, are counted by their leading 22 bits, then those
+    in the right bin by the next 21 bits, and then by the last 21.
+    """
+    low, high = -(2**63), 2**63 - 1
+    for shift in (42, 21, 0):
+        sizes = torch.zeros(2**22, dtype=torch.int64)
+        for values in batches():
+            keys = _ordered_integers(values.flatten())
+            inside = keys[(keys >= low) & (keys <= high)]
+            sizes += ((inside >> shift) - (low >> shift)).bincount(minlength=2**22).cpu()
+        ends = sizes.cumsum(dim=0)
+        chosen = int(torch.searchsorted(ends, rank, right=True))
+        rank -= int(ends[chosen] - sizes[chosen])
+        low += chosen << shift
+        high = low + 2**shift - 1
+    lower = float(_ordered_integers(torch.tensor([low])).view(torch.float64))
+    if rank + 1 < sizes[chosen]:
+        return lower, lower
+    return lower, min(float(values.where(values > lower, torch.inf).min()) for values in batches())
+
+
+def _ordered_integers(floats: Tensor) -> Tensor:
+    """The bit patterns (int64) of float64 values such that both sort alike; the map is its own inverse."""
+    bits = floats.view(torch.int64)
+    return bits ^ ((bits >> 63) & (2**63 - 1))

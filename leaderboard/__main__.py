@@ -1,0 +1,54 @@
+"""`python -m leaderboard build`: results -> site."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from leaderboard.results import read_results
+from leaderboard.site import OutputError, build_site
+
+BUILT, LEFT_OUT, NOTHING_BUILT = 0, 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 built; 1 built, but damaged files were left out of it; 2 nothing built."""
+    parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Turns benchmark records into a site.")
+    build = parser.add_subparsers(dest="command", required=True).add_parser(
+        "build",
+        help="write the site",
+        description="Writes the site. Exit codes: 0 built; 1 built, damaged files left out and named; 2 nothing built.",
+    )
+    build.add_argument("--results", type=Path, default=Path("results"), help="where the records lie (%(default)s)")
+    build.add_argument("--output", type=Path, default=Path("site"), help="where the site goes (%(default)s)")
+    options = parser.parse_args(arguments)
+    return _build(options.results, options.output)
+
+
+def _build(results_folder: Path, output: Path) -> int:
+    results = read_results(results_folder)
+    _report(f"left out of the site, in {results_folder}", results.damage)
+    if not results.suites:
+        print(
+            f"no records to show in {results_folder}: `tox -e benchmark` makes them; "
+            "`--results FOLDER` names another folder",
+            file=sys.stderr,
+        )
+        return NOTHING_BUILT
+    try:
+        notes = build_site(results, output)
+    except (OutputError, OSError) as error:
+        print(f"the site was not written: {error}", file=sys.stderr)
+        return NOTHING_BUILT
+    _report(f"note, in {results_folder}", [*results.notes, *notes])
+    cases = sum(len(suite.results) for suite in results.suites)
+    print(f"{output / 'index.html'}: {results.record_count} records, {cases} cases, {len(results.runs)} runs")
+    return LEFT_OUT if results.damage else BUILT
+
+
+def _report(what: str, messages: list[str]) -> None:
+    for message in messages:
+        print(f"{what}: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

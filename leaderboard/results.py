@@ -1,0 +1,209 @@
+"""Reads a folder of records and keeps, of everything, the newest."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from benchmark.records import Case, DetectorRecord, ModelRecord, Record, RecordError, Run, SetRecord, read_records
+
+CaseKey = tuple[str, str, str]
+_Part = TypeVar("_Part")
+_ROLES = ("near", "far", "unit-test", "test", "val", "train")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case and where it comes from.
+
+    folder: what the path of its scores is relative to. stale: how its model, detector or image set differs from the
+    newest one of that name, so that it does not compare; null where it does.
+    """
+
+    case: Case
+    run: Run
+    folder: Path
+    stale: str | None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The newest results of a suite, by (model, detector, set), and the newest record of each part.
+
+    runs: those that a result comes from, newest first.
+    """
+
+    id: str
+    runs: list[Run]
+    models: dict[str, ModelRecord]
+    detectors: dict[str, DetectorRecord]
+    sets: dict[str, SetRecord]
+    results: dict[CaseKey, Result]
+
+    @cached_property
+    def model_ids(self) -> list[str]:
+        return sorted({model for model, _, _ in self.results})
+
+    @cached_property
+    def detector_ids(self) -> list[str]:
+        return sorted({detector for _, detector, _ in self.results})
+
+    def set_ids(self, role: str) -> list[str]:
+        """The OOD sets of a role: those with a record in its order, then the rest by name."""
+        recorded = [set.id for set in self.sets.values() if set.role == role]
+        met = {result.case.set for result in self.results.values() if result.case.role == role}
+        return recorded + sorted(met.difference(recorded))
+
+    @property
+    def unrecorded_sets(self) -> list[str]:
+        return sorted({set for _, _, set in self.results}.difference(self.sets))
+
+    @property
+    def ood_set_ids(self) -> list[str]:
+        return self.set_ids("near") + self.set_ids("far")
+
+
+@dataclass(frozen=True)
+class Results:
+    """damage: files that could not be read, and why. notes: what else is not shown. Both name files and lines."""
+
+    suites: list[Suite]
+    damage: list[str]
+    notes: list[str]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for suite in self.suites for run in suite.runs]
+
+    @property
+    def records(self) -> list[Record]:
+        """Every record that the site shows."""
+        shown: list[Record] = []
+        for suite in self.suites:
+            shown += [*suite.runs, *suite.models.values(), *suite.detectors.values(), *suite.sets.values()]
+            shown += [result.case for result in suite.results.values()]
+        return shown
+
+    @property
+    def record_count(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True)
+class _RunRecords:
+    """What one run recorded in one suite; a later record of the same thing has replaced the earlier one."""
+
+    run: Run
+    started: datetime
+    folder: Path
+    models: dict[str, ModelRecord]
+    detectors: dict[str, DetectorRecord]
+    sets: dict[str, SetRecord]
+    cases: dict[CaseKey, Case]
+
+
+def read_results(folder: Path) -> Results:
+    """The newest result of each case in `folder/*/*.jsonl`, by the start of its run. An unreadable file is left out."""
+    runs: list[_RunRecords] = []
+    damage: list[str] = []
+    notes: list[str] = []
+    for path in sorted(folder.glob("*/*.jsonl")):
+        name = path.relative_to(folder).as_posix()
+        try:
+            runs += _read_runs(path)
+            if not path.read_bytes().endswith(b"\n"):
+                notes.append(f"{name}: its last line was cut off by a kill and is left out")
+        except OSError as error:
+            damage.append(f"{name}: {error.strerror}")
+        except RecordError as error:
+            damage.append(str(error).replace(str(path), name))
+    runs.sort(key=lambda records: (records.started, records.run.run), reverse=True)
+    suites = [_suite(id, [records for records in runs if records.run.suite == id]) for id in _suite_ids(runs)]
+    return Results([suite for suite in suites if suite.results], damage, notes)
+
+
+def _suite_ids(runs: list[_RunRecords]) -> list[str]:
+    return sorted({records.run.suite for records in runs})
+
+
+def _read_runs(path: Path) -> list[_RunRecords]:
+    runs: dict[tuple[str, str], _RunRecords] = {}
+    others: list[ModelRecord | DetectorRecord | SetRecord | Case] = []
+    for record in read_records(path):
+        if isinstance(record, Run):
+            runs[record.suite, record.run] = _RunRecords(record, _started(record, path), path.parent, {}, {}, {}, {})
+        else:
+            others.append(record)
+    for record in others:
+        if (record.suite, record.run) not in runs:
+            raise RecordError(
+                f"{path}: no record of kind 'run' for run {record.run!r} of suite {record.suite!r}: "
+                "when and how its figures came about is unknown; run the benchmark again or remove the file"
+            )
+        of_run = runs[record.suite, record.run]
+        match record:
+            case ModelRecord():
+                of_run.models[record.id] = record
+            case DetectorRecord():
+                of_run.detectors[record.id] = record
+            case SetRecord():
+                of_run.sets[record.id] = record
+            case Case():
+                of_run.cases[record.model, record.detector, record.set] = record
+    return list(runs.values())
+
+
+def _started(run: Run, path: Path) -> datetime:
+    try:
+        started = datetime.fromisoformat(run.started)
+    except ValueError:
+        raise RecordError(f"{path}: run {run.run!r} started at {run.started!r}, which is no ISO 8601 date") from None
+    return started if started.tzinfo else started.replace(tzinfo=UTC)
+
+
+def _suite(id: str, newest_first: list[_RunRecords]) -> Suite:
+    newest = _RunRecords(newest_first[0].run, newest_first[0].started, newest_first[0].folder, {}, {}, {}, {})
+    origin: dict[CaseKey, _RunRecords] = {}
+    for records in newest_first:
+        origin |= {key: records for key in records.cases if key not in origin}
+        _fill(newest.models, records.models)
+        _fill(newest.detectors, records.detectors)
+        _fill(newest.sets, records.sets)
+    results = {
+        key: Result(records.cases[key], records.run, records.folder, _stale(records.cases[key], records, newest))
+        for key, records in sorted(origin.items(), key=lambda item: item[0])
+    }
+    shown = {result.run.run for result in results.values()}
+    return Suite(
+        id=id,
+        runs=[records.run for records in newest_first if records.run.run in shown],
+        models=dict(sorted(newest.models.items())),
+        detectors=dict(sorted(newest.detectors.items())),
+        sets=dict(sorted(newest.sets.items(), key=lambda item: _ROLES.index(item[1].role))),
+        results=results,
+    )
+
+
+def _fill(newest: dict[str, _Part], older: dict[str, _Part]) -> None:
+    for id, part in older.items():
+        newest.setdefault(id, part)
+
+
+def _stale(case: Case, then: _RunRecords, now: _RunRecords) -> str | None:
+    newest = _hashes(case, now)
+    changed = [what for what, value in _hashes(case, then).items() if value != newest.get(what)]
+    return f"made with {' and '.join(f'an older {what}' for what in changed)}" if changed else None
+
+
+def _hashes(case: Case, records: _RunRecords) -> dict[str, str]:
+    """The hashes that a case's figures depend on, as far as its run recorded them."""
+    hashes = {}
+    if model := records.models.get(case.model):
+        hashes["checkpoint of the model"] = model.weights_sha256
+    if detector := records.detectors.get(case.detector):
+        hashes["source file of the detector"] = detector.source_sha256
+    for set in records.sets.values():
+        if set.id == case.set or set.role in ("train", "val", "test"):
+            hashes[f"version of {set.id}"] = set.content_sha256
+    return hashes

@@ -1,0 +1,154 @@
+"""Writes the site: pages from templates, records as downloads. It goes to a scratch folder first and then replaces the old."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup, escape
+from pydantic import TypeAdapter
+
+from benchmark.records import Estimate, Limit, Metrics, Record, ScoresFile, Timing
+from leaderboard import plots, view
+from leaderboard.results import Result, Results
+
+_HERE = Path(__file__).parent
+_DOWNLOADS = ("records.csv", "records.json", "schema.json")
+_ENDS = {"": "value", "_low": "low", "_high": "high"}
+
+
+class OutputError(RuntimeError):
+    """The output folder holds something that is not a site of ours."""
+
+
+def build_site(results: Results, output: Path) -> list[str]:
+    """Writes the site of `results` to `output` and returns notes on what it could not show.
+
+    A site that is there is replaced at once when the new one is complete. Raises OutputError when `output` holds
+    anything else, OSError when it cannot be written.
+    """
+    _check_replaceable(output)
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        notes = _write_site(results, new)
+        if output.exists():
+            output.rename(old)
+        try:
+            new.rename(output)
+        except BaseException:
+            if old.exists():
+                old.rename(output)
+            raise
+    return notes
+
+
+def _check_replaceable(output: Path) -> None:
+    ours = all((output / name).is_file() for name in ("index.html", *_DOWNLOADS))
+    if output.exists() and not ours and not (output.is_dir() and not any(output.iterdir())):
+        raise OutputError(f"{output} is there and is not a site of this leaderboard; name another folder or remove it")
+
+
+def _write_site(results: Results, folder: Path) -> list[str]:
+    boards, problems = [], []
+    for suite in results.suites:
+        tables, of_suite = view.model_tables(suite)
+        boards.append(view.Board(suite, tables, view.matrix_rows(suite, tables)))
+        problems += of_suite
+    notes = [*results.notes, *(f"no comparison with the best detector: {problem}" for problem in problems)]
+    environment = _environment()
+    for path, template, values in _pages(results, boards, notes):
+        page = environment.get_template(template).render(values, root="../" * path.count("/"))
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, encoding="utf-8", newline="\n")
+    shutil.copyfile(_HERE / "static" / "style.css", folder / "style.css")
+    _write_downloads(results, folder)
+    return notes[len(results.notes) :]
+
+
+def _pages(results: Results, boards: list[view.Board], notes: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Path, template and values of each page."""
+    yield "index.html", "index.html", {"results": results, "boards": boards, "notes": notes}
+    yield "methods.html", "methods.html", {}
+    for board in boards:
+        yield f"suites/{board.suite.id}.html", "suite.html", {"board": board}
+    for model in sorted({model for board in boards for model in board.suite.model_ids}):
+        tables = [table for board in boards for table in board.tables if table.model == model]
+        yield f"models/{model}.html", "model.html", {"model": model, "tables": tables}
+    for detector in sorted({detector for board in boards for detector in board.suite.detector_ids}):
+        using = [board for board in boards if detector in board.suite.detector_ids]
+        yield f"detectors/{detector}.html", "detector.html", {"detector": detector, "boards": using}
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "interval": interval, "json_text": json_text, "with_links": with_links}
+    environment.globals |= {"address": address, "plots": plots, "view": view}
+    return environment
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def interval(estimate: Estimate) -> str:
+    """The ends of the interval in %, which do not break over lines."""
+    return f"[{percent(estimate.low)},\u00a0{percent(estimate.high)}]"
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def address(*parts: str) -> str:
+    """A path or a fragment of these parts as it stands in a link."""
+    return "/".join(quote(part, safe="") for part in parts)
+
+
+def with_links(text: str) -> Markup:
+    """The text, in which arXiv numbers lead to arXiv."""
+    return Markup(re.sub(r"arXiv:(\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>', escape(text)))
+
+
+def _write_downloads(results: Results, folder: Path) -> None:
+    records = TypeAdapter(list[Record])
+    (folder / "records.json").write_bytes(records.dump_json(results.records, indent=1) + b"\n")
+    schema = json.dumps(records.json_schema(), indent=1) + "\n"
+    (folder / "schema.json").write_text(schema, encoding="utf-8", newline="\n")
+    rows = [_flat(result) for suite in results.suites for result in suite.results.values()]
+    with (folder / "records.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def _flat(result: Result) -> dict[str, Any]:
+    """One line of the CSV file: fractions as fractions, null as nothing."""
+    case = result.case
+    row = {name: getattr(case, name) for name in ("suite", "model", "detector", "set", "role", "status")}
+    row |= {"verdict": view.verdict(case), "reason": case.reason, "stale": result.stale}
+    row |= {"run": case.run, "started": result.run.started}
+    for name, field in Metrics.model_fields.items():
+        value = getattr(case.metrics, name, None)
+        if field.annotation is Estimate:
+            row |= {f"{name}{end}": getattr(value, of, None) for end, of in _ENDS.items()}
+        elif name != "classes":
+            row[name] = value
+    row |= {name: getattr(case.timing, name, None) for name in Timing.model_fields}
+    row |= {f"limit_{name}": getattr(case.limit, name, None) for name in Limit.model_fields}
+    row |= {f"scores_{name}": getattr(case.scores, name, None) for name in ScoresFile.model_fields}
+    return row

@@ -1,0 +1,262 @@
+"""What the pages show, computed from records: verdicts, means, unit tests, ranks. No files, no markup."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from benchmark.records import Case, ClassValue, DetectorRecord, Estimate
+from leaderboard.ranking import Ranking, Standing
+from leaderboard.results import Result, Suite
+
+Verdict = Literal["passed", "known failure", "failed", "error", "skipped", "not run"]
+VERDICTS: tuple[Verdict, ...] = ("passed", "known failure", "failed", "error", "skipped", "not run")
+
+# The published limit of a unit test, for cases whose run held them to no goal of its own.
+UNIT_TEST_GOAL = 0.10
+DEFAULT_SUITE = "digits"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the grid of a suite. standing: where its FPR@95 ranks among the detectors of its model and set."""
+
+    set: str
+    result: Result | None
+    standing: Standing | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        return verdict(self.result.case) if self.result else "not run"
+
+    @property
+    def fpr(self) -> Estimate | None:
+        return self.result.case.metrics.fpr_at_95 if self.result and self.result.case.metrics else None
+
+    @property
+    def comparable(self) -> bool:
+        return self.fpr is not None and self.result is not None and self.result.stale is None
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The unweighted mean FPR@95 over OOD sets; value is null unless all of `total` sets have a comparable figure."""
+
+    value: Estimate | None
+    measured: int
+    total: int
+    standing: Standing | None = None
+
+
+@dataclass(frozen=True)
+class UnitTests:
+    """How many of the unit tests that have a comparable figure exceed their goal, and the worst of them."""
+
+    failed: int
+    measured: int
+    total: int
+    worst: Cell | None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One detector on one model. forward_ratio: score time over forward time, the median over its cases."""
+
+    detector: str
+    ood: list[Cell]
+    mean: Mean
+    unit_cells: list[Cell]
+    units: UnitTests
+    forward_ratio: float | None
+
+
+@dataclass(frozen=True)
+class ModelTable:
+    """All detectors on one model: complete means first, the lowest on top, then the rest by name."""
+
+    suite: Suite
+    model: str
+    rows: list[Row]
+
+    @property
+    def by_detector(self) -> dict[str, Row]:
+        return {row.detector: row for row in self.rows}
+
+
+def verdict(case: Case) -> Verdict:
+    """The status, in which an expected failure has its own name."""
+    return "known failure" if case.status == "failed" and case.expected else case.status
+
+
+def count_verdicts(results: Sequence[Result]) -> list[tuple[Verdict, int]]:
+    """How often each verdict occurs, in a fixed order, without those that do not occur."""
+    counts = Counter(verdict(result.case) for result in results)
+    return [(name, counts[name]) for name in VERDICTS if counts[name]]
+
+
+def model_tables(suite: Suite) -> tuple[list[ModelTable], list[str]]:
+    """A table for each model of a suite, and why detectors could not be compared where they could not."""
+    tables, problems = [], []
+    id_sets = [set.id for set in suite.sets.values() if set.role == "test"]
+    for model in suite.model_ids:
+        ranking = Ranking(id_sets[0] if len(id_sets) == 1 else None)
+        tables.append(_model_table(suite, model, ranking))
+        problems += ranking.problems
+    return tables, problems
+
+
+def _model_table(suite: Suite, model: str, ranking: Ranking) -> ModelTable:
+    grid = {
+        detector: [Cell(set, suite.results.get((model, detector, set))) for set in suite.ood_set_ids]
+        for detector in suite.detector_ids
+    }
+    means = {detector: _mean(cells) for detector, cells in grid.items()}
+    complete = {detector: mean.value.value for detector, mean in means.items() if mean.value}
+    mean_standings = ranking.standings(complete, {detector: _results(grid[detector]) for detector in complete})
+    set_standings = [_set_standings(grid, column, ranking) for column in range(len(suite.ood_set_ids))]
+    unit_cells = {
+        detector: [Cell(set, suite.results.get((model, detector, set))) for set in suite.set_ids("unit-test")]
+        for detector in suite.detector_ids
+    }
+    units = {detector: _unit_tests(cells) for detector, cells in unit_cells.items()}
+    fewest = min((tests.failed for tests in units.values() if tests.total and tests.measured == tests.total), default=None)
+    rows = [
+        Row(
+            detector=detector,
+            ood=[
+                Cell(cell.set, cell.result, standings.get(detector))
+                for cell, standings in zip(grid[detector], set_standings, strict=True)
+            ],
+            mean=Mean(mean.value, mean.measured, mean.total, mean_standings.get(detector)),
+            unit_cells=unit_cells[detector],
+            units=_mark_best(units[detector], fewest),
+            forward_ratio=_forward_ratio(grid[detector] + unit_cells[detector]),
+        )
+        for detector, mean in means.items()
+        if _results(grid[detector] + unit_cells[detector])
+    ]
+    return ModelTable(suite, model, sorted(rows, key=_rank))
+
+
+def _results(cells: Sequence[Cell]) -> list[Result]:
+    return [cell.result for cell in cells if cell.result]
+
+
+def _set_standings(grid: Mapping[str, Sequence[Cell]], column: int, ranking: Ranking) -> dict[str, Standing]:
+    cells = {detector: row[column] for detector, row in grid.items() if row[column].comparable}
+    fprs = {detector: cell.fpr.value for detector, cell in cells.items() if cell.fpr}
+    return ranking.standings(fprs, {detector: _results([cell]) for detector, cell in cells.items()})
+
+
+def _mean(cells: Sequence[Cell]) -> Mean:
+    """The sets share one ID threshold, so their errors go together: the ends of the interval are averaged, too."""
+    fprs = [cell.fpr for cell in cells if cell.comparable and cell.fpr]
+    if not fprs or len(fprs) < len(cells):
+        return Mean(None, len(fprs), len(cells))
+    value, low, high = (sum(ends) / len(fprs) for ends in zip(*((fpr.value, fpr.low, fpr.high) for fpr in fprs), strict=True))
+    return Mean(Estimate(value=value, low=low, high=high), len(fprs), len(cells))
+
+
+def _unit_tests(cells: Sequence[Cell]) -> UnitTests:
+    measured = [cell for cell in cells if cell.comparable]
+    worst = max(measured, key=lambda cell: cell.fpr.value if cell.fpr else 0.0, default=None)
+    return UnitTests(sum(exceeds_goal(cell) for cell in measured), len(measured), len(cells), worst)
+
+
+def exceeds_goal(cell: Cell) -> bool:
+    """Whether a figure is above the FPR@95 that its suite asks for; for a unit test that means failed."""
+    limit = cell.result.case.limit if cell.result else None
+    return cell.fpr is not None and cell.fpr.value > (limit.goal if limit else UNIT_TEST_GOAL)
+
+
+def _mark_best(units: UnitTests, fewest: int | None) -> UnitTests:
+    best = units.failed == fewest and units.measured == units.total
+    return UnitTests(units.failed, units.measured, units.total, units.worst, best)
+
+
+def _forward_ratio(cells: Sequence[Cell]) -> float | None:
+    ratios = [result.case.timing.forward_ratio for result in _results(cells) if result.case.timing]
+    return median(ratios) if ratios else None
+
+
+def _rank(row: Row) -> tuple[bool, float, str]:
+    return row.mean.value is None, row.mean.value.value if row.mean.value else 0.0, row.detector
+
+
+MatrixRow = tuple[str, list[Row | None]]
+
+
+@dataclass(frozen=True)
+class Board:
+    """Everything that is shown of a suite. matrix: each detector with its row of each model, in the order of `tables`."""
+
+    suite: Suite
+    tables: list[ModelTable]
+    matrix: list[MatrixRow]
+
+
+def matrix_rows(suite: Suite, tables: Sequence[ModelTable]) -> list[MatrixRow]:
+    """Detectors by models: those with complete means on all models come first, the best on top, then the rest by name."""
+    by_model = [table.by_detector for table in tables]
+    rows = [(detector, [rows.get(detector) for rows in by_model]) for detector in suite.detector_ids]
+    return sorted(rows, key=_overall_rank)
+
+
+def _overall_rank(row: MatrixRow) -> tuple[bool, float, str]:
+    means = [cells.mean.value.value for cells in row[1] if cells and cells.mean.value]
+    complete = len(means) == len(row[1])
+    return not complete, sum(means) if complete else 0.0, row[0]
+
+
+def rerun_command(case: Case) -> str:
+    """The command that runs one case alone."""
+    test = "unit_tests_ood/test_unit_tests.py" if case.role == "unit-test" else "benchmark/test_ood_detection.py"
+    suite = "" if case.suite == DEFAULT_SUITE else f"--suite {case.suite} "
+    return f'pytest {suite}"{test}::test_case[{case.model}/{case.detector}/{case.set}]"'
+
+
+def rows_of_detector(board: Board, detector: str) -> dict[str, Row]:
+    """The rows of one detector by model."""
+    return {table.model: row for table in board.tables for row in table.rows if row.detector == detector}
+
+
+def detector_records(boards: Sequence[Board]) -> dict[str, DetectorRecord | None]:
+    """Every detector by id, with the record that describes it if there is one."""
+    ids = sorted({detector for board in boards for detector in board.suite.detector_ids})
+    known = {id: record for board in boards for id, record in board.suite.detectors.items()}
+    return {id: known.get(id) for id in ids}
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """FPR@95 of every class of an OOD set (rows) for several columns. rows: class, images, and one value a column."""
+
+    set: str
+    columns: list[str]
+    rows: list[tuple[str, int, list[Estimate | None]]]
+
+
+def class_tables(columns: Mapping[str, Row]) -> list[ClassTable]:
+    """A table for each OOD set with classes, in which every row of results becomes a column."""
+    tables = []
+    for cells in zip(*(row.ood for row in columns.values()), strict=True):
+        found = [{value.name: value for value in _classes(cell)} for cell in cells]
+        images = {name: value.images for of_column in found for name, value in of_column.items()}
+        if images:
+            rows = [
+                (name, count, [of_column[name].fpr_at_95 if name in of_column else None for of_column in found])
+                for name, count in images.items()
+            ]
+            tables.append(ClassTable(cells[0].set, list(columns), rows))
+    return tables
+
+
+def _classes(cell: Cell) -> Sequence[ClassValue]:
+    return cell.result.case.metrics.classes if cell.result and cell.result.case.metrics else []
+
+
+def heat(fpr: Estimate) -> str:
+    """The style class that shades a figure in tenths: the higher the FPR, the darker."""
+    return f"heat-{round(10 * fpr.value)}"

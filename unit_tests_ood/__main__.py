@@ -1,0 +1,83 @@
+"""`python -m unit_tests_ood`: list the OOD unit tests, write them as image files, verify or rewrite their manifest."""
+
+import argparse
+import inspect
+import re
+import sys
+from pathlib import Path
+
+from unit_tests_ood import manifest, names
+from unit_tests_ood.files import write_sets
+from unit_tests_ood.recipes import RECIPES
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: cannot write {error.filename}: {error.strerror}")
+
+
+def _list(options: argparse.Namespace) -> None:
+    for name, recipe in RECIPES.items():
+        print(f"{name:<26}{inspect.getdoc(recipe).partition(chr(10) * 2)[0]}")
+
+
+def _write(options: argparse.Namespace) -> None:
+    folders = write_sets(options.directory, options.names, options.count, options.size)
+    print(f"{len(folders)} unit tests of {options.count} images each in {options.directory}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    changed = []
+    for size in manifest.SIZES:
+        names_of_size = manifest.differing(manifest.measure(size), manifest.recorded(size))
+        changed += [f"{name} at {size[0]}x{size[1]}" for name in names_of_size]
+    if changed:
+        sys.exit(f"error: not the images of {manifest.MANIFEST}: {', '.join(changed)}")
+    print(f"all {len(names)} unit tests are equal to the bit to {manifest.MANIFEST}")
+
+
+def _rewrite(options: argparse.Namespace) -> None:
+    manifest.rewrite()
+    print(f"wrote {manifest.MANIFEST}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m unit_tests_ood", description="The seventeen OOD unit tests.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="name each unit test and say what it shows")
+    listing.set_defaults(run=_list)
+
+    write = commands.add_parser(
+        "write",
+        help="write the unit tests as image files",
+        description="Writes one folder per unit test, half of its images JPEG and half PNG.",
+    )
+    write.add_argument("directory", type=Path, metavar="DIR", help="where to write; made if there is none")
+    write.add_argument("--count", type=int, default=400, help="images per unit test (default: 400)")
+    write.add_argument("--size", type=_size, default=(224, 224), metavar="HxW", help="in pixels (default: 224x224)")
+    write.add_argument("--names", nargs="+", default=names, metavar="NAME", help="the unit tests (default: all)")
+    write.set_defaults(run=_write)
+
+    verify = commands.add_parser("verify", help="check that this machine makes the images that the manifest records")
+    verify.set_defaults(run=_verify)
+
+    rewrite = commands.add_parser("manifest", help="rewrite the manifest, after a recipe was changed on purpose")
+    rewrite.set_defaults(run=_rewrite)
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not sides:
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in pixels, such as 224x224, got {text!r}")
+    return int(sides[1]), int(sides[2])
+
+
+if __name__ == "__main__":
+    main()

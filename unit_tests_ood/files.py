@@ -1,0 +1,65 @@
+"""The unit tests as image files, half of them JPEG and half PNG, as the published sets mix them."""
+
+import errno
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from unit_tests_ood import generate, names
+
+JPEG = {"format": "JPEG", "quality": 95, "subsampling": "4:2:0"}
+PNG = {"format": "PNG"}
+
+
+def write_sets(
+    directory: Path, wanted: Sequence[str] = names, count: int = 400, size: tuple[int, int] = (224, 224)
+) -> list[Path]:
+    """Writes one folder per unit test, and returns the folders. A folder appears when it is complete.
+
+    Images with an even index are JPEG files (quality 95, chroma subsampled 4:2:0), the others PNG. The pixels are the
+    same on every machine until they are coded; a JPEG's bytes and decoded pixels depend on the codec's version.
+
+    Raises ValueError as `generate` does, and OSError with the path when a folder is not empty or cannot be written; what
+    was complete by then stays.
+    """
+    folders = [directory / name for name in wanted]
+    for name in wanted:
+        generate(name, 1, size)  # so that a bad name or size is known before the first folder is written
+    for folder in folders:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise FileExistsError(errno.EEXIST, "the folder is not empty: remove it or choose another place", str(folder))
+    directory.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=count * len(folders), unit="image", disable=None) as progress:
+        for folder in folders:
+            progress.set_description(folder.name)
+            with TemporaryDirectory(prefix=f".{folder.name}-", dir=directory) as part:
+                _write_images(generate(folder.name, count, size), Path(part, folder.name), progress)
+                if folder.exists():
+                    folder.rmdir()
+                Path(part, folder.name).rename(folder)
+    return folders
+
+
+def encode(image: NDArray[np.uint8], index: int) -> tuple[str, bytes]:
+    """The name and the content of the file of one image (height, width, 3)."""
+    options, ending = (PNG, "png") if index % 2 else (JPEG, "jpg")
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, **options)
+    return f"{index:04d}.{ending}", file.getvalue()
+
+
+def _write_images(images: NDArray[np.uint8], folder: Path, progress: tqdm) -> None:
+    folder.mkdir()
+    for index, image in enumerate(images):
+        file_name, content = encode(image, index)
+        try:
+            (folder / file_name).write_bytes(content)
+        except OSError as error:  # a full disk does not say which file it was
+            raise OSError(error.errno, error.strerror, str(folder / file_name)) from error
+        progress.update()

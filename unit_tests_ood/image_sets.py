@@ -1,0 +1,34 @@
+"""The unit tests as image sets of a suite."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from benchmark.evaluation import Workbench
+from benchmark.image_sets import ImageSet, image_set_of_pixels
+from unit_tests_ood import generate
+
+
+@lru_cache
+def unit_test_set(name: str, workbench: Workbench) -> ImageSet:
+    """A unit test at the size and count that the suite asks for.
+
+    The permutation tests permute the suite's in-distribution test images, as the paper permutes ImageNet's.
+    """
+    settings = workbench.suite.entry.unit_tests
+    return image_set_of_pixels(
+        name,
+        name.replace("-", " "),
+        settings.images,
+        lambda index: _pixels(name, workbench)[index],
+        licence="Apache-2.0",
+        source=f"unit_tests_ood.generate({name!r}, {settings.images}, {settings.size})",
+    )
+
+
+@lru_cache(maxsize=2)  # at 224 x 224 one set takes 60 MB
+def _pixels(name: str, workbench: Workbench) -> np.ndarray:
+    settings = workbench.suite.entry.unit_tests
+    id_images = workbench.image_set(workbench.suite.entry.in_distribution.test)
+    source = [np.asarray(id_images[index]) for index in range(len(id_images))]
+    return generate(name, settings.images, settings.size, source)

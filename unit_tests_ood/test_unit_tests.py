@@ -1,0 +1,18 @@
+"""Every (model, detector, synthetic set) of the suite: does the detector notice?"""
+
+from collections.abc import Callable
+
+import pytest
+
+from benchmark.session import PreparedCase, Session
+from benchmark.suites import CaseId
+from unit_tests_ood.image_sets import unit_test_set
+
+
+@pytest.fixture
+def prepared(unit_test_case: CaseId, session: Session, prepare: Callable[..., PreparedCase]) -> PreparedCase:
+    return prepare(unit_test_case, lambda: unit_test_set(unit_test_case.set, session.workbench))
+
+
+def test_case(prepared: PreparedCase, hold: Callable[[PreparedCase], None]) -> None:
+    hold(prepared)
