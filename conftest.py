@@ -43,9 +43,13 @@ def _fraction(text: str) -> float:
 
 def pytest_configure(config: pytest.Config) -> None:
     worker = getattr(config, "workerinput", None)
-    config.stash[RUN] = worker["run"] if worker else new_run_id()
     if worker is None:
+        _check_options(config)
+        config.stash[RUN] = new_run_id()
         config.pluginmanager.register(Controller(config), "ood-controller")
+    else:
+        config.stash[RUN] = worker["run"]
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(worker["workercount"])))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -75,14 +79,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def suite_of(config: pytest.Config) -> Suite:
-    """The suite that the command line names, read once. A mistake in it ends the run with a usage error."""
+    """The suite that the command line names, read once."""
     if SUITE not in config.stash:
-        try:
-            config.stash[SUITE] = load_suite(config.getoption("--suite"))
-            read_baselines(config.stash[SUITE].entry.thresholds, all_cases(config))
-        except (ValueError, OSError) as error:
-            raise pytest.UsageError(str(error)) from None
+        config.stash[SUITE] = load_suite(config.getoption("--suite"))
     return config.stash[SUITE]
+
+
+def _check_options(config: pytest.Config) -> None:
+    """Ends the run with a usage error where an option, the suite or its threshold file has a mistake."""
+    try:
+        read_baselines(suite_of(config).entry.thresholds, all_cases(config))
+        _device(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def all_cases(config: pytest.Config) -> dict[str, CaseId]:

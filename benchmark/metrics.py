@@ -6,7 +6,8 @@ empty array or another shape raises ValueError. Metrics are fractions in [0, 1] 
 alone: no squashing, no interpolation between scores, ties treated exactly.
 
 Intervals are 95 % and let both samples vary: the ID images, which set the threshold, and the OOD images. They are
-deterministic, contain their estimate, and have a width wherever the number of images is finite.
+deterministic, contain their estimate, and never have zero width. Below some 60 ID images the 95 % threshold may well lie
+under all of them, so that FPR@95 has no upper bound but 1.
 """
 
 import math
@@ -205,7 +206,7 @@ def _most_rejected(images: int, tpr: float) -> int:
 
 
 def _share_accepted(scores: Floats, threshold: float) -> float:
-    return np.count_nonzero(scores >= threshold) / len(scores)
+    return float(np.count_nonzero(scores >= threshold) / len(scores))
 
 
 def _ranking_keys(id_scores: Floats, ood_scores: Floats) -> Ints:

@@ -168,9 +168,9 @@ def forward(model: Model, image_set: ImageSet, rows: slice) -> dict[str, Tensor]
     ):
         for batch, pixels in zip(batches, _prefetched(images, batches), strict=True):
             features, logits = (values.float().cpu() for values in model.outputs(pixels))
+            _check_finite(model, image_set, batch.start, features, logits)
             if not parts:
                 _check_head(model, pixels, logits)
-            _check_finite(model, image_set, batch.start, features, logits)
             parts.append((features, logits))
             bar.update(len(pixels))
     features, logits = (torch.cat(values) for values in zip(*parts, strict=True))

@@ -52,6 +52,8 @@ def read_baselines(file: Path, cases: Collection[str]) -> dict[str, Baseline]:
             raise ValueError(f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; record it again")
         for row in table:
             place = f"{file}:{table.line_num}"
+            if None in row.values() or None in row:
+                raise ValueError(f"{place}: {len(COLUMNS)} fields are needed: {', '.join(COLUMNS)}")
             case = f"{row['model']}/{row['detector']}/{row['set']}"
             if case not in known:
                 raise ValueError(

@@ -19,7 +19,7 @@ import torch
 from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from tqdm import tqdm
 
 from benchmark.image_sets import ImageSet, load_image_set
@@ -100,7 +100,7 @@ def train(recipe: Recipe, train_set: ImageSet, val_set: ImageSet) -> nn.Module:
             for _ in epochs:
                 network.train()
                 for rows in torch.randperm(len(images)).split(recipe.batch):
-                    loss = F.cross_entropy(network(_augment(images[rows])), labels[rows])
+                    loss = cross_entropy(network(_augment(images[rows])), labels[rows])
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -139,8 +139,8 @@ def _augment(images: Tensor) -> Tensor:
     shift = torch.empty(count, 2).uniform_(-2, 2) * (2 / width)  # affine_grid's image is 2 wide
     cosine, sine = angle.cos() * scale, angle.sin() * scale
     turn = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
-    grid = F.affine_grid(torch.cat([turn, shift[:, :, None]], 2), list(images.shape), align_corners=False)
-    return F.grid_sample(images - BLACK, grid, align_corners=False) + BLACK
+    grid = affine_grid(torch.cat([turn, shift[:, :, None]], 2), list(images.shape), align_corners=False)
+    return grid_sample(images - BLACK, grid, align_corners=False) + BLACK
 
 
 @torch.inference_mode()

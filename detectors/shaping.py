@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -45,39 +46,46 @@ class ReAct(Detector):
         return torch.addmm(self._head.bias, clipped, self._head.weight.T).logsumexp(dim=1)
 
 
-def percentile(batches: Callable[[], Iterator[Tensor]], count: int, percent: float) -> float:
+def percentile(batches: Callable[[], Iterator[Tensor]], count: int, percent: float, held: int = 2**24) -> float:
     """The percentile of a stream's values with numpy's linear interpolation: exact, and in bounded memory.
 
-    batches: starts the stream of float64 tensors, `count` values in all, anew; it is read up to four times.
+    batches: starts the stream of float64 tensors, `count` values in all, anew; it is read up to six times, twice or
+    thrice as a rule. held: how many values may be held at once.
     """
     position = percent / 100 * (count - 1)
     rank = math.floor(position)
-    lower, upper = _order_statistics(batches, rank)
+    lower, upper = _order_statistics(batches, count, rank, held)
     return lower if position == rank else lower + (upper - lower) * (position - rank)
 
 
-def _order_statistics(batches: Callable[[], Iterator[Tensor]], rank: int) -> tuple[float, float]:
-    """The values at a rank (from 0) and at the next one of the sorted stream; the last rank has the next one infinite.
+def _order_statistics(batches: Callable[[], Iterator[Tensor]], size: int, rank: int, held: int) -> tuple[float, float]:
+    """The values at a rank (from 0) and at the next one of the sorted stream; infinite where there is no next one.
 
-    Radix selection: the bit patterns of floats, as ordered integers, are counted by their leading 22 bits, then those
-    in the right bin by the next 21 bits, and then by the last 21.
+    Radix selection: the bit patterns of floats, taken as integers that sort alike, are counted by their next 16 bits,
+    and the bin with the wanted rank is kept, until it is small enough to be held and sorted.
     """
     low, high = -(2**63), 2**63 - 1
-    for shift in (42, 21, 0):
-        sizes = torch.zeros(2**22, dtype=torch.int64)
+
+    def inside() -> Iterator[Tensor]:
         for values in batches():
             keys = _ordered_integers(values.flatten())
-            inside = keys[(keys >= low) & (keys <= high)]
-            sizes += ((inside >> shift) - (low >> shift)).bincount(minlength=2**22).cpu()
+            yield keys[(keys >= low) & (keys <= high)]
+
+    for shift in (48, 32, 16, 0):
+        if size <= held:
+            break
+        sizes = reduce(torch.add, (((keys >> shift) - (low >> shift)).bincount(minlength=2**16) for keys in inside()))
         ends = sizes.cumsum(dim=0)
         chosen = int(torch.searchsorted(ends, rank, right=True))
-        rank -= int(ends[chosen] - sizes[chosen])
+        rank, size = rank - int(ends[chosen] - sizes[chosen]), int(sizes[chosen])
         low += chosen << shift
         high = low + 2**shift - 1
-    lower = float(_ordered_integers(torch.tensor([low])).view(torch.float64))
-    if rank + 1 < sizes[chosen]:
-        return lower, lower
-    return lower, min(float(values.where(values > lower, torch.inf).min()) for values in batches())
+    # A bin that is still too large after all 64 bits holds one value many times.
+    keys = torch.cat(list(inside())).sort().values if size <= held else torch.tensor([low]).expand(size)
+    nearest = _ordered_integers(keys[rank : rank + 2]).view(torch.float64).tolist()
+    if len(nearest) == 2:
+        return nearest[0], nearest[1]
+    return nearest[0], min(float(values.where(values > nearest[0], torch.inf).min()) for values in batches())
 
 
 def _ordered_integers(floats: Tensor) -> Tensor:

@@ -8,7 +8,10 @@ from typing import Any
 
 import matplotlib
 from markupsafe import Markup
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from leaderboard.view import Cell, ModelTable, exceeds_goal
 
@@ -42,7 +45,7 @@ _PANELS_A_ROW = 4
 
 
 def fpr_dots(table: ModelTable, name: str) -> Markup | None:
-    """FPR@95 of every detector (rows) on every OOD set (panels) with 95 % intervals; null where nothing was measured."""
+    """FPR@95 of every detector (rows) on every OOD set (panels) with its interval; null where nothing was measured."""
     rows = [row for row in reversed(table.rows) if any(cell.fpr for cell in row.ood)]
     if not rows:
         return None
@@ -55,8 +58,7 @@ def fpr_dots(table: ModelTable, name: str) -> Markup | None:
         for panel in panels[len(sets) :]:
             panel.remove()
         for column, (panel, set) in enumerate(zip(panels, sets, strict=False)):
-            for height, row in enumerate(rows):
-                _dot(panel, height, row.ood[column])
+            _dots(panel, [row.ood[column] for row in rows])
             panel.set(title=set, xlim=(-3, 103), ylim=(-0.6, len(rows) - 0.4), xticks=(0, 50, 100))
             panel.set_yticks(range(len(rows)), [row.detector for row in rows])
             panel.grid(visible=True)
@@ -64,15 +66,27 @@ def fpr_dots(table: ModelTable, name: str) -> Markup | None:
         return _svg(figure, name)
 
 
-def _dot(panel: Any, height: int, cell: Cell) -> None:
-    """A dot on its interval: full within the goal, hollow above; a tick where the goal lies."""
-    if not (cell.fpr and cell.result):
-        return
-    panel.plot([100 * cell.fpr.low, 100 * cell.fpr.high], [height, height], color=_INK, alpha=0.45, linewidth=1.4)
-    if limit := cell.result.case.limit:
-        panel.plot([100 * limit.goal], [height], "|", color=_INK, alpha=0.6, markersize=7, markeredgewidth=0.9)
-    colour, face = (_HEAT, "none") if limit and exceeds_goal(cell) else (_PASS, _PASS)
-    panel.plot([100 * cell.fpr.value], [height], "o", color=colour, markerfacecolor=face, markersize=5, zorder=3)
+def _dots(panel: Any, cells: Sequence[Cell]) -> None:
+    """A dot on its interval for each cell: full within the goal, hollow above; a tick where the goal lies."""
+    shown = [(height, cell, cell.fpr, cell.result) for height, cell in enumerate(cells) if cell.fpr and cell.result]
+    panel.hlines(
+        [height for height, *_ in shown],
+        [100 * fpr.low for _, _, fpr, _ in shown],
+        [100 * fpr.high for _, _, fpr, _ in shown],
+        color=_INK,
+        alpha=0.45,
+        linewidth=1.4,
+    )
+    goals = [(100 * result.case.limit.goal, height) for height, _, _, result in shown if result.case.limit]
+    _marks(panel, goals, marker="|", color=_INK, alpha=0.6, markersize=7, markeredgewidth=0.9)
+    within = [(100 * fpr.value, height) for height, cell, fpr, _ in shown if not exceeds_goal(cell)]
+    _marks(panel, within, marker="o", color=_PASS, markersize=5)
+    above = [(100 * fpr.value, height) for height, cell, fpr, _ in shown if exceeds_goal(cell)]
+    _marks(panel, above, marker="o", color=_HEAT, markerfacecolor="none", markersize=5)
+
+
+def _marks(panel: Any, points: Sequence[tuple[float, float]], **style: Any) -> None:
+    panel.plot([x for x, _ in points], [y for _, y in points], linestyle="none", **style)
 
 
 def unit_test_heat(table: ModelTable, name: str) -> Markup | None:
@@ -84,55 +98,71 @@ def unit_test_heat(table: ModelTable, name: str) -> Markup | None:
     with _style():
         figure = Figure(figsize=(2.2 + 0.47 * len(rows), 1.5 + 0.24 * len(tests)), layout="constrained")
         panel = figure.subplots()
-        for x, row in enumerate(rows):
-            for y, cell in enumerate(row.unit_cells):
-                _square(panel, x, y, cell)
+        places = [(x, y, cell) for x, row in enumerate(rows) for y, cell in enumerate(row.unit_cells)]
+        squares = [
+            [(x - 0.47, y - 0.46), (x + 0.47, y - 0.46), (x + 0.47, y + 0.46), (x - 0.47, y + 0.46)]
+            for x, y, _ in places
+        ]
+        shades = [to_rgba(_HEAT, 0.55 * cell.fpr.value if cell.fpr else 0) for _, _, cell in places]
+        panel.add_collection(PolyCollection(squares, facecolors=shades))
+        for x, y, cell in places:
+            failed = exceeds_goal(cell)
+            figures = f"{100 * cell.fpr.value:.1f}{'✗' if failed else ''}" if cell.fpr else "·"
+            weight = "bold" if failed else "normal"
+            panel.text(x, y, figures, ha="center", va="center", fontsize=7.5, fontweight=weight, in_layout=False)
         panel.set(xlim=(-0.5, len(rows) - 0.5), ylim=(len(tests) - 0.5, -0.5))
         panel.set_yticks(range(len(tests)), tests)
         panel.set_xticks(range(len(rows)), [row.detector for row in rows], rotation=90)
+        panel.xaxis.tick_top()
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
         return _svg(figure, name)
 
 
-def _square(panel: Any, x: int, y: int, cell: Cell) -> None:
-    if cell.fpr is None:
-        panel.text(x, y, "·", ha="center", va="center", alpha=0.6)
-        return
-    failed = exceeds_goal(cell)
-    share = cell.fpr.value
-    panel.fill([x - 0.47, x + 0.47, x + 0.47, x - 0.47], [y - 0.45, y - 0.45, y + 0.45, y + 0.45], _HEAT, alpha=0.55 * share)
-    weight = "bold" if failed else "normal"
-    panel.text(x, y, f"{100 * share:.0f}{'✗' if failed else ''}", ha="center", va="center", fontsize=7.5, fontweight=weight)
-
-
 def fpr_against_time(tables: Sequence[ModelTable], name: str) -> Markup | None:
-    """Mean FPR@95 against score time over forward time (logarithmic), a marker a model; null without complete means."""
-    points = {
-        table.model: [
-            (row.forward_ratio, 100 * row.mean.value.value, row.detector)
-            for row in table.rows
-            if row.mean.value and row.forward_ratio
-        ]
-        for table in tables
-    }
-    if not any(points.values()):
+    """Mean FPR@95 against score time over forward time, a panel a model; null without complete means.
+
+    Named and full are the detectors that no other one beats in both.
+    """
+    points = {table.model: points for table in tables if (points := _time_and_fpr(table))}
+    if not points:
         return None
+    columns = min(len(points), 3)
+    lines = -(-len(points) // columns)
     with _style():
-        columns = len(points)
-        figure = Figure(figsize=(0.9 + 3.3 * min(columns, 3), 3.2 * -(-columns // 3)), layout="constrained")
-        panels = figure.subplots(-(-columns // 3), min(columns, 3), squeeze=False, sharex=True, sharey=True).ravel()
-        for panel in panels[columns:]:
+        figure = Figure(figsize=(0.9 + 3.4 * columns, 0.4 + 2.6 * lines), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for panel in panels[len(points) :]:
             panel.remove()
         for panel, (model, of_model) in zip(panels, points.items(), strict=False):
-            for ratio, fpr, detector in of_model:
-                panel.plot([ratio], [fpr], "o", color=_PASS, markersize=5)
-                panel.annotate(detector, (ratio, fpr), (4, 3), textcoords="offset points", fontsize=7.5)
+            best = [(x, y, name) for x, y, name in of_model if not any(_beats(other, (x, y)) for other in of_model)]
+            _marks(
+                panel, [(x, y) for x, y, _ in of_model], marker="o", color=_PASS, markerfacecolor="none", markersize=5
+            )
+            _marks(panel, [(x, y) for x, y, _ in best], marker="o", color=_PASS, markersize=5)
+            for x, y, name in best:
+                panel.annotate(name, (x, y), (5, 4), textcoords="offset points", fontsize=8)
             panel.set(title=model, xscale="log")
+            panel.margins(x=0.25, y=0.15)
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
+            panel.xaxis.set_minor_locator(NullLocator())
             panel.grid(visible=True)
         figure.supxlabel("score time ÷ forward time, an image", fontsize=9)
         figure.supylabel("mean FPR@95 in %", fontsize=9)
         return _svg(figure, name)
+
+
+def _beats(one: tuple[float, float, str], other: tuple[float, float]) -> bool:
+    return one[0] <= other[0] and one[1] <= other[1] and one[:2] != other
+
+
+def _time_and_fpr(table: ModelTable) -> list[tuple[float, float, str]]:
+    return [
+        (row.forward_ratio, 100 * row.mean.value.value, row.detector)
+        for row in table.rows
+        if row.mean.value and row.forward_ratio
+    ]
 
 
 @contextmanager

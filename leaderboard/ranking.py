@@ -104,4 +104,6 @@ def _check(result: Result, id_scores: Any, ood_scores: Any) -> None:
 
 def _name(result: Result) -> str:
     case = result.case
-    return f"{case.suite}/{case.scores.path}" if case.scores else f"{case.suite}/{case.model}/{case.detector}/{case.set}"
+    return (
+        f"{case.suite}/{case.scores.path}" if case.scores else f"{case.suite}/{case.model}/{case.detector}/{case.set}"
+    )

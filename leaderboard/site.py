@@ -1,4 +1,4 @@
-"""Writes the site: pages from templates, records as downloads. It goes to a scratch folder first and then replaces the old."""
+"""Writes the site: pages from templates, and the records to download. When all is there, it replaces the old site."""
 
 import csv
 import json
@@ -121,7 +121,8 @@ def address(*parts: str) -> str:
 
 def with_links(text: str) -> Markup:
     """The text, in which arXiv numbers lead to arXiv."""
-    return Markup(re.sub(r"arXiv:(\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>', escape(text)))
+    link = r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>'
+    return Markup(re.sub(r"arXiv:(\d{4}\.\d{4,5})", link, str(escape(text))))
 
 
 def _write_downloads(results: Results, folder: Path) -> None:

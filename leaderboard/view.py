@@ -121,7 +121,9 @@ def _model_table(suite: Suite, model: str, ranking: Ranking) -> ModelTable:
         for detector in suite.detector_ids
     }
     units = {detector: _unit_tests(cells) for detector, cells in unit_cells.items()}
-    fewest = min((tests.failed for tests in units.values() if tests.total and tests.measured == tests.total), default=None)
+    fewest = min(
+        (tests.failed for tests in units.values() if tests.total and tests.measured == tests.total), default=None
+    )
     rows = [
         Row(
             detector=detector,
@@ -155,7 +157,9 @@ def _mean(cells: Sequence[Cell]) -> Mean:
     fprs = [cell.fpr for cell in cells if cell.comparable and cell.fpr]
     if not fprs or len(fprs) < len(cells):
         return Mean(None, len(fprs), len(cells))
-    value, low, high = (sum(ends) / len(fprs) for ends in zip(*((fpr.value, fpr.low, fpr.high) for fpr in fprs), strict=True))
+    value, low, high = (
+        sum(ends) / len(fprs) for ends in zip(*((fpr.value, fpr.low, fpr.high) for fpr in fprs), strict=True)
+    )
     return Mean(Estimate(value=value, low=low, high=high), len(fprs), len(cells))
 
 
@@ -190,7 +194,7 @@ MatrixRow = tuple[str, list[Row | None]]
 
 @dataclass(frozen=True)
 class Board:
-    """Everything that is shown of a suite. matrix: each detector with its row of each model, in the order of `tables`."""
+    """All that is shown of a suite. matrix: each detector with its row of each model, in the order of `tables`."""
 
     suite: Suite
     tables: list[ModelTable]
@@ -198,7 +202,7 @@ class Board:
 
 
 def matrix_rows(suite: Suite, tables: Sequence[ModelTable]) -> list[MatrixRow]:
-    """Detectors by models: those with complete means on all models come first, the best on top, then the rest by name."""
+    """Detectors by models: those with means on all models come first, the best on top, then the rest by name."""
     by_model = [table.by_detector for table in tables]
     rows = [(detector, [rows.get(detector) for rows in by_model]) for detector in suite.detector_ids]
     return sorted(rows, key=_overall_rank)

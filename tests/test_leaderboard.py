@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -11,17 +13,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import TypeAdapter
 
-from benchmark.metrics import accuracy, measure
+from benchmark.metrics import accuracy, fpr_at_tpr, measure
 from benchmark.records import (
     Case,
     DetectorRecord,
+    Estimate,
     Limit,
-    Metrics,
     ModelRecord,
     Record,
     Role,
@@ -30,21 +34,19 @@ from benchmark.records import (
     SetRecord,
     Timing,
     append_record,
+    read_records,
 )
 from leaderboard import site, view
 from leaderboard.__main__ import main
 from leaderboard.results import read_results
 
+ROOT = Path(__file__).parent.parent
 HOSTILE = 'Not /really/ <fast> & "x" </td><script>alert(1)</script>'
-UNIT_TESTS = (
-    "uniform-noise gaussian-noise rademacher-noise pixel-permutation black white grey monochrome tricolour "
-    "primary-tricolour horizontal-stripes vertical-stripes smooth-noise smooth-noise-plus smooth-colour "
-    "smooth-pixel-permutation blobs"
-).split()
+UNIT_TESTS = [f"unit-test-{number}" for number in range(1, 18)]
 OOD: dict[str, Role] = {"digits-8-9": "near", "letters": "far", "photo-patches": "far"}
 MODELS = {"digits-resnet": 1.0, "digits-vit": 1.4}
-# Higher parts ID from OOD better; "knn" and "cosine" give nearly the same scores, so that no images can tell them apart.
-DETECTORS = {"msp": 1.8, "mahalanobis++": 3.0, "knn": 2.5, "cosine": 2.5, "energy": 1.5}
+# Higher parts ID from OOD better. "knn" and "mahalanobis++" give nearly the same scores: no images can tell them apart.
+DETECTORS = {"msp": 1.8, "mahalanobis++": 3.0, "knn": 3.0, "cosine": 2.2, "energy": 1.5}
 IMAGES = 200
 
 
@@ -148,7 +150,7 @@ def sha256(text: str) -> str:
 
 
 def _cases(folder: Path, model: str, detector: str, ids: dict[str, str]) -> list[Case]:
-    """Cases of all verdicts, and the file of their scores. 'energy' lacks figures on some sets, 'cosine' the unit tests."""
+    """Cases of all verdicts, and the file of their scores. 'energy' lacks some figures, 'cosine' the unit tests."""
     scores = _scores(model, detector)
     path = f"{ids['run']}/{model}/{detector}.parquet"
     write_scores(folder / path, scores)
@@ -195,8 +197,11 @@ def _scores(model: str, detector: str) -> dict[str, np.ndarray]:
     images = np.random.default_rng(len(model))
     own = np.random.default_rng(sum(detector.encode()))
     apart = MODELS.get(model, 1.0) * DETECTORS[detector]
-    centres = {"digits-test": 0.0} | {set: -apart for set in OOD} | {set: -apart - i / 8 for i, set in enumerate(UNIT_TESTS)}
-    return {set: centre + images.normal(size=IMAGES) + 0.01 * own.normal(size=IMAGES) for set, centre in centres.items()}
+    centres = {"digits-test": 0.0} | dict.fromkeys(OOD, -apart)
+    centres |= {set: -apart - number / 8 for number, set in enumerate(UNIT_TESTS)}
+    return {
+        set: centre + images.normal(size=IMAGES) + 0.01 * own.normal(size=IMAGES) for set, centre in centres.items()
+    }
 
 
 def write_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
@@ -209,3 +214,493 @@ def write_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
         }
     )
     pq.write_table(table, path)
+
+
+class Page(HTMLParser):
+    """What a page says, as a parser sees it: text of cells, ids, links, and the tags that checks count."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.sources: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.tables: list[dict[str, list[str]]] = []  # of each table its rows by their first cell
+        self.rows_by_id: dict[str, list[str]] = {}
+        self.text = ""
+        self.unscoped = 0
+        self._row: list[str] = []
+        self._row_id: str | None = None
+        self._cell: str | None = None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags[tag] += 1
+        self.unscoped += tag == "th" and "scope" not in values
+        if "id" in values:
+            self.ids.append(values["id"] or "")
+        self.links += [values[name] or "" for name in ("href", "xlink:href") if name in values]
+        self.sources += [values[name] or "" for name in ("src", "srcset", "data", "poster") if name in values]
+        if tag == "table":
+            self.tables.append({})
+        if tag == "tr":
+            self._row, self._row_id = [], values.get("id")
+        if tag in ("td", "th"):
+            self._cell = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._cell is not None:
+            self._row.append(" ".join(self._cell.split()))
+            self._cell = None
+        if tag == "tr":
+            self.tables[-1][self._row[0] if self._row else ""] = self._row
+            self.rows_by_id[self._row_id or ""] = self._row
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._cell is not None:
+            self._cell += data
+
+
+def build(results: Path, output: Path) -> int:
+    return main(["build", "--results", str(results), "--output", str(output)])
+
+
+def pages(folder: Path) -> dict[str, Page]:
+    return {path.relative_to(folder).as_posix(): Page(path) for path in sorted(folder.rglob("*.html"))}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def edit(path: Path, change: Callable[[dict], None]) -> None:
+    """Changes every record of a file as JSON, past all checks."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        change(record)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    write_suite(folder)
+    write_suite(folder, "other", "run-2", models=["digits-vit"], detectors=["msp", "knn"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("built") / "site"
+    assert build(results, output) == 0
+    return output
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """The file of one run of one model and two detectors."""
+    return write_suite(tmp_path / "results", models=["digits-vit"], detectors=["msp", "knn"])
+
+
+def test_pages_are_well_formed_for_readers_of_every_kind(built: Path) -> None:
+    found = pages(built)
+    assert {"suites/other.html", "models/digits-vit.html", "detectors/mahalanobis++.html"} <= {*found}
+    for name, page in found.items():
+        assert page.tags["h1"] == 1, name
+        assert page.tags["main"] == 1, name
+        assert page.tags["caption"] == page.tags["table"], name
+        assert page.unscoped == 0, name
+        assert page.tags["script"] == 0, name
+        assert page.sources == [], name
+        assert [id for id, count in Counter(page.ids).items() if count > 1] == [], name
+        assert "#content" in page.links, name
+
+
+def test_every_link_leads_somewhere_on_this_disk_or_to_arxiv(built: Path) -> None:
+    assert broken_links(built) == []
+
+
+def test_the_link_check_finds_broken_links(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(
+        '<a href="gone.html"></a><a href="#gone"></a><a href="https://example.org/x.css"></a><a href="page.html"></a>'
+    )
+    assert broken_links(tmp_path) == [
+        "page.html: gone.html",
+        "page.html: #gone",
+        "page.html: https://example.org/x.css",
+    ]
+
+
+def broken_links(folder: Path) -> list[str]:
+    found = pages(folder)
+    broken = []
+    for name, page in found.items():
+        for link in page.links:
+            url = urlsplit(link)
+            target = (folder / name).parent / unquote(url.path) if url.path else folder / name
+            key = target.resolve().relative_to(folder.resolve()).as_posix() if not url.netloc else ""
+            inside = target.is_file() and (not url.fragment or unquote(url.fragment) in found[key].ids)
+            if not (link.startswith("https://arxiv.org/abs/") if url.netloc or url.scheme else inside):
+                broken.append(f"{name}: {link}")
+    return broken
+
+
+def test_every_record_is_two_clicks_away_at_most(built: Path, results: Path) -> None:
+    found = pages(built)
+    index_links = {unquote(urlsplit(link).path) for link in found["index.html"].links}
+    for suite in read_results(results).suites:
+        assert f"suites/{suite.id}.html" in index_links
+        for run in suite.runs:
+            assert f"{suite.id}/run/{run.run}" in found["index.html"].ids
+        for set in suite.sets:
+            assert f"set/{set}" in found[f"suites/{suite.id}.html"].ids
+        for detector in suite.detectors:
+            assert f"detectors/{detector}.html" in index_links
+        for model, detector, set in suite.results:
+            assert f"models/{model}.html" in index_links
+            assert f"{suite.id}/{detector}/{set}" in found[f"models/{model}.html"].ids
+
+
+def test_a_record_is_on_its_models_page(built: Path, results: Path) -> None:
+    found = pages(built)
+    for suite in read_results(results).suites:
+        for (model, detector, set), result in suite.results.items():
+            case = result.case
+            row = found[f"models/{model}.html"].rows_by_id[f"{suite.id}/{detector}/{set}"]
+            assert row[:2] == [set, case.role]
+            assert view.verdict(case) in row[2]
+            assert " ".join((case.reason or "").split()) in row[2]
+            assert row[3] == (figure(case.metrics.fpr_at_95) if case.metrics else "")
+            assert row[4] == (f"{100 * case.limit.fpr_at_95:.1f}" if case.limit else "no limit")
+            assert row[5] == (figure(case.metrics.auroc) if case.metrics else "")
+            assert view.rerun_command(case) in row[8]
+            if case.metrics:
+                assert figure(case.metrics.fpr_at_95_ood_positive).replace(" [", " % [") in row[8]
+                for of_class in case.metrics.classes:
+                    for page, column in ((f"models/{model}.html", detector), (f"detectors/{detector}.html", model)):
+                        assert of_class_table(found[page], of_class.name, column) == figure(of_class.fpr_at_95)
+
+
+def figure(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def of_class_table(page: Page, class_name: str, column: str) -> str:
+    """The figure of a class in the first table of classes."""
+    table = next(table for table in page.tables if "Class" in table)
+    return table[class_name][table["Class"].index(column)]
+
+
+def test_the_tables_of_a_suite_say_what_the_records_say(built: Path, results: Path) -> None:
+    page = pages(built)["suites/digits.html"]
+    suite = read_results(results).suites[0]
+    for number, model in enumerate(MODELS):
+        of_sets, of_unit_tests = page.tables[2 * number : 2 * number + 2]
+        for detector in ("msp", "knn", "mahalanobis++"):
+            metrics = {set: suite.results[model, detector, set].case.metrics for set in (*OOD, *UNIT_TESTS)}
+            fprs = {set: value.fpr_at_95.value for set, value in metrics.items() if value}
+            failed = sum(fprs[set] > 0.1 for set in UNIT_TESTS)
+            row = of_sets[detector]
+            assert plain(row[1]).startswith(f"{100 * sum(fprs[set] for set in OOD) / 3:.1f} [")
+            assert plain(row[2]) == f"{failed}of 17"
+            for column, set in enumerate(OOD):
+                verdict = view.verdict(suite.results[model, detector, set].case)
+                assert plain(row[3 + 2 * column]).startswith(figure(metrics[set].fpr_at_95))
+                assert row[3 + 2 * column].endswith(verdict)
+                assert row[4 + 2 * column] == figure(metrics[set].auroc)
+            row = of_unit_tests[detector]
+            assert plain(row[1]) == f"{failed}of 17"
+            assert row[2].startswith(f"{100 * max(fprs[set] for set in UNIT_TESTS):.1f} ")
+            expected = [f"{100 * fprs[set]:.1f}" + "✗ failed" * (fprs[set] > 0.1) for set in UNIT_TESTS]
+            assert row[3:] == expected
+
+
+def plain(cell: str) -> str:
+    """A cell without the marks of rank."""
+    for mark in ("★ best", "≈ tied with the best", "? not compared with the best"):
+        cell = cell.replace(mark, "")
+    return " ".join(cell.split())
+
+
+def test_errors_and_skips_say_why_in_the_suite_table(built: Path) -> None:
+    row = pages(built)["suites/digits.html"].tables[0]["energy"]
+    assert "error" in row[5]
+    assert "row 3 is not finite" in row[5]
+    assert "skipped" in row[7]
+    assert "data missing" in row[7]
+
+
+def test_incomplete_rows_are_not_averaged(built: Path) -> None:
+    overview = pages(built)["index.html"].tables[0]
+    assert overview["energy"][1] == "1 of 3 sets"
+    assert overview["cosine"][2] == "not run"
+    assert list(overview)[-1] == "energy"
+
+
+def test_downloads_hold_the_records(built: Path, results: Path) -> None:
+    records = TypeAdapter(list[Record]).validate_json((built / "records.json").read_bytes())
+    assert records == read_results(results).records
+    with (built / "records.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cases = [record for record in records if isinstance(record, Case)]
+    assert len(rows) == len(cases)
+    for row, case in zip(rows, cases, strict=True):
+        assert [row[name] for name in ("model", "detector", "set")] == [case.model, case.detector, case.set]
+        assert row["status"] == case.status
+        assert row["fpr_at_95_high"] == (repr(case.metrics.fpr_at_95.high) if case.metrics else "")
+        assert row["reason"] == (case.reason or "")
+    assert json.loads((built / "schema.json").read_text())["type"] == "array"
+
+
+def test_the_same_records_give_the_same_bytes(small: Path, tmp_path: Path) -> None:
+    folder = small.parent.parent
+    assert build(folder, tmp_path / "one") == 0
+    (tmp_path / "matplotlibrc").write_text("font.size: 30\nsvg.fonttype: path\n")
+    in_another_process = subprocess.run(
+        [sys.executable, "-m", "leaderboard", "build", "--results", str(folder), "--output", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"},
+    )
+    assert in_another_process.returncode == 0, in_another_process.stderr
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert b"<svg" in files(tmp_path / "one")["models/digits-vit.html"]
+
+
+def test_hostile_text_stays_text(built: Path) -> None:
+    assert unescaped(built) == []
+
+
+def test_pages_without_escaping_are_caught(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    safe = site._environment
+
+    def unsafe() -> jinja2.Environment:
+        environment = safe()
+        environment.autoescape = False
+        return environment
+
+    monkeypatch.setattr(site, "_environment", unsafe)
+    build(small.parent.parent, tmp_path / "site")
+    assert "models/digits-vit.html" in unescaped(tmp_path / "site")
+
+
+def unescaped(folder: Path) -> list[str]:
+    """Pages in which hostile text became markup."""
+    return [name for name, page in pages(folder).items() if page.tags["script"] or page.tags["fast"]]
+
+
+def test_the_newest_run_wins_cell_by_cell(small: Path, tmp_path: Path) -> None:
+    def perfect(record: Record) -> Record | None:
+        if not isinstance(record, Case):
+            return record
+        if record.set != "letters" or not record.metrics:
+            return None
+        best = record.metrics.model_copy(update={"fpr_at_95": Estimate(value=0.123, low=0.1, high=0.2)})
+        return record.model_copy(update={"metrics": best})
+
+    folder = small.parent.parent
+    # Later by the clock, though not by the text of its date; and first by its name.
+    write_suite(folder, "digits", "a", "2026-05-01T09:00:00-09:00", ["digits-vit"], ["msp"], perfect)
+    assert build(folder, tmp_path / "site") == 0
+    page = pages(tmp_path / "site")["models/digits-vit.html"]
+    assert page.rows_by_id["digits/msp/letters"][3] == "12.3 [10.0, 20.0]"
+    assert page.rows_by_id["digits/msp/letters"][8].endswith("Runa, 2026-05-01T09:00:00-09:00")
+    assert page.rows_by_id["digits/msp/photo-patches"][8].endswith("Runrun-1, 2026-05-01T10:00:00+00:00")
+    assert [run.run for run in read_results(folder).runs] == ["a", "run-1"]
+
+
+def test_figures_of_an_older_checkpoint_are_stale_and_not_averaged(small: Path, tmp_path: Path) -> None:
+    def retrained(record: Record) -> Record | None:
+        if isinstance(record, ModelRecord):
+            return record.model_copy(update={"weights_sha256": sha256("other")})
+        return record if not isinstance(record, Case) or record.set == "letters" else None
+
+    folder = small.parent.parent
+    write_suite(folder, run="b", started="2026-06-01", models=["digits-vit"], detectors=["msp"], change=retrained)
+    assert build(folder, tmp_path / "site") == 0
+    found = pages(tmp_path / "site")
+    row = found["suites/digits.html"].tables[0]["msp"]
+    assert row[1] == "1 of 3 sets"
+    assert "Stale: made with an older checkpoint of the model." in row[3]
+    assert "Stale" not in row[5]
+
+
+def test_close_detectors_are_tied_and_distant_ones_are_not(built: Path) -> None:
+    overview = pages(built)["index.html"].tables[0]
+    by_mark = {name: row[1] for name, row in overview.items() if name in DETECTORS}
+    assert "best" in by_mark["mahalanobis++"]
+    assert "best" in by_mark["knn"]
+    assert by_mark["msp"] == plain(by_mark["msp"])
+
+
+@pytest.mark.parametrize("damage", ["gone", "not parquet", "other scores", "nan", "other images"])
+def test_scores_that_do_not_fit_give_no_tie(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    path = small.parent / "run-1" / "digits-vit" / "msp.parquet"
+    scores = _scores("digits-vit", "msp")
+    if damage == "gone":
+        path.unlink()
+    elif damage == "not parquet":
+        path.write_bytes(b"no parquet")
+    elif damage == "other images":
+        table = pq.read_table(path)
+        pq.write_table(table.set_column(1, "image", pa.array([f"other/{i}" for i in range(len(table))])), path)
+    else:
+        write_scores(path, {set: values * (np.nan if damage == "nan" else -1) for set, values in scores.items()})
+    assert build(small.parent.parent, tmp_path / "site") == 0
+    page = pages(tmp_path / "site")["index.html"]
+    assert page.tables[0]["msp"][1].startswith(f"{100 * _mean_fpr(scores):.1f}? not compared")
+    assert "digits/run-1/digits-vit/msp.parquet" in page.text
+    assert "digits/run-1/digits-vit/msp.parquet" in capsys.readouterr().err
+    assert str(tmp_path) not in page.text
+
+
+def _mean_fpr(scores: dict[str, np.ndarray]) -> float:
+    return float(np.mean([fpr_at_tpr(scores["digits-test"], scores[set]) for set in OOD]))
+
+
+def test_intervals_of_a_mean_average_the_ends(built: Path, results: Path) -> None:
+    suite = read_results(results).suites[0]
+    ends = [suite.results["digits-vit", "msp", set].case.metrics.fpr_at_95 for set in OOD]
+    low, high = sum(end.low for end in ends) / 3, sum(end.high for end in ends) / 3
+    assert f"[{100 * low:.1f}, {100 * high:.1f}]" in pages(built)["index.html"].tables[0]["msp"][3]
+
+
+def _newer_schema(record: dict) -> None:
+    record["schema_version"] = 2
+
+
+def _no_run(record: dict) -> None:
+    record["run"] = record["run"] if record["kind"] == "run" else "another"
+
+
+def _no_date(record: dict) -> None:
+    if record["kind"] == "run":
+        record["started"] = "yesterday"
+
+
+def _path_out(record: dict) -> None:
+    if record["kind"] == "case" and record["scores"]:
+        record["scores"]["path"] = "../../secret.parquet"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_newer_schema, "digits/bad.jsonl:1: not a record of schema 1"),
+        (_no_run, "digits/bad.jsonl: no record of kind 'run' for run 'another'"),
+        (_no_date, "digits/bad.jsonl: run 'bad' started at 'yesterday'"),
+        (_path_out, "digits/bad.jsonl:25: not a record of schema 1: case.scores.path"),
+    ],
+)
+def test_a_damaged_file_is_named_and_left_out(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict], None], says: str
+) -> None:
+    bad = write_suite(small.parent.parent, run="bad", models=["digits-resnet"], detectors=["msp"])
+    edit(bad, change)
+    assert build(small.parent.parent, tmp_path / "site") == 1
+    assert says in capsys.readouterr().err
+    found = pages(tmp_path / "site")
+    assert says in found["index.html"].text
+    assert "models/digits-vit.html" in found
+    assert "models/digits-resnet.html" not in found
+
+
+def test_a_line_that_is_cut_off_is_mentioned(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small.write_text(small.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    assert build(small.parent.parent, tmp_path / "site") == 0
+    assert "digits/run-1.jsonl: its last line was cut off" in capsys.readouterr().err
+
+
+def test_without_results_nothing_is_built_and_the_old_site_stays(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(small.parent.parent, tmp_path / "site") == 0
+    before = files(tmp_path / "site")
+    capsys.readouterr()
+    assert build(tmp_path / "nowhere", tmp_path / "site") == 2
+    message = capsys.readouterr().err
+    assert str(tmp_path / "nowhere") in message
+    assert "tox -e benchmark" in message
+    assert files(tmp_path / "site") == before
+
+
+def test_an_interrupted_build_leaves_the_old_site(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build(small.parent.parent, tmp_path / "site") == 0
+    before = files(tmp_path / "site")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(site, "_write_downloads", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(small.parent.parent, tmp_path / "site")
+    assert files(tmp_path / "site") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results", "site"]
+
+
+def test_a_new_site_replaces_the_old_one(small: Path, tmp_path: Path) -> None:
+    assert build(small.parent.parent, tmp_path / "site") == 0
+    (tmp_path / "site" / "models" / "gone.html").write_text("a model of an earlier time")
+    assert build(small.parent.parent, tmp_path / "site") == 0
+    assert not (tmp_path / "site" / "models" / "gone.html").exists()
+
+
+def test_a_folder_of_something_else_is_not_replaced(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    assert build(small.parent.parent, tmp_path / "home") == 2
+    assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
+    assert "is not a site of this leaderboard" in capsys.readouterr().err
+
+
+def test_it_builds_where_torch_and_timm_cannot_be_imported(small: Path, tmp_path: Path) -> None:
+    block = "import sys; sys.modules.update(torch=None, timm=None, torchvision=None)"
+    command = ["build", "--results", str(small.parent.parent), "--output", str(tmp_path / "site")]
+    run = f"{block}\nfrom leaderboard.__main__ import main\nsys.exit(main({command!r}))"
+    done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "index.html").is_file()
+
+
+def test_models_without_a_record_have_a_page(small: Path, tmp_path: Path) -> None:
+    records = [record for record in read_records(small) if isinstance(record, Run | Case)]
+    small.unlink()
+    for record in records:
+        append_record(small, record)
+    assert build(small.parent.parent, tmp_path / "site") == 0
+    assert "There is no record of this model" in pages(tmp_path / "site")["models/digits-vit.html"].text
+    assert broken_links(tmp_path / "site") == []
+
+
+def test_colours_have_contrast() -> None:
+    style = (Path(site.__file__).parent / "static" / "style.css").read_text(encoding="utf-8")
+    for part in style.split("@media")[:2]:  # light, dark
+        colours = dict(re.findall(r"--(\w+): ([^;]+);", part))
+        page, text = _rgb(colours["page"]), _rgb(colours["text"])
+        darkest = page + 0.5 * (np.array(colours["heat"].split(), float) - page)
+        assert _contrast(text, darkest) >= 4.5
+        for name in ("text", "muted", "link", "good", "bad", "known"):
+            assert _contrast(_rgb(colours[name]), page) >= 4.5, name
+
+
+def _rgb(colour: str) -> np.ndarray:
+    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], float)
+
+
+def _contrast(one: np.ndarray, other: np.ndarray) -> float:
+    """The contrast ratio of WCAG 2."""
+    lighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(rgb: np.ndarray) -> float:
+    share = rgb / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])

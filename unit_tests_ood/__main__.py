@@ -1,7 +1,6 @@
 """`python -m unit_tests_ood`: list the OOD unit tests, write them as image files, verify or rewrite their manifest."""
 
 import argparse
-import inspect
 import re
 import sys
 from pathlib import Path
@@ -18,12 +17,12 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: cannot write {error.filename}: {error.strerror}")
+        sys.exit(f"error: {error.filename}: {error.strerror}")
 
 
 def _list(options: argparse.Namespace) -> None:
     for name, recipe in RECIPES.items():
-        print(f"{name:<26}{inspect.getdoc(recipe).partition(chr(10) * 2)[0]}")
+        print(f"{name:<26}{(recipe.__doc__ or '').splitlines()[0]}")
 
 
 def _write(options: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ def blur(image: NDArray[np.uint8], sigma: float) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=32)
 def blur_matrix(length: int, sigma: float) -> NDArray[np.float64]:
-    """(length, length): row i weighs the pixels of a line for its blurred pixel i. Integers; each row's sum is KERNEL_SUM."""
+    """(length, length): row i weighs the pixels of a line for blurred pixel i, in integers that sum to KERNEL_SUM."""
     weights = kernel(sigma)
     radius = len(weights) // 2
     matrix = np.zeros((length, length))

@@ -25,15 +25,16 @@ def write_sets(
     Images with an even index are JPEG files (quality 95, chroma subsampled 4:2:0), the others PNG. The pixels are the
     same on every machine until they are coded; a JPEG's bytes and decoded pixels depend on the codec's version.
 
-    Raises ValueError as `generate` does, and OSError with the path when a folder is not empty or cannot be written; what
-    was complete by then stays.
+    Raises ValueError as `generate` does, and OSError with the path when a folder is not empty or cannot be written;
+    what was complete by then stays.
     """
-    folders = [directory / name for name in wanted]
-    for name in wanted:
-        generate(name, 1, size)  # so that a bad name or size is known before the first folder is written
+    folders = [directory / name for name in dict.fromkeys(wanted)]
     for folder in folders:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise FileExistsError(errno.EEXIST, "the folder is not empty: remove it or choose another place", str(folder))
+        generate(folder.name, min(count, 1), size)  # raises what is wrong before the first folder is written
+        if folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(
+                errno.EEXIST, "the folder is not empty: remove it or choose another place", str(folder)
+            )
     directory.mkdir(parents=True, exist_ok=True)
     with tqdm(total=count * len(folders), unit="image", disable=None) as progress:
         for folder in folders:

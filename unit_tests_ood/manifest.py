@@ -20,7 +20,7 @@ Hashes = dict[str, str]
 def fingerprint(images: NDArray[np.uint8]) -> str:
     """SHA-256 of the shape (in decimal, one line) and the pixels in C order."""
     digest = hashlib.sha256(" ".join(map(str, images.shape)).encode() + b"\n")
-    digest.update(np.ascontiguousarray(images))
+    digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
 
 

@@ -2,7 +2,8 @@
 Detection Evaluation" (ICML 2023).
 
 Each recipe takes the random bits of one image and its size in pixels, and returns the image: uint8 (height, width, 3).
-What an image draws once (a width, a colour) it draws before its pixels, so that it is the same at every size.
+What an image draws once (a width, a colour) it draws before its pixels, so that it is the same at every size. A recipe
+whose docstring names no origin is the paper's own.
 
 What the paper leaves open, and what holds here:
 
@@ -124,7 +125,8 @@ def vertical_stripes(bits: RandomBits, height: int, width: int) -> Pixels:
 def smooth_noise(bits: RandomBits, height: int, width: int) -> Pixels:
     """Blurred uniform noise, stretched so that the smallest value of all channels is 0 and the largest 255.
 
-    Origin: Hein, Andriushchenko and Bitterwolf 2019; Bitterwolf, Meinke and Hein 2020; Meinke, Bitterwolf and Hein 2022.
+    Origin: Hein, Andriushchenko and Bitterwolf 2019; Bitterwolf, Meinke and Hein 2020; Meinke, Bitterwolf and
+    Hein 2022.
     """
     values = _blurred_noise(bits, height, width)
     return _stretch(values, values.min(), values.max())
@@ -139,8 +141,8 @@ def smooth_noise_plus(bits: RandomBits, height: int, width: int) -> Pixels:
 def smooth_colour(bits: RandomBits, height: int, width: int) -> Pixels:
     """Blurred uniform noise around one colour.
 
-    The central 95 % of each channel are stretched to [c - delta, c + delta], c being the channel of the colour; delta is
-    uniform on [0.1, 0.3] of the full range, in steps of a thousandth. What leaves the range of pixel values is clipped.
+    The central 95 % of each channel are stretched to [c - delta, c + delta], c being the channel of the colour; delta
+    is uniform on [0.1, 0.3] of the full range, in steps of a thousandth. What leaves the range of pixels is clipped.
     """
     delta_thousandths = 100 + bits.below(201)
     colour = bits.levels(3).astype(np.int64)
@@ -195,7 +197,7 @@ PERMUTATIONS = frozenset({"pixel-permutation", "smooth-pixel-permutation"})
 
 @lru_cache
 def gaussian_levels(sigma: float) -> Pixels:
-    """(65536,): the pixel value for each equally likely integer, so that it follows N(0.5, sigma), rounded and clipped."""
+    """(65536,): a pixel value for each equally likely integer; they follow N(0.5, sigma), rounded and clipped."""
     limits = [round(limit) for limit in gaussian_limits(sigma)]
     return np.searchsorted(limits, np.arange(2**16), side="right").astype(np.uint8)
 
@@ -207,7 +209,7 @@ def gaussian_limits(sigma: float) -> list[float]:
 
 
 def blur_width(native: float, height: int, width: int) -> float:
-    """The blur width in pixels that looks like `native` does at ImageNet's sizes, where the shorter side has 375 pixels.
+    """The blur width in pixels that looks as `native` does where the shorter side has 375 pixels, as ImageNet's images.
 
     At least one pixel: a narrower blur mixes hardly any pixels, and small images of blobs would be plain noise.
     """

@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from benchmark.models import Model, ModelEntry, ModelError, load_model
+
+CPU = torch.device("cpu")
+
+
+def entry(folder: Path, source: str = "local-dir:net") -> ModelEntry:
+    return ModelEntry(file=folder / "models.toml", title="Net", source=source, recipe="train it")
+
+
+@pytest.fixture
+def model(world: Path) -> Model:
+    return load_model("net", entry(world), CPU, classes=3)
+
+
+def test_one_pass_gives_features_and_the_networks_own_logits(model: Model) -> None:
+    images = torch.rand(4, 3, 32, 32)
+    with torch.inference_mode():
+        features, logits = model.outputs(images)
+        expected = model.network(images)
+    assert features.shape == (4, model.classifier.in_features)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(features @ model.head.weight.T + model.head.bias, expected)
+
+
+def test_a_checkpoint_gives_its_own_weights_not_random_ones(world: Path, model: Model) -> None:
+    again = load_model("net", entry(world), CPU, classes=3)
+    assert again.weights_sha256 == model.weights_sha256
+    random = timm.create_model(f"local-dir:{world / 'net'}", pretrained=False)
+    twin = Model("net", model.entry, random, model.transform, model.preprocessing, CPU)
+    assert twin.weights_sha256 != model.weights_sha256
+
+
+def test_the_weights_hash_follows_weights_and_structure(world: Path, model: Model) -> None:
+    changed = load_model("net", entry(world), CPU, classes=3)
+    with torch.no_grad():
+        changed.classifier.bias[0] += 1e-6
+    assert changed.weights_sha256 != model.weights_sha256
+    other = load_model("net", entry(world), CPU, classes=3)
+    other.network.act1 = nn.GELU()
+    assert other.weights_sha256 != model.weights_sha256
+
+
+def test_preprocessing_comes_from_the_checkpoint(model: Model) -> None:
+    assert model.preprocessing["input_size"] == [3, 32, 32]
+    assert "Resize(size=32" in model.preprocessing["transform"]
+
+
+def test_a_model_is_differentiable_in_its_images_and_leaves_no_gradients(model: Model) -> None:
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    model(images).sum().backward()
+    assert images.grad is not None
+    assert all(parameter.grad is None for parameter in model.network.parameters())
+
+
+def test_a_wrong_class_count_is_refused(world: Path) -> None:
+    with pytest.raises(ModelError, match="net: local-dir:net has 3 classes, the in-distribution set has 8"):
+        load_model("net", entry(world), CPU, classes=8)
+
+
+def test_a_missing_checkpoint_is_refused_with_its_recipe(world: Path) -> None:
+    with pytest.raises(ModelError, match=r"model net: cannot load local-dir:gone .*train it"):
+        load_model("net", entry(world, "local-dir:gone"), CPU, classes=3)
+
+
+def test_a_damaged_checkpoint_is_refused(own_world: Path) -> None:
+    weights = own_world / "net" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="model net: cannot load"):
+        load_model("net", entry(own_world), CPU, classes=3)
+
+
+def test_a_head_that_is_not_one_linear_layer_is_refused(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = timm.create_model("test_resnet", num_classes=3)
+    network.fc = nn.Sequential(nn.Linear(96, 3))
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: network)
+    with pytest.raises(ModelError, match="Sequential, not one linear layer"):
+        load_model("net", entry(world), CPU, classes=3)

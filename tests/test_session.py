@@ -1,0 +1,186 @@
+"""What a pytest user gets: verdicts, records, messages and options, on a suite of colours."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from benchmark.evaluation import DetectorBench
+from benchmark.records import Case, Record, read_records
+from benchmark.thresholds import read_baselines
+from detectors.gaussian import Mahalanobis
+
+pytest_plugins = "pytester"
+ROOT = Path(__file__).parents[1]
+OOD, UNIT_TESTS = str(ROOT / "benchmark"), str(ROOT / "unit_tests_ood")
+
+
+class Runs:
+    """Runs pytest over the suite of a world, and reads the records that it left."""
+
+    def __init__(self, pytester: pytest.Pytester, world: Path) -> None:
+        self.pytester, self.world = pytester, world
+        self.suite = world / "colours.toml"
+
+    def arguments(self, *arguments: str) -> list[str]:
+        folders = ["--suite", self.suite, "--store", self.world / "store", "--results", self.world / "results"]
+        return [*map(str, [f"--rootdir={ROOT}", "-c", ROOT / "tox.ini", "-p", "no:cacheprovider", *folders]), *arguments]
+
+    def __call__(self, *arguments: str) -> pytest.RunResult:
+        return self.pytester.runpytest_inprocess(*self.arguments(*arguments))
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted((self.world / "results" / "colours").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+
+    def records(self) -> list[Record]:
+        return list(read_records(self.files[-1]))
+
+    def cases(self) -> dict[str, Case]:
+        return {f"{r.model}/{r.detector}/{r.set}": r for r in self.records() if isinstance(r, Case)}
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, own_world: Path) -> Runs:
+    return Runs(pytester, own_world)
+
+
+def test_a_suite_is_recorded_and_then_held_to_its_baselines(run: Runs) -> None:
+    assert run(OOD, UNIT_TESTS).ret == pytest.ExitCode.TESTS_FAILED  # without baselines
+    assert {case.reason for case in run.cases().values() if case.role != "unit-test"} == {
+        "no baseline: record one with --record-baselines, or name a limit with --fpr-limit"
+    }
+    assert run(OOD, UNIT_TESTS, "--record-baselines").ret == pytest.ExitCode.OK
+    recorded = read_baselines(run.world / "colours.csv", list(run.cases()))
+    assert recorded.keys() == run.cases().keys()
+    assert len(recorded) == 4 + 17
+    again = run(OOD, UNIT_TESTS)
+    assert again.ret == pytest.ExitCode.OK
+    for id, case in run.cases().items():
+        assert case.metrics is not None
+        assert case.metrics.fpr_at_95.value == pytest.approx(recorded[id].fpr_at_95, rel=1e-5)
+        assert case.expected == (case.status == "failed") == (case.metrics.fpr_at_95.value > case.limit.goal)
+    again.stdout.fnmatch_lines(["net (ID accuracy*", "*detector*greys*noise*unit tests failed*", "*msp*", "records: *"])
+
+
+def test_the_records_of_a_run_hold_all_that_a_reader_needs(run: Runs) -> None:
+    run(OOD, UNIT_TESTS, "-k", "mahalanobis and (greys or black)", "--fpr-limit", "1")
+    kinds = [record.kind for record in run.records()]
+    assert kinds[0] == "run"
+    assert sorted(set(kinds)) == ["case", "detector", "model", "run", "set"]
+    cases = run.cases()
+    assert list(cases) == ["net/mahalanobis/greys", "net/mahalanobis/black"]
+    scores_file = cases["net/mahalanobis/greys"].scores
+    table = pq.read_table(run.files[-1].parent / scores_file.path)
+    assert table.column_names == ["set", "image", "score"]
+    assert sorted(set(table["set"].to_pylist())) == ["black", "colours-test", "greys"]
+    assert table["score"].type == "double"
+    rows = table.filter(np.isin(table["set"], ["colours-test"])).num_rows
+    assert rows == cases["net/mahalanobis/greys"].metrics.id_images == 36
+
+
+def test_a_failing_case_says_all_in_one_line(run: Runs) -> None:
+    result = run(OOD, "-k", "msp and noise", "--fpr-limit", "0")
+    line = next(line for line in result.outlines if line.startswith("net/msp/noise: FPR@95"))
+    assert "95 % interval" in line
+    assert "allowed 0.0% (--fpr-limit)" in line
+    assert f"pytest 'benchmark/test_ood_detection.py::test_case[net/msp/noise]' --suite {run.suite}" in line
+    assert run(OOD, "-k", "msp and noise", "--fpr-limit", "1").ret == pytest.ExitCode.OK  # the twin
+
+
+def test_a_regression_is_noticed(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(OOD, "--record-baselines")
+    assert run(OOD).ret == pytest.ExitCode.OK
+    monkeypatch.setattr(Mahalanobis, "_score", lambda self, batch: -batch.features[:, 0].abs())
+    assert run(OOD, "-k", "mahalanobis").ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_slow_detector_is_noticed(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(OOD, "--record-baselines")
+    timing = DetectorBench.timing
+
+    def slower(self: Any, scores: Any) -> Any:
+        measured = timing(self, scores)
+        return measured.model_copy(update={"forward_ratio": measured.forward_ratio + 100})
+
+    monkeypatch.setattr(DetectorBench, "timing", slower)
+    result = run(OOD, "-k", "msp and greys")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["net/msp/greys: *score time * of a forward pass, allowed 0.25*"])
+
+
+def test_a_damaged_image_is_an_error_of_its_set_alone(run: Runs) -> None:
+    (run.world / "images" / "greys" / "07.png").write_bytes(b"")
+    result = run(OOD, "--fpr-limit", "1", "-k", "msp")
+    result.assert_outcomes(errors=1, passed=1)
+    result.stdout.fnmatch_lines(["net/msp/greys: image set greys: cannot decode 07.png: the file is empty; *"])
+    assert {id: case.status for id, case in run.cases().items()} == {"net/msp/greys": "error", "net/msp/noise": "passed"}
+    assert "cannot decode 07.png" in str(run.cases()["net/msp/greys"].reason)
+
+
+def test_a_model_that_cannot_be_used_is_an_error_of_its_cases(run: Runs) -> None:
+    run.suite.write_text(run.suite.read_text().replace("local-dir:net", "local-dir:gone"))
+    result = run(OOD, "--fpr-limit", "1")
+    result.assert_outcomes(errors=4)
+    assert all("cannot load local-dir:gone" in str(case.reason) for case in run.cases().values())
+
+
+def test_scores_that_are_nan_are_an_error_that_names_the_case(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mahalanobis, "_score", lambda self, batch: batch.features[:, 0] * float("nan"))
+    run(OOD, "--fpr-limit", "1", "-k", "mahalanobis and greys").assert_outcomes(errors=1)
+    assert "net/mahalanobis/colours-test: the score of blue/00.png is NaN" in str(
+        run.cases()["net/mahalanobis/greys"].reason
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--suite", "digit"], "no suite 'digit' (did you mean 'digits'?)"),
+        (["--fpr-limit", "2"], "--fpr-limit"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_a_usage_error(run: Runs, arguments: list[str], says: str) -> None:
+    result = run(OOD, *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert says in result.stderr.str()
+    assert not run.files
+
+
+def test_a_threshold_of_an_unknown_case_stops_the_run_before_it_works(run: Runs) -> None:
+    run(OOD, "--record-baselines")
+    thresholds = run.world / "colours.csv"
+    thresholds.write_text(thresholds.read_text().replace("net,msp,noise", "net,msp,noises"))
+    result = run(OOD)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "the suite has no case 'net/msp/noises' (did you mean 'net/msp/noise'?)" in result.stderr.str()
+
+
+def test_collecting_writes_nothing(run: Runs) -> None:
+    result = run(OOD, UNIT_TESTS, "--collect-only", "-q")
+    assert "benchmark/test_ood_detection.py::test_case[net/mahalanobis/noise]" in result.outlines
+    assert sum("::test_case[" in line for line in result.outlines) == 4 + 17
+    assert not run.files
+
+
+def test_two_processes_give_the_same_records_as_one(run: Runs) -> None:
+    run(OOD, UNIT_TESTS, "--record-baselines")
+    alone = run.cases()
+    command = [sys.executable, "-m", "pytest", *run.arguments(OOD, UNIT_TESTS, "-n", "2")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert len(run.files) == 2
+    both = run.cases()
+    assert {id: case.metrics for id, case in both.items()} == {id: case.metrics for id, case in alone.items()}
+    assert {id: case.scores.sha256 for id, case in both.items()} == {id: case.scores.sha256 for id, case in alone.items()}
+    assert [record.kind for record in run.records()].count("model") == 1
+
+
+def test_a_unit_test_limit_of_the_user_replaces_the_suites(run: Runs) -> None:
+    run(UNIT_TESTS, "-k", "black", "--unit-test-limit", "1").assert_outcomes(passed=1)
+    assert run.cases()["net/mahalanobis/black"].limit.source == "--unit-test-limit"

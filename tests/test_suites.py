@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import pytest
+
+from benchmark.suites import load_suite, suite_names
+from unit_tests_ood import names
+
+
+def test_every_shipped_suite_loads_and_has_cases() -> None:
+    for name in suite_names():
+        suite = load_suite(name)
+        assert list(suite.ood_cases())
+
+
+def test_the_grid_is_models_times_detectors_times_sets(world: Path) -> None:
+    suite = load_suite(str(world / "colours.toml"))
+    assert [str(case) for case in suite.ood_cases()] == [
+        "net/msp/greys",
+        "net/msp/noise",
+        "net/mahalanobis/greys",
+        "net/mahalanobis/noise",
+    ]
+    assert [case.role for case in suite.ood_cases()] == ["near", "far"] * 2
+    assert len(list(suite.unit_test_cases(names))) == 17
+
+
+def test_an_unknown_suite_names_the_closest() -> None:
+    with pytest.raises(ValueError, match="no suite 'digit' .did you mean 'digits'"):
+        load_suite("digit")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('models = ["net"]', 'models = ["nett"]', "no model is called 'nett' .did you mean 'net'"),
+        ('"msp", "mahalanobis"', '"mps"', "no detector is called 'mps' .did you mean 'msp'"),
+        ('near = ["greys"]', 'near = ["grays"]', "no image set is called 'grays' .did you mean 'greys'"),
+        ("near = 0.5", "near = 1.5", "goals.near: Input should be less than or equal to 1"),
+        ("size = [32, 32]", "size = [32]", "unit_tests.size"),
+        ('title = "Colours"', "", "title: Field required"),
+        ('title = "Colours"', 'title = "Colours"\ncolour = 1', "colour: Extra inputs are not permitted"),
+        ('title = "Colours"', 'title = "Colours', "not valid TOML"),
+        ('title = "Colours"', 'title = "Colours"\n[options.knn]\nk = 0', "k"),
+        ('title = "Colours"', 'title = "Colours"\n[options.knn]\nkk = 5', "knn has no option 'kk' .did you mean 'k'"),
+        ('folder = "images/greys"', "", "greys: .*either `parquet` or `folder`"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_named_with_its_file(own_world: Path, old: str, new: str, says: str) -> None:
+    file = own_world / "colours.toml"
+    load_suite(str(file))  # the twin: without the mistake it loads
+    text = file.read_text()
+    assert old in text
+    changed = text.replace(old, new, 1)
+    if "[options" in new:  # a table has to follow the plain values
+        changed = text + "\n" + new.partition("\n")[2]
+    file.write_text(changed)
+    with pytest.raises(ValueError, match=says) as error:
+        load_suite(str(file))
+    assert "colours.toml" in str(error.value) or "knn" in str(error.value)

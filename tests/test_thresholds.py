@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmark.records import Timing
+from benchmark.thresholds import (
+    FPR_MARGIN,
+    Baseline,
+    judge,
+    limit_of_baseline,
+    limit_of_goal,
+    read_baselines,
+    write_baselines,
+)
+
+FAST = Timing(device="d", fit_s=0, score_ms_per_image=0.01, forward_ms_per_image=1, forward_ratio=0.01)
+SLOW = FAST.model_copy(update={"forward_ratio": 3.0, "score_ms_per_image": 3.0})
+
+
+def status(measured: float, recorded: float | None, goal: float, role: str = "far", timing: Timing = FAST) -> str:
+    baseline = None if recorded is None else Baseline(recorded, 0.01, "run 1", "2026-01-01")
+    limit = None if baseline is None else limit_of_baseline(baseline, role, goal, "t.csv")
+    verdict = judge(measured, timing, limit, baseline)
+    return "known" if verdict.expected else verdict.status
+
+
+@pytest.mark.parametrize(
+    ("measured", "recorded", "goal", "expected"),
+    [
+        (0.10, 0.10, 0.25, "passed"),
+        (0.10 + FPR_MARGIN, 0.10, 0.25, "passed"),  # the margin is inclusive
+        (0.13, 0.10, 0.25, "failed"),  # a regression, although the goal is met
+        (0.26, 0.25, 0.25, "failed"),  # within the margin, above the goal
+        (0.02, 0.10, 0.25, "passed"),  # better
+        (0.80, 0.80, 0.25, "known"),
+        (0.81, 0.80, 0.25, "known"),
+        (0.83, 0.80, 0.25, "failed"),  # a known failure got worse
+        (0.70, 0.80, 0.25, "failed"),  # a known failure got better: its baseline hides the next regression
+        (0.10, 0.80, 0.25, "failed"),
+        (0.25, 0.26, 0.25, "passed"),  # within the margin of a known failure, and the goal is met
+        (1.00, 1.00, 0.25, "known"),
+    ],
+)
+def test_verdicts(measured: float, recorded: float, goal: float, expected: str) -> None:
+    assert status(measured, recorded, goal) == expected
+
+
+def test_a_unit_test_is_held_to_its_goal_not_to_its_baseline() -> None:
+    assert status(0.10, 0.0, 0.1, "unit-test") == "passed"
+    assert status(0.10, 0.0, 0.1, "far") == "failed"  # the twin
+    assert status(0.1025, 0.0, 0.1, "unit-test") == "failed"
+    assert status(0.5, 0.5, 0.1, "unit-test") == "known"
+
+
+def test_without_a_baseline_an_ood_case_fails_and_says_how_to_record_one() -> None:
+    verdict = judge(0.0, FAST, None, None)
+    assert verdict.status == "failed"
+    assert "--record-baselines" in str(verdict.reason)
+    assert judge(0.0, FAST, limit_of_goal(0.1, "goal"), None).status == "passed"
+
+
+def test_a_slow_detector_fails_whatever_its_quality() -> None:
+    assert status(0.1, 0.1, 0.25, timing=SLOW) == "failed"
+    assert status(0.1, 0.1, 0.25, timing=FAST) == "passed"
+    assert status(0.8, 0.8, 0.25, timing=SLOW) == "failed"  # not hidden behind a known failure
+
+
+@given(measured=st.floats(0, 1), recorded=st.floats(0, 1), goal=st.floats(0, 1))
+def test_nothing_worse_than_its_baseline_and_margin_passes(measured: float, recorded: float, goal: float) -> None:
+    if measured > recorded + FPR_MARGIN:
+        assert status(measured, recorded, goal) == "failed"
+
+
+CASES = ["net/msp/a", "net/msp/b", "net/mahalanobis++/a"]
+
+
+def test_baselines_survive_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "t.csv"
+    assert read_baselines(file, CASES) == {}
+    baselines = {case: Baseline(0.125 * i, 0.25 * i, "run 1", "2026-01-01") for i, case in enumerate(CASES)}
+    write_baselines(file, baselines)
+    assert read_baselines(file, CASES) == baselines
+    assert [path.name for path in file.parent.iterdir()] == ["t.csv"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("net,msp,b", "net,mps,b", r"t.csv:4: the suite has no case 'net/mps/b' \(did you mean 'net/msp/b'"),
+        ("0.125", "1.5", r"t.csv:\d: fpr_at_95 of net/.* must lie in 0..1"),
+        ("0.125", "nan", "must lie in 0..1"),
+        ("0.125", "a lot", "must be numbers"),
+        ("fpr_at_95", "fpr", "t.csv:1: the columns are"),
+        (",run 1,2026-01-01\n", "\n", r"t.csv:\d: 7 fields are needed"),
+    ],
+)
+def test_a_threshold_file_with_a_mistake_names_file_line_and_case(tmp_path: Path, old: str, new: str, says: str) -> None:
+    file = tmp_path / "t.csv"
+    write_baselines(file, {case: Baseline(0.125, 0.25, "run 1", "2026-01-01") for case in CASES})
+    file.write_text(file.read_text().replace(old, new, 1))
+    with pytest.raises(ValueError, match=says):
+        read_baselines(file, CASES)
