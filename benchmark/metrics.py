@@ -6,8 +6,8 @@ empty array or another shape raises ValueError. Metrics are fractions in [0, 1] 
 alone: no squashing, no interpolation between scores, ties treated exactly.
 
 Intervals are 95 % and let both samples vary: the ID images, which set the threshold, and the OOD images. They are
-deterministic, contain their estimate, and never have zero width. Below some 60 ID images the 95 % threshold may well lie
-under all of them, so that FPR@95 has no upper bound but 1.
+deterministic, contain their estimate, and never have zero width. With fewer than some 60 ID images the threshold may
+well lie below all of them, and the interval of FPR@95 then reaches to about 1.
 """
 
 import math
@@ -27,7 +27,7 @@ _Z = 1.959963984540054  # the standard normal's 97.5 % quantile
 _TAILS = (0.025, 0.975)
 _DRAWS = 2000
 _PRIOR = 0.5  # images added to either side (Jeffreys' prior), shared between classes so that their mean is not biased
-_CHUNK = 1 << 16  # scores a step of `auroc` works on, few enough to stay in the processor's cache
+_CHUNK = 1 << 15  # scores a step of `auroc` works on, few enough to stay in the processor's cache
 _LARGEST_SCALED = 2.0**1000
 
 
@@ -225,13 +225,13 @@ def _ranking_keys(id_scores: Floats, ood_scores: Floats) -> Ints:
     for scores, part in ((ood_scores, of_ood), (id_scores, of_id)):
         for start in range(0, len(scores), _CHUNK):
             chunk = scores[start : start + _CHUNK]
-            scaled = chunk * down
+            bits = part[start : start + _CHUNK]
+            scaled = np.multiply(chunk, down, out=bits.view(np.float64))
             if (scaled * up != chunk).any():  # the smallest underflowed
                 return _ranking_keys_by_rank(id_scores, ood_scores)
             scaled += 0.0  # -0.0, whose bits differ, becomes 0.0
-            bits = scaled.view(np.int64)
             bits ^= (bits >> 63) & np.iinfo(np.int64).max  # the bits of negative floats ascend with their magnitude
-            np.left_shift(bits, 1, out=part[start : start + _CHUNK])
+            bits <<= 1
     of_id |= 1
     return keys
 

@@ -71,11 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.model not in RECIPES:
         hint = did_you_mean(options.model, RECIPES)
         parser.error(f"no recipe is called {options.model!r}{hint}; available: {', '.join(RECIPES)}")
-    torch.set_num_threads(THREADS)
-    folder = options.output or CHECKPOINTS / options.model
+    recipe, folder = RECIPES[options.model], options.output or CHECKPOINTS / options.model
+    train_set, val_set = load_image_set("digits-train"), load_image_set("digits-val")
     started = time.perf_counter()
-    network = train(RECIPES[options.model], load_image_set("digits-train"), load_image_set("digits-val"))
-    save(network, RECIPES[options.model], load_image_set("digits-train").classes, folder)
+    network = train(recipe, train_set, val_set)
+    save(network, recipe, train_set.classes, folder)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f"{folder}: {parameters:,} parameters, trained in {time.perf_counter() - started:.0f} s")
 
@@ -149,4 +149,5 @@ def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(THREADS)
     main()

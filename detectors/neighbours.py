@@ -39,7 +39,7 @@ class KNN(Detector):
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         """Keeps a reference to the training features, which must not change afterwards, and no copy of them."""
         size = len(train)
-        self._k = min(1000, max(10, size // 1000), size) if self.k is None else self.k
+        self._k = default_k(size) if self.k is None else self.k
         require(self._k <= size, self.id, "k", self._k, f"an integer from 1 to {size}, the number of training images")
         for _ in self._stream(train):
             pass  # reading is checking: bad training features are found here and not in the first score
@@ -66,3 +66,8 @@ class KNN(Detector):
             rows = rows.gather(1, kept)
             first_row += len(bank.features)
         return rows[:, -1]
+
+
+def default_k(images: int) -> int:
+    """A thousandth of the training images, within 10 and the published 1000, where there are as many."""
+    return min(1000, max(10, images // 1000), images)

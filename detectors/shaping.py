@@ -82,13 +82,20 @@ def _order_statistics(batches: Callable[[], Iterator[Tensor]], size: int, rank: 
         high = low + 2**shift - 1
     # A bin that is still too large after all 64 bits holds one value many times.
     keys = torch.cat(list(inside())).sort().values if size <= held else torch.tensor([low]).expand(size)
-    nearest = _ordered_integers(keys[rank : rank + 2]).view(torch.float64).tolist()
+    nearest = _floats(keys[rank : rank + 2]).tolist()
     if len(nearest) == 2:
         return nearest[0], nearest[1]
     return nearest[0], min(float(values.where(values > nearest[0], torch.inf).min()) for values in batches())
 
 
 def _ordered_integers(floats: Tensor) -> Tensor:
-    """The bit patterns (int64) of float64 values such that both sort alike; the map is its own inverse."""
-    bits = floats.view(torch.int64)
+    """The bit patterns (int64) of float64 values, changed so that both sort alike; -0.0 and 0.0 have the same."""
+    return _flip_negatives((floats + 0.0).view(torch.int64))
+
+
+def _floats(ordered_integers: Tensor) -> Tensor:
+    return _flip_negatives(ordered_integers).view(torch.float64)
+
+
+def _flip_negatives(bits: Tensor) -> Tensor:
     return bits ^ ((bits >> 63) & (2**63 - 1))

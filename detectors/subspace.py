@@ -42,7 +42,7 @@ class ViM(Detector):
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         width = head.weight.shape[1]
-        dimension = _default_dimension(width) if self.dimension is None else self.dimension
+        dimension = default_dimension(width) if self.dimension is None else self.dimension
         require(dimension < width, self.id, "dimension", dimension, f"an integer from 0 to {width - 1}, or None")
         self._origin = -torch.linalg.pinv(head.weight) @ head.bias
         centred = (batch.features - self._origin for batch in self._stream(train))
@@ -61,7 +61,8 @@ class ViM(Detector):
         return torch.linalg.vector_norm((batch.features - self._origin) @ self._residual_basis, dim=1)
 
 
-def _default_dimension(width: int) -> int:
+def default_dimension(width: int) -> int:
+    """The published dimension of the principal subspace for features of D = `width` values."""
     if width >= 2048:
         return 1000
     return 512 if width >= 768 else width // 2

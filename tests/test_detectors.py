@@ -1,7 +1,7 @@
 """The contract of a detector: named checks that every detector passes, and for each check a twin that breaks it."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,23 @@ from torch import Tensor, nn
 
 from detectors import Detector, Head, Outputs, available, create
 from detectors.base import Batch
+from detectors.neighbours import default_k
+from detectors.subspace import default_dimension
 
 CLASSES, WIDTH = 4, 16
 STREAMED = ("features", "logits", "images")
 UNITS_A_CLASS = 3  # the units 12 to 15 belong to no class: out-of-distribution images excite those
 
 Make = Callable[[], Detector]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads only get in each other's way on matrices this small, and most on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Network(nn.Module):
@@ -576,26 +587,25 @@ def test_a_named_option_is_held_to_the_data_and_never_rescaled(id: str, option: 
     assert str(largest) in text
 
 
-def flat_rows(rows: int) -> Outputs:
-    return Outputs(features=torch.ones(1, 1).expand(rows, 1))
-
-
 @pytest.mark.parametrize(
-    ("rows", "k"), [(3, 3), (48, 10), (10_999, 10), (50_000, 50), (300_000, 300), (1_281_167, 1000)]
+    ("images", "k"), [(1, 1), (9, 9), (48, 10), (10_999, 10), (50_000, 50), (300_000, 300), (1_281_167, 1000)]
 )
-def test_the_default_k_follows_its_rule(rows: int, k: int) -> None:
-    detector = create("knn")
-    detector.batch_rows = 2**20
-    assert detector.fit(flat_rows(rows), None)._k == k
+def test_the_default_k_follows_its_rule(images: int, k: int) -> None:
+    assert default_k(images) == k
 
 
 @pytest.mark.parametrize(
     ("width", "dimension"), [(1, 0), (16, 8), (17, 8), (767, 383), (768, 512), (2047, 512), (2048, 1000)]
 )
 def test_the_default_dimension_follows_its_rule(width: int, dimension: int) -> None:
-    train = Outputs(features=torch.eye(2, width), logits=torch.zeros(2, 2))
-    detector = create("vim").fit(train, Head(torch.zeros(2, width), torch.zeros(2)))
-    assert detector._residual_basis.shape == (width, width - dimension)
+    assert default_dimension(width) == dimension
+
+
+def test_defaults_that_adapt_are_used() -> None:
+    for id, option, value in (("knn", "k", 10), ("vim", "dimension", 8)):
+        expected, other = (fitted(partial(create, id, **{option: number})).score(WORLD.test) for number in (value, 5))
+        assert torch.equal(fitted(partial(create, id)).score(WORLD.test), expected)
+        assert not torch.equal(expected, other)
 
 
 def test_memory_maps_of_a_file_serve(tmp_path: Path) -> None:

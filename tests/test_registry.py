@@ -1,0 +1,175 @@
+"""Detectors by id, and what their docstrings owe a reader."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from detectors import Detector, Registry, available, create, describe
+from detectors.base import NEEDS, Batch
+
+IDS = [
+    "cosine",
+    "energy",
+    "kl-matching",
+    "knn",
+    "mahalanobis",
+    "mahalanobis++",
+    "max-logit",
+    "msp",
+    "odin",
+    "react",
+    "relative-cosine",
+    "relative-mahalanobis",
+    "relative-mahalanobis++",
+    "vim",
+]
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "energy": {"temperature": 1.0},
+    "kl-matching": {"classes": "predicted"},
+    "knn": {"k": None},
+    "odin": {"temperature": 1000.0, "epsilon": 0.0014},
+    "react": {"percentile": 99.0},
+    "relative-mahalanobis++": {"global_fit": "normalised"},
+    "vim": {"dimension": None},
+}
+
+
+@dataclass(kw_only=True, eq=False)
+class Sample(Detector):
+    """A detector that is described in full,
+    over two lines.
+
+    Formula: S = o_0
+        + size
+    Paper: A. Author, "A Title", Venue 2020, arXiv:2001.00001
+    Options:
+    - size: how much: a number
+    - kind: what kind,
+        in two lines
+    Deviations:
+    - The first.
+    - The second,
+        in two lines.
+    """
+
+    id = "sample"
+    needs = frozenset({"logits"})
+    size: float = 1.0
+    kind: str = "plain"
+
+    def _score(self, batch: Batch) -> Tensor:
+        return batch.logits[:, 0] + self.size
+
+
+def variant(**attributes: Any) -> type[Sample]:
+    """The sample with other attributes; `doc` takes a pair (old, new) to replace in its docstring."""
+    old, new = attributes.pop("doc", ("", ""))
+    return type("Variant", (Sample,), {"__doc__": (Sample.__doc__ or "").replace(old, new), **attributes})
+
+
+def test_all_ids_are_there() -> None:
+    assert [id for id in IDS if id not in available()] == []
+    assert available() == sorted(available())
+
+
+@pytest.mark.parametrize("id", available())
+def test_create_gives_that_detector_with_its_defaults(id: str) -> None:
+    detector = create(id)
+    assert detector.id == id
+    assert {name: getattr(detector, name) for name in describe(id)["defaults"]} == DEFAULTS.get(id, {})
+
+
+def test_options_override_the_defaults() -> None:
+    assert create("odin", epsilon=0.002).epsilon == 0.002
+    assert create("odin", epsilon=0.002).temperature == 1000.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("mahalanobs++", "mahalanobis++"), ("maxlogit", "max-logit"), ("relative_cosine", "relative-cosine")],
+)
+def test_an_unknown_id_says_what_was_meant(wrong: str, meant: str) -> None:
+    for call in (create, describe):
+        with pytest.raises(ValueError, match=re.escape(repr(wrong)) + ".*did you mean " + re.escape(repr(meant))):
+            call(wrong)
+
+
+def test_an_id_like_no_other_gets_the_list() -> None:
+    with pytest.raises(ValueError, match="available: cosine, ") as error:
+        create("zzzz")
+    assert "did you mean" not in str(error.value)
+
+
+def test_an_unknown_option_says_what_was_meant() -> None:
+    with pytest.raises(
+        ValueError, match=r"no option 'temprature' \(did you mean 'temperature'\?\).*temperature, epsilon"
+    ):
+        create("odin", temprature=1.0)
+    with pytest.raises(ValueError, match="msp has no option 'k'; its options: none"):
+        create("msp", k=1)
+
+
+@pytest.mark.parametrize("id", available())
+def test_a_description_is_complete_and_plain(id: str) -> None:
+    description = describe(id)
+    assert json.loads(json.dumps(description)) == description
+    assert description["id"] == id
+    assert description["summary"].endswith(".")
+    assert description["formula"].startswith("S = ")
+    assert re.search(r'".+", .*\b(19|20)\d\d, arXiv:\d{4}\.\d{5}$', description["paper"])
+    assert set(description["needs"]) <= NEEDS
+    assert description["options"].keys() == description["defaults"].keys()
+    assert all(description["options"].values())
+    assert all(deviation.endswith(".") for deviation in description["deviations"])
+
+
+def test_a_docstring_is_read_section_by_section() -> None:
+    registry = Registry()
+    registry.register(Sample)
+    assert registry.describe("sample") == {
+        "id": "sample",
+        "summary": "A detector that is described in full, over two lines.",
+        "formula": "S = o_0 + size",
+        "paper": 'A. Author, "A Title", Venue 2020, arXiv:2001.00001',
+        "needs": ["logits"],
+        "options": {"size": "how much: a number", "kind": "what kind, in two lines"},
+        "defaults": {"size": 1.0, "kind": "plain"},
+        "deviations": ["The first.", "The second, in two lines."],
+    }
+
+
+def test_registries_are_apart() -> None:
+    registry = Registry()
+    assert registry.register(Sample) is Sample
+    assert registry.available() == ["sample"]
+    assert "sample" not in available()
+
+
+def test_an_id_is_given_once() -> None:
+    registry = Registry()
+    registry.register(Sample)
+    with pytest.raises(ValueError, match="two detectors are called 'sample'"):
+        registry.register(variant())
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        ({"needs": frozenset({"logits", "lables"})}, "unknown needs.*lables"),
+        ({"doc": ("Formula:", "In short:")}, "lacks Formula"),
+        ({"doc": ("Paper:", "Source:")}, "lacks Paper"),
+        ({"doc": ("- size:", "- sizes:")}, "sizes.*its options are.*size"),
+        ({"doc": ("Options:", "Settings:")}, "explains \\[\\]"),
+        ({"__doc__": None}, "lacks Formula and Paper"),
+    ],
+    ids=["unknown need", "no formula", "no paper", "option misnamed", "no options", "no docstring"],
+)
+def test_a_gap_in_the_description_is_refused(attributes: dict[str, Any], says: str) -> None:
+    registry = Registry()
+    with pytest.raises(ValueError, match=says):
+        registry.register(variant(**attributes))
+    assert registry.available() == []
