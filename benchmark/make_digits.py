@@ -5,11 +5,11 @@ suite; this script says where each pixel comes from. Columns: id, image (PNG), l
 
 digits         scikit-learn's handwritten digits 0-7. Per class and in the order of a SHA-256 of the pixels, 50 % are
                train, 10 % val and 40 % test. The test split is that large because the 95 % threshold rests on its
-               lowest 5 %; halving the training split further would cost the networks their accuracy.
-digits-8-9     the handwritten 8s and 9s: same pen, same scanner, other class.
+               lowest 5 %, here 29 images.
+digits-8-9     the handwritten 8s and 9s: same writers, same preparation, other class.
 letters        printed letters put through the steps that made the digits: a 32x32 bitmap, filled to its full height, of
-               which 8x8 counts of ink are kept. Each takes its amount of ink from a digit, so that stroke width gives
-               nothing away.
+               which 8x8 counts of ink are kept. Each takes its amount of ink from a digit, so that neither its
+               brightness nor its boldness gives it away.
 photo-patches  32x32 patches of three photographs, without those that show next to nothing.
 """
 

@@ -29,6 +29,7 @@ _DRAWS = 2000
 _PRIOR = 0.5  # images added to either side (Jeffreys' prior), shared between classes so that their mean is not biased
 _CHUNK = 1 << 15  # scores a step of `auroc` works on, few enough to stay in the processor's cache
 _LARGEST_SCALED = 2.0**1000
+_SMALLEST_NORMAL_KEY = 2 << 52  # of the scores that `auroc` scales, those of smaller keys may have lost bits
 
 
 def threshold_at_tpr(id_scores: ArrayLike, tpr: float = _TPR) -> float:
@@ -54,9 +55,8 @@ def fpr_at_tpr_ood_positive(id_scores: ArrayLike, ood_scores: ArrayLike, tpr: fl
 def auroc(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
     """The probability that an ID image scores above an OOD image, a tie counting half; higher is better."""
     id_scores, ood_scores = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
-    keys = _ranking_keys(id_scores, ood_scores)
-    keys.sort()
-    return _half_wins(keys, len(id_scores)) / (2 * len(id_scores) * len(ood_scores))
+    half_wins = _half_wins(_ranking_keys(id_scores, ood_scores), len(id_scores))
+    return half_wins / (2 * len(id_scores) * len(ood_scores))
 
 
 def aupr(id_scores: ArrayLike, ood_scores: ArrayLike, positive: Literal["id", "ood"]) -> float:
@@ -210,10 +210,10 @@ def _share_accepted(scores: Floats, threshold: float) -> float:
 
 
 def _ranking_keys(id_scores: Floats, ood_scores: Floats) -> Ints:
-    """An integer for each image, 2 * level + (1 if ID else 0), where levels are in the order of the scores.
+    """An integer for each image, ascending: 2 * level + (1 if ID else 0), where levels are in the order of the scores.
 
-    Sorting them ranks all images and keeps who is who, at the price of sorting plain numbers. As levels serve the bits
-    of the scores, once a power of two has brought them into (-1, 1): there the highest bit of the exponent is free.
+    They rank all images and keep who is who, at the price of sorting plain numbers. As levels serve the bits of the
+    scores, once a power of two has brought them into (-1, 1): there the highest bit of the exponent is free.
     """
     largest = float(max(id_scores.max(), -id_scores.min(), ood_scores.max(), -ood_scores.min()))
     if largest >= _LARGEST_SCALED:
@@ -224,16 +224,18 @@ def _ranking_keys(id_scores: Floats, ood_scores: Floats) -> Ints:
     of_ood, of_id = keys[: len(ood_scores)], keys[len(ood_scores) :]
     for scores, part in ((ood_scores, of_ood), (id_scores, of_id)):
         for start in range(0, len(scores), _CHUNK):
-            chunk = scores[start : start + _CHUNK]
             bits = part[start : start + _CHUNK]
-            scaled = np.multiply(chunk, down, out=bits.view(np.float64))
-            if (scaled * up != chunk).any():  # the smallest underflowed
-                return _ranking_keys_by_rank(id_scores, ood_scores)
+            scaled = bits.view(np.float64)
+            np.multiply(scores[start : start + _CHUNK], down, out=scaled)
             scaled += 0.0  # -0.0, whose bits differ, becomes 0.0
-            bits ^= (bits >> 63) & np.iinfo(np.int64).max  # the bits of negative floats ascend with their magnitude
+            sign = bits >> 62  # -2 or 0: it turns the bits of negative floats, which ascend with their magnitude, round
             bits <<= 1
+            bits ^= sign
     of_id |= 1
-    return keys
+    keys.sort()
+    first, last = np.searchsorted(keys, [-_SMALLEST_NORMAL_KEY, _SMALLEST_NORMAL_KEY])
+    underflow = first < last and any((scores * down * up != scores).any() for scores in (id_scores, ood_scores))
+    return _ranking_keys_by_rank(id_scores, ood_scores) if underflow else keys
 
 
 def _ranking_keys_by_rank(id_scores: Floats, ood_scores: Floats) -> Ints:
@@ -241,17 +243,19 @@ def _ranking_keys_by_rank(id_scores: Floats, ood_scores: Floats) -> Ints:
     _, ranks = np.unique(np.concatenate([ood_scores, id_scores]), return_inverse=True)
     keys = 2 * ranks.astype(np.int64)
     keys[len(ood_scores) :] += 1
+    keys.sort()
     return keys
 
 
 def _half_wins(keys: Ints, id_images: int) -> int:
-    """Over all pairs of an ID and an OOD image: 2 where the ID image ranks higher, 1 where they tie. Keys sorted."""
+    """Over all pairs of an ID and an OOD image: 2 where the ID image ranks higher, 1 where they tie."""
     id_places = 0
     boundaries = []
+    steps = np.arange(_CHUNK)
     for start in range(0, len(keys), _CHUNK):
         chunk = keys[start : start + _CHUNK + 1]
-        places = np.flatnonzero((chunk[:_CHUNK] & 1).astype(bool))
-        id_places += start * len(places) + int(places.sum())
+        is_id = chunk[:_CHUNK] & 1
+        id_places += start * int(is_id.sum()) + int(is_id @ steps[: len(is_id)])
         boundaries.append(start + 1 + np.flatnonzero((chunk[1:] ^ chunk[:-1]) == 1))
     not_below = id_places - id_images * (id_images - 1) // 2  # pairs whose ID image scores at least as high
     first_id = np.concatenate(boundaries)  # of each level that both kinds share; its last OOD image is just before

@@ -137,7 +137,7 @@ class RelativeMahalanobis(Mahalanobis):
     Paper: J. Ren, S. Fort, J. Liu, A. G. Roy, S. Padhy, B. Lakshminarayanan, "A Simple Fix to Mahalanobis Distance for
         Improving Near-OOD Detection", 2021, arXiv:2106.09022
     Deviations:
-    - Squared distances, as in the paper; NINCO's introduction prints a square root, its results do not use one.
+    - Squared distances: the square root that some texts print would change the order.
     - Sigma^+ and Sigma_g^+ are Hermitian pseudo-inverses with scipy's cutoff, as in mahalanobis.
     """
 

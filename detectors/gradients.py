@@ -10,6 +10,9 @@ from detectors.base import Batch, Detector, check_finite
 from detectors.catalogue import registry
 from detectors.options import is_number, require
 
+# A backward pass holds the network's activations, which grow with the pixels: 64 images of 32 x 32, 20 of 224 x 224.
+_PIXELS_AT_ONCE = 2**20
+
 
 @registry.register
 @dataclass(kw_only=True, eq=False)
@@ -31,8 +34,7 @@ class ODIN(Detector):
 
     id = "odin"
     needs = frozenset({"images", "model"})
-    # A batch holds the network's activations for the backward pass, not just its images.
-    batch_rows = 32
+    batch_rows = 64
     temperature: float = 1000.0
     epsilon: float = 0.0014
 
@@ -53,7 +55,8 @@ class ODIN(Detector):
     def _score(self, batch: Batch) -> Tensor:
         # Half-precision images are only a way to store them; double ones are for a double network.
         images = batch.images.to(torch.promote_types(batch.images.dtype, torch.float32))
-        return self._confidence(images + self.epsilon * self._gradient(images).sign())
+        parts = images.split(max(1, _PIXELS_AT_ONCE // images[0, 0].numel()))
+        return torch.cat([self._confidence(part + self.epsilon * self._gradient(part).sign()) for part in parts])
 
     def _gradient(self, images: Tensor) -> Tensor:
         """The gradient of the confidence in the images alone: the network's parameters get none."""
