@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from benchmark.metrics import accuracy, measure
 from benchmark.models import Model, load_model
 from benchmark.provenance import device_name
 from benchmark.records import Metrics, Role, ScoresFile, Timing
-from benchmark.store import Store
+from benchmark.store import BATCH_ROWS, Store, forward_ms_per_image
 from benchmark.suites import Suite
 from detectors import Outputs, create, describe
 
@@ -33,6 +33,10 @@ class Scores:
     image_set: ImageSet
     values: np.ndarray
     seconds: float
+
+    def table(self) -> pa.Table:
+        ids = list(self.image_set.image_ids)
+        return pa.table({"set": [self.image_set.id] * len(ids), "image": ids, "score": self.values})
 
     def lines(self) -> bytes:
         """The text that a record's hash of scores stands for."""
@@ -99,6 +103,10 @@ class ModelBench:
     def outputs(self, image_set: ImageSet) -> Outputs:
         return self._outputs(image_set.id, lambda: self.workbench.store.outputs(self.model, image_set))
 
+    def forward_ms_per_image_now(self) -> float:
+        """The model's forward time while the machine does whatever else it does now."""
+        return forward_ms_per_image(self.model, next(self.test.only({"images"}).batches(BATCH_ROWS)).images)
+
     def detector(self, id: str) -> "DetectorBench":
         return self._detectors(id, lambda: DetectorBench(self, id, self.workbench.suite.options(id)))
 
@@ -131,7 +139,8 @@ class DetectorBench:
     """One detector on one model: fitted once, and the in-distribution test images scored once."""
 
     def __init__(self, bench: ModelBench, id: str, options: dict[str, Any]) -> None:
-        self.bench, self.id, self.options = bench, id, options
+        self.bench, self.id = bench, id
+        self._saved: pa.Table | None = None
         self._detector = create(id, **options)
         started = time.perf_counter()
         self._detector.fit(bench.train, bench.model.head, val=bench.val, model=bench.model)
@@ -153,15 +162,14 @@ class DetectorBench:
         image_set = scores.image_set
         return measure(self.id_scores.values, scores.values, image_set.labels, image_set.classes)
 
-    def timing(self, scores: Scores) -> Timing:
+    def timing(self, scores: Scores, forward_ms_per_image: float) -> Timing:
         milliseconds = 1000 * scores.seconds / len(scores.image_set)
-        forward = self.bench.forward_ms_per_image
         return Timing(
             device=device_name(self.bench.model.device),
             fit_s=self.fit_s,
             score_ms_per_image=milliseconds,
-            forward_ms_per_image=forward,
-            forward_ratio=milliseconds / forward,
+            forward_ms_per_image=forward_ms_per_image,
+            forward_ratio=milliseconds / forward_ms_per_image,
         )
 
     def record(self, run: str, suite: str) -> records.DetectorRecord:
@@ -175,9 +183,12 @@ class DetectorBench:
         )
 
     def save(self, folder: Path, run: str, scores: Scores) -> ScoresFile:
-        """Adds the scores to the Parquet file of this model and detector in the results folder of a run."""
+        """Writes all scores so far to the Parquet file of this model and detector in the results folder of a run."""
         path = f"{run}/{self.bench.model.id}/{self.id}.parquet"
-        _add_scores(folder / path, [self.id_scores, scores])
+        if self._saved is None:  # a detector that was let go and made again goes on with its file
+            self._saved = pq.read_table(folder / path) if (folder / path).exists() else self.id_scores.table()
+        self._saved = pa.concat_tables([self._saved, scores.table()])
+        _write_table(folder / path, self._saved)
         return ScoresFile(path=path, sha256=hashlib.sha256(self.id_scores.lines() + scores.lines()).hexdigest())
 
 
@@ -197,14 +208,8 @@ def set_record(image_set: ImageSet, role: Role, run: str, suite: str) -> records
     )
 
 
-def _add_scores(file: Path, all_scores: Sequence[Scores]) -> None:
+def _write_table(file: Path, table: pa.Table) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    tables = [pq.read_table(file)] if file.exists() else []
-    there = set(tables[0]["set"].unique().to_pylist()) if tables else set()
-    for scores in all_scores:
-        if scores.image_set.id not in there:
-            ids = list(scores.image_set.image_ids)
-            tables.append(pa.table({"set": [scores.image_set.id] * len(ids), "image": ids, "score": scores.values}))
     temporary = file.with_suffix(".writing")
-    pq.write_table(pa.concat_tables(tables), temporary)
+    pq.write_table(table, temporary)
     temporary.replace(file)

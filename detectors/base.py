@@ -85,7 +85,7 @@ class Detector(ABC):
             if getattr(outputs, name) is None:
                 raise ValueError(f"{self.id} needs outputs with {name}")
         first_row = 0
-        for rows in outputs.only(wanted).batches(self.batch_rows):
+        for rows in outputs.only(wanted).batches(self._rows_in_a_batch(outputs)):
             values = {}
             for name in wanted:
                 value = getattr(rows, name)
@@ -96,6 +96,10 @@ class Detector(ABC):
                 values["labels"] = labels[first_row : first_row + len(rows)]
             yield Batch(**values)
             first_row += len(rows)
+
+    def _rows_in_a_batch(self, outputs: Outputs) -> int:
+        """How many rows are in memory at once."""
+        return self.batch_rows
 
     def _check_shape(self, name: str, rows: Tensor) -> None:
         shape = tuple(rows.shape[1:])

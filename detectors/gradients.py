@@ -1,5 +1,6 @@
 """Detectors that differentiate the network."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from detectors.base import Batch, Detector, check_finite
 from detectors.catalogue import registry
 from detectors.options import is_number, require
+from detectors.outputs import Outputs
 
 # A backward pass holds the network's activations, which grow with the pixels: 64 images of 32 x 32, 20 of 224 x 224.
 _PIXELS_AT_ONCE = 2**20
@@ -51,6 +53,11 @@ class ODIN(Detector):
                 "images of its batch: call model.eval() first"
             )
         self._model = model
+
+    def _rows_in_a_batch(self, outputs: Outputs) -> int:
+        """As many values as 32 images of 224 x 224: the network's activations stay in memory for the backward pass."""
+        values_in_an_image = math.prod(outputs.images.shape[1:]) if outputs.images is not None else 1
+        return max(1, min(self.batch_rows, 32 * 3 * 224 * 224 // max(1, values_in_an_image)))
 
     def _score(self, batch: Batch) -> Tensor:
         # Half-precision images are only a way to store them; double ones are for a double network.

@@ -40,7 +40,9 @@ def test_the_one_gif_of_a_set_is_found(tmp_path: Path) -> None:
     assert load_image_set("set", folder_set(tmp_path)).image_ids == ("a.gif", "b.JPEG")
 
 
-@pytest.mark.parametrize(("content", "says"), [(b"", "the file is empty"), (None, "truncated"), (b"no image", "cannot")])
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"", "the file is empty"), (None, "truncated"), (b"no image", "cannot")]
+)
 def test_a_damaged_image_is_named(tmp_path: Path, content: bytes | None, says: str) -> None:
     random = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(random).save(tmp_path / "bad.png")
@@ -60,7 +62,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ImageSetError, match="there is no folder .*nowhere"):
+    with pytest.raises(ImageSetError, match=r"there is no folder .*nowhere"):
         load_image_set("set", folder_set(tmp_path / "nowhere"))
     entry = folder_set(tmp_path)["set"].model_copy(update={"folder": None, "parquet": tmp_path / "no.parquet"})
     with pytest.raises(ImageSetError, match=r"there is no file .*no\.parquet"):
@@ -77,7 +79,7 @@ def test_a_parquet_file_that_is_none_is_named(tmp_path: Path) -> None:
 def test_another_count_than_expected_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     assert len(load_image_set("set", folder_set(tmp_path, images=1))) == 1
-    with pytest.raises(ImageSetError, match="1 images .* 2 expected"):
+    with pytest.raises(ImageSetError, match=r"1 images .* 2 expected"):
         load_image_set("set", folder_set(tmp_path, images=2))
 
 

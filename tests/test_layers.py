@@ -24,7 +24,9 @@ def imported(source: str) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module in PACKAGES else {node.module}
+            names |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module in PACKAGES else {node.module}
+            )
     return {name for name in names if name.split(".")[0] in PACKAGES}
 
 

@@ -28,7 +28,10 @@ class Runs:
 
     def arguments(self, *arguments: str) -> list[str]:
         folders = ["--suite", self.suite, "--store", self.world / "store", "--results", self.world / "results"]
-        return [*map(str, [f"--rootdir={ROOT}", "-c", ROOT / "tox.ini", "-p", "no:cacheprovider", *folders]), *arguments]
+        return [
+            *map(str, [f"--rootdir={ROOT}", "-c", ROOT / "tox.ini", "-p", "no:cacheprovider", *folders]),
+            *arguments,
+        ]
 
     def __call__(self, *arguments: str) -> pytest.RunResult:
         return self.pytester.runpytest_inprocess(*self.arguments(*arguments))
@@ -103,14 +106,14 @@ def test_a_slow_detector_is_noticed(run: Runs, monkeypatch: pytest.MonkeyPatch) 
     run(OOD, "--record-baselines")
     timing = DetectorBench.timing
 
-    def slower(self: Any, scores: Any) -> Any:
-        measured = timing(self, scores)
+    def slower(self: Any, scores: Any, forward_ms_per_image: float) -> Any:
+        measured = timing(self, scores, forward_ms_per_image)
         return measured.model_copy(update={"forward_ratio": measured.forward_ratio + 100})
 
     monkeypatch.setattr(DetectorBench, "timing", slower)
     result = run(OOD, "-k", "msp and greys")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["net/msp/greys: *score time * of a forward pass, allowed 0.25*"])
+    result.stdout.fnmatch_lines(["net/msp/greys: *score time * of a forward pass, allowed 0.*"])
 
 
 def test_a_damaged_image_is_an_error_of_its_set_alone(run: Runs) -> None:
@@ -118,7 +121,10 @@ def test_a_damaged_image_is_an_error_of_its_set_alone(run: Runs) -> None:
     result = run(OOD, "--fpr-limit", "1", "-k", "msp")
     result.assert_outcomes(errors=1, passed=1)
     result.stdout.fnmatch_lines(["net/msp/greys: image set greys: cannot decode 07.png: the file is empty; *"])
-    assert {id: case.status for id, case in run.cases().items()} == {"net/msp/greys": "error", "net/msp/noise": "passed"}
+    assert {id: case.status for id, case in run.cases().items()} == {
+        "net/msp/greys": "error",
+        "net/msp/noise": "passed",
+    }
     assert "cannot decode 07.png" in str(run.cases()["net/msp/greys"].reason)
 
 
@@ -177,7 +183,9 @@ def test_two_processes_give_the_same_records_as_one(run: Runs) -> None:
     assert len(run.files) == 2
     both = run.cases()
     assert {id: case.metrics for id, case in both.items()} == {id: case.metrics for id, case in alone.items()}
-    assert {id: case.scores.sha256 for id, case in both.items()} == {id: case.scores.sha256 for id, case in alone.items()}
+    assert {id: case.scores.sha256 for id, case in both.items()} == {
+        id: case.scores.sha256 for id, case in alone.items()
+    }
     assert [record.kind for record in run.records()].count("model") == 1
 
 

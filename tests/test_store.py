@@ -161,7 +161,9 @@ print(float(outputs.logits[0:36].double().sum()))
 
 def test_two_processes_at_once_agree(world: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", TWO_AT_ONCE, str(world / "colours.toml"), str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) for _ in range(2)
+    ]
     sums = [process.communicate(timeout=120)[0].strip() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sums[0] == sums[1]
@@ -216,7 +218,9 @@ def test_a_head_that_does_not_explain_the_logits_is_refused(
         Store(tmp_path).outputs(model, pixels_set())
 
 
-def test_the_forward_time_is_measured_once_a_device(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forward_time_is_measured_once_a_device(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(tmp_path)
     outputs = store.outputs(model, pixels_set())
     first = store.forward_ms_per_image(model, outputs)

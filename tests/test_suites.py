@@ -25,7 +25,7 @@ def test_the_grid_is_models_times_detectors_times_sets(world: Path) -> None:
 
 
 def test_an_unknown_suite_names_the_closest() -> None:
-    with pytest.raises(ValueError, match="no suite 'digit' .did you mean 'digits'"):
+    with pytest.raises(ValueError, match=r"no suite 'digit' .did you mean 'digits'"):
         load_suite("digit")
 
 

@@ -96,7 +96,9 @@ def test_baselines_survive_the_file(tmp_path: Path) -> None:
         (",run 1,2026-01-01\n", "\n", r"t.csv:\d: 7 fields are needed"),
     ],
 )
-def test_a_threshold_file_with_a_mistake_names_file_line_and_case(tmp_path: Path, old: str, new: str, says: str) -> None:
+def test_a_threshold_file_with_a_mistake_names_file_line_and_case(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
     file = tmp_path / "t.csv"
     write_baselines(file, {case: Baseline(0.125, 0.25, "run 1", "2026-01-01") for case in CASES})
     file.write_text(file.read_text().replace(old, new, 1))

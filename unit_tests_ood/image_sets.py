@@ -29,6 +29,5 @@ def unit_test_set(name: str, workbench: Workbench) -> ImageSet:
 @lru_cache(maxsize=2)  # at 224 x 224 one set takes 60 MB
 def _pixels(name: str, workbench: Workbench) -> np.ndarray:
     settings = workbench.suite.entry.unit_tests
-    id_images = workbench.image_set(workbench.suite.entry.in_distribution.test)
-    source = [np.asarray(id_images[index]) for index in range(len(id_images))]
+    source = workbench.image_set(workbench.suite.entry.in_distribution.test)
     return generate(name, settings.images, settings.size, source)

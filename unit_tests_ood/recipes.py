@@ -21,9 +21,9 @@ The published images come without seed or generator: these here agree with them 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,15 @@ from unit_tests_ood.random_bits import RandomBits
 
 Pixels = NDArray[np.uint8]
 Recipe = Callable[..., Pixels]
-Source = Sequence[Any] | NDArray[np.uint8]
+
+
+class Source(Protocol):
+    """Images by number: PIL images or uint8 arrays (height, width, 3)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
 
 GAUSSIAN_SIGMAS = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
 STRIPES = (4, 5, 7, 10, 15, 20)

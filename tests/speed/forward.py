@@ -32,8 +32,7 @@ def main() -> None:
         model = load_model(id, suite.models[id], torch.device("cpu"), classes=8)
         images = load_image_set("digits-train", suite.image_sets)
         images.content_sha256  # noqa: B018  it is needed once a set, not once a model
-        rows = slice(0, len(images))
-        preloaded = store.PreparedImages(model, images)[rows]
+        preloaded = store.PreparedImages(model, images)[0 : len(images)]
         batches = preloaded.split(store.BATCH_ROWS)
 
         def bare(model: store.Model = model, batches: tuple[torch.Tensor, ...] = batches) -> None:
