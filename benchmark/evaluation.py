@@ -18,7 +18,7 @@ from benchmark.image_sets import ImageSet, load_image_set
 from benchmark.metrics import accuracy, measure
 from benchmark.models import Model, load_model
 from benchmark.provenance import device_name
-from benchmark.records import Metrics, Role, ScoresFile, Timing
+from benchmark.records import Metrics, ScoresFile, SetRole, Timing
 from benchmark.store import BATCH_ROWS, Store, forward_ms_per_image
 from benchmark.suites import Suite
 from detectors import Outputs, create, describe
@@ -192,7 +192,7 @@ class DetectorBench:
         return ScoresFile(path=path, sha256=hashlib.sha256(self.id_scores.lines() + scores.lines()).hexdigest())
 
 
-def set_record(image_set: ImageSet, role: Role, run: str, suite: str) -> records.SetRecord:
+def set_record(image_set: ImageSet, role: SetRole, run: str, suite: str) -> records.SetRecord:
     return records.SetRecord(
         run=run,
         suite=suite,

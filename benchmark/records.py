@@ -20,6 +20,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Role = Literal["near", "far", "unit-test"]
+SetRole = Literal["train", "val", "test", "near", "far", "unit-test"]
 Status = Literal["passed", "failed", "error", "skipped"]
 
 
@@ -158,7 +159,7 @@ class SetRecord(_Record):
 
     kind: Literal["set"] = "set"
     id: Id
-    role: Role | Literal["train", "val", "test"]
+    role: SetRole
     title: str
     images: Count
     classes: list[str]

@@ -112,6 +112,8 @@ class Session:
         case = draft.case
         bench = self.workbench.model(case.model)
         self._tell(draft, "model", case.model, bench.record)
+        for role, id in self.workbench.suite.splits():
+            self._tell(draft, "set", id, partial(set_record, self.workbench.image_set(id), role))
         bench.outputs(image_set)
         self._tell(draft, "set", image_set.id, partial(set_record, image_set, case.role))
         detector = bench.detector(case.detector)

@@ -12,7 +12,7 @@ from benchmark.image_sets import BUILT_IN as IMAGE_SETS
 from benchmark.image_sets import ImageSetEntry
 from benchmark.models import BUILT_IN as MODELS
 from benchmark.models import ModelEntry
-from benchmark.records import Role
+from benchmark.records import Role, SetRole
 from detectors import available, create, did_you_mean
 
 FOLDER = Path(__file__).parent / "suites"
@@ -102,6 +102,11 @@ class Suite:
         for model in self.models:
             for detector in self.unit_test_detectors:
                 yield from (CaseId(model, detector, name, "unit-test") for name in names)
+
+    def splits(self) -> tuple[tuple[SetRole, str], ...]:
+        """The in-distribution splits: role and image set."""
+        splits = self.entry.in_distribution
+        return (("train", splits.train), ("val", splits.val), ("test", splits.test))
 
     def options(self, detector: str) -> dict[str, Any]:
         return self.entry.options.get(detector, {})

@@ -127,6 +127,8 @@ def fpr_against_time(tables: Sequence[ModelTable], name: str) -> Markup | None:
     points = {table.model: points for table in tables if (points := _time_and_fpr(table))}
     if not points:
         return None
+    ratios = [ratio for of_model in points.values() for ratio, *_ in of_model]
+    few_decades = max(ratios) < 30 * min(ratios)
     columns = min(len(points), 3)
     lines = -(-len(points) // columns)
     with _style():
@@ -144,7 +146,7 @@ def fpr_against_time(tables: Sequence[ModelTable], name: str) -> Markup | None:
                 panel.annotate(name, (x, y), (5, 4), textcoords="offset points", fontsize=8)
             panel.set(title=model, xscale="log")
             panel.margins(x=0.25, y=0.15)
-            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
             panel.xaxis.set_minor_locator(NullLocator())
             panel.grid(visible=True)

@@ -75,6 +75,14 @@ def test_the_records_of_a_run_hold_all_that_a_reader_needs(run: Runs) -> None:
     kinds = [record.kind for record in run.records()]
     assert kinds[0] == "run"
     assert sorted(set(kinds)) == ["case", "detector", "model", "run", "set"]
+    roles = {record.id: record.role for record in run.records() if record.kind == "set"}
+    assert roles == {
+        "colours-train": "train",
+        "colours-val": "val",
+        "colours-test": "test",
+        "greys": "near",
+        "black": "unit-test",
+    }
     cases = run.cases()
     assert list(cases) == ["net/mahalanobis/greys", "net/mahalanobis/black"]
     scores_file = cases["net/mahalanobis/greys"].scores
