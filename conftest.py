@@ -4,20 +4,23 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
+from benchmark.devices import choose_device, device_name, share_processor
 from benchmark.evaluation import Workbench
 from benchmark.image_sets import ImageSet
-from benchmark.records import parse_record
+from benchmark.records import Record, parse_record
 from benchmark.session import Draft, Limits, PreparedCase, Recorder, Session, new_run_id, run_record
 from benchmark.store import Store
 from benchmark.suites import CaseId, Suite, load_suite
 from benchmark.summary import summary
 from benchmark.thresholds import read_baselines
 from unit_tests_ood import names as unit_tests
+
+if TYPE_CHECKING:
+    import torch
 
 DRAFT = pytest.StashKey[Draft]()
 RUN = pytest.StashKey[str]()
@@ -49,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Controller(config), "ood-controller")
     else:
         config.stash[RUN] = worker["run"]
-        torch.set_num_threads(max(1, torch.get_num_threads() // int(worker["workercount"])))
+        share_processor(int(worker["workercount"]))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -59,14 +62,15 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keeps the cases of a model and detector in one process, since they share a fit."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByDetector(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return nodeid.partition("[")[2].rpartition("/")[0] or str(super()._split_scope(nodeid))
+    from benchmark.scheduling import ByDetector  # here, since xdist may not be installed
 
     return None if config.getoption("dist") == "each" else ByDetector(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """pytest-benchmark knows the processor; the times of a GPU are not those of its host."""
+    machine_info["device"] = device_name(_device(config))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -99,8 +103,8 @@ def all_cases(config: pytest.Config) -> dict[str, CaseId]:
     return {str(case): case for case in (*suite.ood_cases(), *suite.unit_test_cases(unit_tests))}
 
 
-def _device(config: pytest.Config) -> torch.device:
-    return torch.device(config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+def _device(config: pytest.Config) -> "torch.device":
+    return choose_device(config.getoption("--device"))
 
 
 def _results(config: pytest.Config) -> Path:
@@ -213,13 +217,21 @@ class Controller:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if records := getattr(report, "ood_records", None):
-            self.recorder.add(parse_record(record) for record in records)
+            self._add([parse_record(record) for record in records])
         elif report.when == "???":  # what xdist says of a test whose process died
             case = all_cases(self._config).get(report.nodeid.partition("[")[2].rstrip("]"))
             if case:
-                self.recorder.add(
-                    Draft(case).finished(self._config.stash[RUN], suite_of(self._config).id, "process died")
-                )
+                self._add(Draft(case).finished(self._config.stash[RUN], suite_of(self._config).id, "its process died"))
+
+    def _add(self, records: list[Record]) -> None:
+        try:
+            self.recorder.add(records)
+        except OSError as error:
+            pytest.exit(
+                f"cannot write the records {self.recorder.file}: {error.strerror}; free some space, or name another "
+                "folder with --results (what is recorded so far stays)",
+                returncode=1,
+            )
 
     @pytest.hookimpl(trylast=True)  # after the tables of other plugins, where a reader looks first
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
@@ -233,4 +245,8 @@ class Controller:
 
     def pytest_sessionfinish(self) -> None:
         if self._recorder and self._config.getoption("--record-baselines"):
-            self._recorder.record_baselines(suite_of(self._config).entry.thresholds, all_cases(self._config))
+            thresholds = suite_of(self._config).entry.thresholds
+            try:
+                self._recorder.record_baselines(thresholds, all_cases(self._config))
+            except OSError as error:
+                pytest.exit(f"cannot write the baselines {thresholds}: {error.strerror}", returncode=1)

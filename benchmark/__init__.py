@@ -1,1 +1,7 @@
 """Suites, models, image sets, the forward pass and its store, metrics, thresholds, records and cases."""
+
+import os
+
+# A thread of OpenMP that waits spins by default, and two runs on the same cores then slow each other down tenfold.
+# It has to be said before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmark import records
+from benchmark.devices import device_name
 from benchmark.image_sets import ImageSet, load_image_set
 from benchmark.metrics import accuracy, measure
 from benchmark.models import Model, load_model
-from benchmark.provenance import device_name
 from benchmark.records import Metrics, ScoresFile, SetRole, Timing
 from benchmark.store import BATCH_ROWS, Store, forward_ms_per_image
 from benchmark.suites import Suite
@@ -209,7 +209,14 @@ def set_record(image_set: ImageSet, role: SetRole, run: str, suite: str) -> reco
 
 
 def _write_table(file: Path, table: pa.Table) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".writing")
-    pq.write_table(table, temporary)
-    temporary.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, temporary)
+        temporary.replace(file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"cannot write the scores {file}: {error.strerror or error}; "
+            "free some space, or name another folder with --results"
+        ) from error

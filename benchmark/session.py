@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from benchmark.devices import device_name
 from benchmark.evaluation import Scores, Workbench, set_record
 from benchmark.image_sets import ImageSet
-from benchmark.provenance import device_name, git_state, package_versions
+from benchmark.provenance import git_state, package_versions
 from benchmark.records import Case, Limit, Record, Role, Run, Timing, append_record
 from benchmark.suites import CaseId, Suite
 from benchmark.thresholds import (

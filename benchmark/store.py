@@ -28,9 +28,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmark.devices import device_name
 from benchmark.image_sets import ImageSet
 from benchmark.models import Model
-from benchmark.provenance import device_name
 from detectors import Outputs
 
 SHARD_ROWS = 4096

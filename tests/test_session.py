@@ -1,5 +1,7 @@
 """What a pytest user gets: verdicts, records, messages and options, on a suite of colours."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +202,40 @@ def test_two_processes_give_the_same_records_as_one(run: Runs) -> None:
 def test_a_unit_test_limit_of_the_user_replaces_the_suites(run: Runs) -> None:
     run(UNIT_TESTS, "-k", "black", "--unit-test-limit", "1").assert_outcomes(passed=1)
     assert run.cases()["net/mahalanobis/black"].limit.source == "--unit-test-limit"
+
+
+@pytest.mark.parametrize("place", ["records", "scores"])
+def test_a_results_folder_that_cannot_be_written_is_named(run: Runs, place: str) -> None:
+    results = run.world / "results" / "colours"
+    if place == "records":
+        results.parent.mkdir()
+        results.write_text("in the way")
+    else:
+        run(OOD, "-k", "msp and greys", "--fpr-limit", "1").assert_outcomes(passed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        if place == "scores":
+            patch.setattr(pq, "write_table", full_disk)
+        result = run(OOD, "-k", "msp", "--fpr-limit", "1")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    text = result.stdout.str() + result.stderr.str()
+    assert f"cannot write the {place} {results}" in text
+    assert "--results" in text
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_worker_that_dies_leaves_a_record_of_its_case(run: Runs) -> None:
+    killer = run.world / "killer.py"
+    killer.write_text(
+        "import os\nfrom detectors.gaussian import Mahalanobis\nMahalanobis._fit = lambda *_: os._exit(9)\n"
+    )
+    command = [sys.executable, "-m", "pytest", *run.arguments(OOD, "-n", "1", "-p", "killer", "--fpr-limit", "1")]
+    environment = os.environ | {"PYTHONPATH": str(run.world)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
+    statuses = {id: case.status for id, case in run.cases().items()}
+    assert statuses["net/msp/greys"] == "passed"
+    assert statuses["net/mahalanobis/greys"] == "error"
+    assert run.cases()["net/mahalanobis/greys"].reason == "its process died"
