@@ -27,14 +27,29 @@ RUN = pytest.StashKey[str]()
 SUITE = pytest.StashKey[Suite]()
 
 
+# Options and their defaults; what differs from them is needed to run a case again.
+OPTIONS = {
+    "--suite": "digits",
+    "--store": ".store",
+    "--results": "results",
+    "--device": None,
+    "--fpr-limit": None,
+    "--unit-test-limit": None,
+}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ood", "out-of-distribution detection")
-    group.addoption("--suite", default="digits", help="a suite by name, or the path of its TOML file (default: digits)")
-    group.addoption("--store", default=".store", help="folder for the outputs of networks (default: .store)")
-    group.addoption("--results", default="results", help="folder for records and scores (default: results)")
-    group.addoption("--device", default=None, help="where networks run, as torch names it (default: cuda, else cpu)")
-    group.addoption("--fpr-limit", type=_fraction, help="hold OOD sets to this FPR@95 (0 to 1) instead of thresholds")
-    group.addoption("--unit-test-limit", type=_fraction, help="FPR@95 above which a unit test fails, not the suite's")
+
+    def add(name: str, help: str, **how: Any) -> None:
+        group.addoption(name, default=OPTIONS[name], help=help, **how)
+
+    add("--suite", "a suite by name, or the path of its TOML file (default: digits)")
+    add("--store", "folder for the outputs of networks (default: .store)")
+    add("--results", "folder for records and scores (default: results)")
+    add("--device", "where networks run, as torch names it (default: cuda where there is one, else cpu)")
+    add("--fpr-limit", "hold OOD sets to this FPR@95 (0 to 1) instead of their thresholds", type=_fraction)
+    add("--unit-test-limit", "FPR@95 above which a unit test fails (default: the suite's goal)", type=_fraction)
     group.addoption("--record-baselines", action="store_true", help="write what this run measures to the thresholds")
 
 
@@ -162,9 +177,10 @@ def hold(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[PreparedCa
 
 
 def _command(request: pytest.FixtureRequest) -> str:
-    """What runs this case alone."""
-    suite = request.config.getoption("--suite")
-    return shlex.join(["pytest", request.node.nodeid, *(["--suite", suite] if suite != "digits" else [])])
+    """What runs this case alone, under the same options."""
+    given = {name: request.config.getoption(name) for name in OPTIONS}
+    options = [text for name, value in given.items() if value != OPTIONS[name] for text in (name, str(value))]
+    return shlex.join(["pytest", request.node.nodeid, *options])
 
 
 @contextmanager
@@ -211,7 +227,8 @@ class Controller:
     def recorder(self) -> Recorder:
         if self._recorder is None:
             config, suite = self._config, suite_of(self._config)
-            run = run_record(config.stash[RUN], suite.id, config.rootpath, _device(config))
+            option = config.getoption("--suite")
+            run = run_record(config.stash[RUN], suite.id, option, config.rootpath, _device(config))
             self._recorder = Recorder(_results(config) / f"{run.run}.jsonl", run)
         return self._recorder
 

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from benchmark.entries import Entry, read_entries
+from detectors import did_you_mean
 
 BUILT_IN = Path(__file__).parent / "image_sets.toml"
 
@@ -94,6 +95,8 @@ def load_image_set(id: str, entries: dict[str, ImageSetEntry] | None = None) -> 
     Raises ImageSetError when its files are missing, hold no image, or not the expected number of them.
     """
     entries = read_entries(BUILT_IN, ImageSetEntry) if entries is None else entries
+    if id not in entries:
+        raise ImageSetError(f"no image set is called {id!r}{did_you_mean(id, entries)}; known: {', '.join(entries)}")
     entry = entries[id]
     image_set = _from_parquet(id, entry) if entry.parquet else _from_folder(id, entry)
     if entry.images is not None and len(image_set) != entry.images:

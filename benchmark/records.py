@@ -8,13 +8,14 @@ This module imports nothing of the machinery: neither torch nor timm.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 SCHEMA: Literal[1] = 1
 
-Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$", max_length=120)]
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$"
+Id = Annotated[str, Field(pattern=ID_PATTERN, max_length=120)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -34,6 +35,12 @@ class Estimate(_Value):
     value: Fraction
     low: Fraction
     high: Fraction
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.value} lies outside of its interval {self.low} to {self.high}")
+        return self
 
 
 class ClassValue(_Value):
@@ -106,9 +113,10 @@ class _Record(_Value):
 
 
 class Run(_Record):
-    """Provenance of all that one run recorded."""
+    """Provenance of all that one run recorded. suite_option: what its --suite was."""
 
     kind: Literal["run"] = "run"
+    suite_option: str
     started: str
     command: str
     git_commit: str | None
@@ -187,6 +195,12 @@ class Case(_Record):
     timing: Timing | None
     limit: Limit | None
     scores: ScoresFile | None
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.status == "passed" and (self.metrics is None or self.limit is None):
+            raise ValueError("a case without metrics or a limit cannot have passed")
+        return self
 
 
 Record = Run | ModelRecord | DetectorRecord | SetRecord | Case

@@ -18,7 +18,7 @@ from benchmark.devices import device_name
 from benchmark.evaluation import Scores, Workbench, set_record
 from benchmark.image_sets import ImageSet
 from benchmark.provenance import git_state, package_versions
-from benchmark.records import Case, Limit, Record, Role, Run, Timing, append_record
+from benchmark.records import Case, Limit, Record, Role, Run, Status, Timing, append_record
 from benchmark.suites import CaseId, Suite
 from benchmark.thresholds import (
     TIME_FACTOR,
@@ -48,7 +48,8 @@ class Draft:
 
     def finished(self, run: str, suite: str, message: str, *, skipped: bool = False) -> list[Record]:
         """The records of a case that ended: with its verdict, or without one as an error or as skipped."""
-        verdict = self.verdict or Verdict("skipped" if skipped else "error", message[:1000], None)
+        status: Status = "skipped" if skipped else "error"
+        verdict = self.verdict or Verdict(status, message.removeprefix(f"{self.case}: ")[:1000], None)
         case = Case(
             run=run,
             suite=suite,
@@ -174,11 +175,12 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def run_record(run: str, suite: str, folder: Path, device: torch.device) -> Run:
+def run_record(run: str, suite: str, suite_option: str, folder: Path, device: torch.device) -> Run:
     commit, dirty = git_state(folder)
     return Run(
         run=run,
         suite=suite,
+        suite_option=suite_option,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         git_commit=commit,

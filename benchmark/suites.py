@@ -1,5 +1,6 @@
 """Suites: which models and detectors meet which image sets, and what is asked of them."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from benchmark.image_sets import BUILT_IN as IMAGE_SETS
 from benchmark.image_sets import ImageSetEntry
 from benchmark.models import BUILT_IN as MODELS
 from benchmark.models import ModelEntry
-from benchmark.records import Role, SetRole
+from benchmark.records import ID_PATTERN, Role, SetRole
 from detectors import available, create, did_you_mean
 
 FOLDER = Path(__file__).parent / "suites"
@@ -129,6 +130,7 @@ def load_suite(name_or_path: str) -> Suite:
             f"available: {', '.join(suite_names())}, or the path of a .toml file"
         )
     tables = read_toml(file)
+    _check_ids([file.stem, *tables.get("model", {}), *tables.get("image_set", {})], file)
     own_models = read_entries(file, ModelEntry, tables.pop("model", {}))
     own_sets = read_entries(file, ImageSetEntry, tables.pop("image_set", {}))
     entry = SuiteEntry.parse(tables, file, "")
@@ -139,7 +141,10 @@ def load_suite(name_or_path: str) -> Suite:
         _look_up(id, image_sets, "image set", file)
     for detector, options in entry.options.items():
         _look_up(detector, available(), "detector", file)
-        create(detector, **options)
+        try:
+            create(detector, **options)
+        except ValueError as error:
+            raise ValueError(f"{file}: options.{detector}: {error}") from None
     return Suite(
         id=file.stem,
         entry=entry,
@@ -148,6 +153,13 @@ def load_suite(name_or_path: str) -> Suite:
         detectors=_detectors(entry.detectors, file),
         unit_test_detectors=_detectors(entry.unit_tests.detectors, file),
     )
+
+
+def _check_ids(ids: Iterable[str], file: Path) -> None:
+    """Ids stand in file names, addresses and test names, so they are of letters, digits and `.+_-`."""
+    for id in ids:
+        if not re.fullmatch(ID_PATTERN, id):
+            raise ValueError(f"{file}: {id!r} cannot be an id: take letters, digits and . + _ -, letter or digit first")
 
 
 def _detectors(names: tuple[str, ...], file: Path) -> tuple[str, ...]:

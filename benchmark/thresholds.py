@@ -10,9 +10,9 @@ from detectors import did_you_mean
 
 # A run on other hardware or another release of torch moves a few images across the threshold, not more.
 FPR_MARGIN = 0.02
-# A detector may get this much slower than its baseline, and below a quarter of a forward pass nobody waits for it.
+# A detector may get this much slower than its baseline, and below a tenth of a forward pass nobody waits for it.
 TIME_FACTOR = 4.0
-TIME_FLOOR = 0.25
+TIME_FLOOR = 0.1
 
 COLUMNS = ("model", "detector", "set", "fpr_at_95", "forward_ratio", "source", "date")
 
@@ -58,7 +58,7 @@ def read_baselines(file: Path, cases: Collection[str]) -> dict[str, Baseline]:
             if case not in known:
                 raise ValueError(
                     f"{place}: the suite has no case {case!r}{did_you_mean(case, known)}; "
-                    "remove the line, or record the file again with --record-baselines"
+                    "remove the line, or correct it"
                 )
             try:
                 fpr, ratio = float(row["fpr_at_95"]), float(row["forward_ratio"])
@@ -127,4 +127,6 @@ def judge(fpr_at_95: float, timing: Timing, limit: Limit | None, baseline: Basel
         return Verdict("failed", f"improved: {limit.known_failure}; record it with --record-baselines", limit)
     if limit.known_failure and fpr_at_95 > limit.goal:
         return Verdict("failed", f"known failure: {limit.known_failure}", limit, expected=True)
+    if limit.forward_ratio is None:
+        return Verdict("passed", "its time is not judged: no baseline", limit)
     return Verdict("passed", f"improved from {baseline.fpr_at_95:.1%}" if baseline and improved else None, limit)

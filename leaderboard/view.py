@@ -1,5 +1,6 @@
 """What the pages show, computed from records: verdicts, means, unit tests, ranks. No files, no markup."""
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -214,10 +215,11 @@ def _overall_rank(row: MatrixRow) -> tuple[bool, float, str]:
     return not complete, sum(means) if complete else 0.0, row[0]
 
 
-def rerun_command(case: Case) -> str:
+def rerun_command(result: Result) -> str:
     """The command that runs one case alone."""
+    case = result.case
     test = "unit_tests_ood/test_unit_tests.py" if case.role == "unit-test" else "benchmark/test_ood_detection.py"
-    suite = "" if case.suite == DEFAULT_SUITE else f"--suite {case.suite} "
+    suite = "" if case.suite == DEFAULT_SUITE else f"--suite {shlex.quote(result.run.suite_option)} "
     return f'pytest {suite}"{test}::test_case[{case.model}/{case.detector}/{case.set}]"'
 
 

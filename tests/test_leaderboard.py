@@ -81,6 +81,7 @@ def write_suite(
 
 def run_record(started: str, **ids: str) -> Run:
     return Run(
+        suite_option="some folder/suite.toml",
         started=started,
         command=f"pytest {HOSTILE}",
         git_commit="0123456789abcdef0123456789abcdef01234567",
@@ -377,7 +378,7 @@ def test_a_record_is_on_its_models_page(built: Path, results: Path) -> None:
             assert row[3] == (figure(case.metrics.fpr_at_95) if case.metrics else "")
             assert row[4] == (f"{100 * case.limit.fpr_at_95:.1f}" if case.limit else "no limit")
             assert row[5] == (figure(case.metrics.auroc) if case.metrics else "")
-            assert view.rerun_command(case) in row[8]
+            assert view.rerun_command(result) in row[8]
             if case.metrics:
                 assert figure(case.metrics.fpr_at_95_ood_positive).replace(" [", " % [") in row[8]
                 for of_class in case.metrics.classes:

@@ -6,6 +6,7 @@ import pytest
 from benchmark.records import Case, Estimate, RecordError, Run, append_record, read_records
 
 RUN = Run(
+    suite_option="s.toml",
     run="r1",
     suite="s",
     started="2026-01-01T00:00:00+00:00",
@@ -62,6 +63,7 @@ def changed(**values: object) -> str:
         changed(status="great"),
         changed(model="../../etc/passwd"),
         changed(model="<script>"),
+        changed(status="passed"),
         changed(extra=1),
         changed(scores={"path": "../outside.parquet", "sha256": "0" * 64}),
         changed(scores={"path": "/absolute.parquet", "sha256": "0" * 64}),
@@ -77,6 +79,12 @@ def test_a_line_that_does_not_fit_is_refused_with_its_place(tmp_path: Path, line
     file.write_text(file.read_text() + line + "\n")
     with pytest.raises(RecordError, match=r"r1.jsonl:2: not a record of schema 1"):
         list(read_records(file))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.6, 1.0), (0.0, 0.4), (0.6, 0.4)])
+def test_an_interval_holds_its_value(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="outside of its interval"):
+        Estimate(value=0.5, low=low, high=high)
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), "0.5", None])

@@ -177,6 +177,12 @@ def failing_write(error: int) -> Callable[..., None]:
     return fail
 
 
+def test_a_lock_that_cannot_be_written_is_named(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module.FileLock, "acquire", failing_write(errno.EROFS))
+    with pytest.raises(StoreError, match=r"cannot write to the store .*Read-only.*--store"):
+        Store(tmp_path).outputs(model, pixels_set())
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
 def test_a_full_or_read_only_store_says_so_and_keeps_what_is_there(
     model: Model, tmp_path: Path, error: int, passes: list[int], monkeypatch: pytest.MonkeyPatch
@@ -218,16 +224,27 @@ def test_a_head_that_does_not_explain_the_logits_is_refused(
         Store(tmp_path).outputs(model, pixels_set())
 
 
-def test_the_forward_time_is_measured_once_a_device(
+def test_a_forward_time_from_a_busy_machine_does_not_last(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measured = iter([3.0, 0.5, 0.7, 20.0])
+    monkeypatch.setattr(store_module, "forward_ms_per_image", lambda *_: next(measured))
     store = Store(tmp_path)
     outputs = store.outputs(model, pixels_set())
-    first = store.forward_ms_per_image(model, outputs)
-    assert first > 0
-    assert store.forward_ms_per_image(model, outputs) == first
+    assert [store.forward_ms_per_image(model, outputs) for _ in range(3)] == [3.0, 0.5, 0.5]
     monkeypatch.setattr(store_module, "device_name", lambda _: "another device")
-    assert store.forward_ms_per_image(model, outputs) != first
+    assert store.forward_ms_per_image(model, outputs) == 20.0
+    assert store.forward_ms_per_image(model, outputs) == 20.0  # too long to be measured again
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"AMD": null}', '{"AMD": "fast"}', "not json"])
+def test_a_damaged_file_of_forward_times_is_measured_again(model: Model, tmp_path: Path, content: str) -> None:
+    store = Store(tmp_path)
+    outputs = store.outputs(model, pixels_set())
+    store.forward_ms_per_image(model, outputs)
+    file = next((tmp_path / "forward-times").iterdir())
+    file.write_text(content)
+    assert 0 < store.forward_ms_per_image(model, outputs) < 1000
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 9), (2, 7), (3, 3), (4, 100), (8, 9)])
