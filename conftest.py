@@ -1,5 +1,6 @@
 """pytest options, and the fixtures that take a case from its images to its verdict and its record."""
 
+import argparse
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -54,9 +55,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _fraction(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise ValueError(f"{text} is not within 0 to 1")
-    return float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -109,7 +114,10 @@ def _check_options(config: pytest.Config) -> None:
     try:
         read_baselines(suite_of(config).entry.thresholds, all_cases(config))
         _device(config)
-    except (ValueError, OSError, RuntimeError) as error:
+        ood = suite_of(config).entry.ood
+        if twice := {*ood.near, *ood.far} & {*unit_tests}:
+            raise ValueError(f"{suite_of(config).entry.file}: {sorted(twice)} are names of unit tests; rename the sets")
+    except (ValueError, OSError) as error:
         raise pytest.UsageError(str(error)) from None
 
 
@@ -186,10 +194,13 @@ def _command(request: pytest.FixtureRequest) -> str:
 @contextmanager
 def _one_line(case: CaseId) -> Iterator[None]:
     """What goes wrong in a user's files, disks and settings fails the case with its message, without a traceback."""
+    problem = None
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
-        pytest.fail(f"{case}: {error}", pytrace=False)
+        problem = str(error).removeprefix(f"{case}: ")
+    if problem is not None:  # outside of `except`, which would chain the tracebacks that nobody asked for
+        pytest.fail(f"{case}: {problem}", pytrace=False)
 
 
 def _uncaptured(config: pytest.Config) -> AbstractContextManager[None]:

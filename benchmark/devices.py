@@ -7,8 +7,14 @@ import torch
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, by default a GPU where there is one. An unknown name is a RuntimeError."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device of that name, by default a GPU where there is one. ValueError on a name without a device."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name is None else None
+    try:
+        device = device or torch.device(str(name))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def share_processor(processes: int) -> None:

@@ -151,8 +151,14 @@ class DetectorBench:
         """The scores of a set; a ValueError that names model, detector and set where they cannot be made."""
         outputs = self.bench.outputs(image_set)
         started = time.perf_counter()
-        values = self._detector.score(outputs).cpu().numpy()
+        scored = self._detector.score(outputs)
         seconds = time.perf_counter() - started
+        if scored.shape != (len(image_set),) or scored.dtype != torch.float64:
+            raise ValueError(
+                f"{self.bench.model.id}/{self.id}/{image_set.id}: the scores are {scored.dtype} {tuple(scored.shape)}; "
+                f"a detector gives torch.float64 ({len(image_set)},)"
+            )
+        values = scored.cpu().numpy()
         if np.isnan(values).any():
             image = image_set.image_ids[int(np.isnan(values).argmax())]
             raise ValueError(f"{self.bench.model.id}/{self.id}/{image_set.id}: the score of {image} is NaN")

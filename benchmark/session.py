@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from benchmark.devices import device_name
-from benchmark.evaluation import Scores, Workbench, set_record
+from benchmark.evaluation import DetectorBench, Scores, Workbench, set_record
 from benchmark.image_sets import ImageSet
 from benchmark.provenance import git_state, package_versions
-from benchmark.records import Case, Limit, Record, Role, Run, Status, Timing, append_record
+from benchmark.records import Case, Limit, ModelRecord, Record, Role, Run, Status, Timing, append_record
 from benchmark.suites import CaseId, Suite
 from benchmark.thresholds import (
     TIME_FACTOR,
@@ -131,9 +131,11 @@ class Session:
 
 @dataclass(frozen=True)
 class PreparedCase:
+    """A case whose detector is fitted and whose outputs are there."""
+
     session: Session
     draft: Draft
-    detector: Any
+    detector: DetectorBench
     image_set: ImageSet
 
     @property
@@ -144,10 +146,9 @@ class PreparedCase:
     def score(self) -> Scores:
         return self.detector.score(self.image_set)
 
-    def _timing_now(self, first: Timing) -> Timing:
-        """The shortest of some score times, each beside a forward pass, so that what slows the machine slows both."""
-        bench = self.detector.bench
-        again = (self.detector.timing(self.score(), bench.forward_ms_per_image_now()) for _ in range(TIME_RETRIES))
+    def _shortest(self, first: Timing, forwards_ms_per_image: Iterable[float]) -> Timing:
+        """The shortest of a first time and of one beside each forward time: what slows the machine slows both."""
+        again = (self.detector.timing(self.score(), forward) for forward in forwards_ms_per_image)
         return min((first, *again), key=lambda timing: timing.forward_ratio)
 
     def judge(self, scores: Scores) -> str | None:
@@ -158,10 +159,12 @@ class PreparedCase:
         draft.parts["metrics"] = metrics
         timing = self.detector.timing(scores, self.detector.bench.forward_ms_per_image)
         if session.limits.recording and TIME_FACTOR * timing.forward_ratio > TIME_FLOOR:
-            timing = self._timing_now(timing)
+            forward = self.detector.bench.forward_ms_per_image
+            timing = self._shortest(timing, [forward] * TIME_RETRIES)
         verdict = session.limits.verdict(draft.case, metrics.fpr_at_95.value, timing)
         if verdict.limit and verdict.limit.forward_ratio and timing.forward_ratio > verdict.limit.forward_ratio:
-            timing = self._timing_now(timing)
+            forwards = (self.detector.bench.forward_ms_per_image_now() for _ in range(TIME_RETRIES))
+            timing = self._shortest(timing, forwards)
             verdict = session.limits.verdict(draft.case, metrics.fpr_at_95.value, timing)
         draft.parts["timing"] = timing
         draft.verdict = verdict
@@ -198,7 +201,7 @@ class Recorder:
     def __init__(self, file: Path, run: Run) -> None:
         self.file = file
         self.cases: list[Case] = []
-        self.models: list[Any] = []
+        self.models: list[ModelRecord] = []
         self._run = run
         self._written: set[tuple[str, str]] = set()
 
@@ -213,7 +216,7 @@ class Recorder:
                 continue
             else:
                 self._written.add((record.kind, record.id))  # type: ignore[union-attr]
-                if record.kind == "model":
+                if isinstance(record, ModelRecord):
                     self.models.append(record)
             append_record(self.file, record)
 

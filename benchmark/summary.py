@@ -73,7 +73,5 @@ def _attention(cases: Sequence[Case]) -> Iterator[list[Piece]]:
     for case in cases:
         if case.status in ("failed", "error") and not case.expected:
             yield [(case.status.upper(), True), (f" {case.model}/{case.detector}/{case.set}: {case.reason}", False)]
-    counts = Counter(case.status for case in cases)
-    known = sum(case.expected for case in cases)
-    text = ", ".join(f"{count} {status}" for status, count in counts.items())
-    yield [(text, True), (f" (of the failed, {known} are known failures)" if known else "", False)]
+    counts = Counter("known failures" if case.expected else case.status for case in cases)
+    yield [(", ".join(f"{count} {outcome}" for outcome, count in counts.items()), True)]

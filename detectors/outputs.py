@@ -71,13 +71,15 @@ class Outputs:
 class Head:
     """The last linear layer: logits = features @ weight.T + bias.
 
-    weight: (C, D). bias: (C,). Raises ValueError when the shapes do not fit.
+    weight: (C, D). bias: (C,): tensors or arrays. Raises ValueError when the shapes do not fit.
     """
 
     weight: Tensor
     bias: Tensor
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", as_tensor(self.weight))
+        object.__setattr__(self, "bias", as_tensor(self.bias))
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
             raise ValueError(
                 f"a head needs a weight of shape (C, D) and a bias of shape (C,), "
