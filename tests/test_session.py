@@ -175,7 +175,8 @@ def test_scores_that_are_nan_are_an_error_that_names_the_case(run: Runs, monkeyp
     [
         (["--suite", "digit"], "no suite 'digit' (did you mean 'digits'?)"),
         (["--fpr-limit", "2"], "--fpr-limit"),
-        (["--device", "abacus"], "abacus"),
+        (["--fpr-limit", "abc"], "'abc' is no number from 0 to 1"),
+        (["--device", "abacus"], "--device abacus"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_a_usage_error(run: Runs, arguments: list[str], says: str) -> None:
