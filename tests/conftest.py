@@ -1,6 +1,7 @@
 """A tiny world: three colours as classes, an untrained network, and a suite of them in a folder of its own."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,12 @@ def world(_world: Path) -> Path:
 def own_world(_world: Path, tmp_path: Path) -> Path:
     """A copy of the world that a test may change."""
     return Path(shutil.copytree(_world, tmp_path / "world"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads only get in each other's way on matrices this small, and most on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

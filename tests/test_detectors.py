@@ -1,7 +1,7 @@
 """The contract of a detector: named checks that every detector passes, and for each check a twin that breaks it."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -24,13 +24,7 @@ UNITS_A_CLASS = 3  # the units 12 to 15 belong to no class: out-of-distribution 
 Make = Callable[[], Detector]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads only get in each other's way on matrices this small, and most on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Network(nn.Module):
