@@ -49,7 +49,9 @@ def read_baselines(file: Path, cases: Collection[str]) -> dict[str, Baseline]:
     with file.open(newline="", encoding="utf-8") as lines:
         table = csv.DictReader(lines)
         if tuple(table.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; delete it and record anew")
+            raise ValueError(
+                f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; delete it and record anew"
+            )
         for row in table:
             place = f"{file}:{table.line_num}"
             if None in row.values() or None in row:
