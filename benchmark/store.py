@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +78,15 @@ class PreparedImages:
         self.shape = (len(image_set), *model.preprocessing["input_size"])
 
     def __getitem__(self, rows: slice) -> Tensor:
-        indices = range(*rows.indices(self.shape[0]))
-        return torch.stack([self._model.transform(self._image_set[index]) for index in indices])
+        start, stop, _ = rows.indices(self.shape[0])
+        pixels = torch.empty(max(stop - start, 0), *self.shape[1:])
+        self.prepare(start, pixels)
+        return pixels
+
+    def prepare(self, start: int, pixels: Tensor) -> None:
+        """Fills pixels (n, 3, H, W) with the images from `start` on."""
+        for offset, place in enumerate(pixels):
+            place.copy_(self._model.transform(self._image_set[start + offset]))
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ def forward(model: Model, image_set: ImageSet, rows: slice) -> dict[str, Tensor]
         torch.inference_mode(),
         tqdm(total=len(image_set), initial=rows.start, desc=title, unit="image", disable=None, leave=False) as bar,
     ):
-        for batch, pixels in zip(batches, _prefetched(images, batches), strict=True):
+        for batch, pixels in zip(batches, prefetched(images, batches), strict=True):
             features, logits = (values.float().cpu() for values in model.outputs(pixels))
             _check_finite(model, image_set, batch.start, features, logits)
             if not parts:
@@ -197,24 +204,29 @@ def forward_ms_per_image(model: Model, images: Any) -> float:
     return 1000 * min(seconds) / len(images)
 
 
-def _prefetched(images: PreparedImages, batches: list[slice]) -> Iterator[Tensor]:
-    """The batches in order, each prepared while the one before it is used."""
+def prefetched(images: PreparedImages, batches: list[slice]) -> Iterator[Tensor]:
+    """The batches in order, each prepared by all cores while the one before it is used."""
     workers = os.cpu_count() or 1
 
-    def prepare(batch: slice, decoders: ThreadPoolExecutor) -> Tensor:
-        step = -(-(batch.stop - batch.start) // workers)
-        parts = [slice(start, min(start + step, batch.stop)) for start in range(batch.start, batch.stop, step)]
-        return torch.cat(list(decoders.map(images.__getitem__, parts)))
+    def start(batch: slice) -> tuple[Tensor, list[Future[None]]]:
+        with torch.inference_mode(False):  # the mode is of this thread, and the pool's could not fill the tensor
+            pixels = torch.empty(batch.stop - batch.start, *images.shape[1:])
+        step = -(-len(pixels) // workers)
+        parts = zip(range(batch.start, batch.stop, step), pixels.split(step), strict=True)
+        return pixels, [pool.submit(images.prepare, first, part) for first, part in parts]
 
-    with ThreadPoolExecutor(workers) as decoders, ThreadPoolExecutor(1) as ahead:
-        waiting = None
+    def finish(pixels: Tensor, parts: list[Future[None]]) -> Tensor:
+        for part in parts:
+            part.result()
+        return pixels
+
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = []
         for batch in batches:
-            upcoming = ahead.submit(prepare, batch, decoders)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = upcoming
-        if waiting is not None:
-            yield waiting.result()
+            ahead.append(start(batch))
+            if len(ahead) == 2:
+                yield finish(*ahead.pop(0))
+        yield from (finish(*batch) for batch in ahead)
 
 
 def _check_head(model: Model, pixels: Tensor, logits: Tensor) -> None:
