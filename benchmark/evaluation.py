@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from benchmark.records import Metrics, ScoresFile, SetRole, Timing
 from benchmark.store import BATCH_ROWS, Store, forward_ms_per_image
 from benchmark.suites import Suite
 from detectors import Outputs, create, describe
+from detectors.base import option_fields
 
 _Made = TypeVar("_Made")
 
@@ -184,7 +185,9 @@ class DetectorBench:
             run=run,
             suite=suite,
             **describe(self.id),
-            options_used={option.name: getattr(self._detector, option.name) for option in fields(self._detector)},
+            options_used={
+                option.name: getattr(self._detector, option.name) for option in option_fields(self._detector)
+            },
             source_sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest(),
         )
 

@@ -158,6 +158,7 @@ class DetectorRecord(_Record):
     options: dict[str, str]
     defaults: dict[str, Any]
     deviations: list[str]
+    verified: list[str] = []
     options_used: dict[str, Any]
     source_sha256: Sha256
 

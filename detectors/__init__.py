@@ -13,6 +13,7 @@ from detectors.base import Detector
 from detectors.catalogue import registry
 from detectors.outputs import Head, Outputs
 from detectors.registry import Registry, did_you_mean
+from detectors.state import learned
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -20,5 +21,18 @@ for _module in pkgutil.iter_modules(__path__):
 available = registry.available
 create = registry.create
 describe = registry.describe
+restore = registry.restore
 
-__all__ = ["Detector", "Head", "Outputs", "Registry", "available", "create", "describe", "did_you_mean", "registry"]
+__all__ = [
+    "Detector",
+    "Head",
+    "Outputs",
+    "Registry",
+    "available",
+    "create",
+    "describe",
+    "did_you_mean",
+    "learned",
+    "registry",
+    "restore",
+]

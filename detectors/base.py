@@ -1,16 +1,18 @@
 """The contract that every detector keeps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Collection, Iterator
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
 from torch import Tensor
 
 from detectors.outputs import Head, Outputs, as_tensor
+from detectors.state import pack, unpack
 
-NEEDS = frozenset({"logits", "features", "head", "train", "val", "patches", "images", "model"})
+# "text": the head's weights are embeddings of class names by a vision-language model.
+NEEDS = frozenset({"logits", "features", "head", "train", "val", "patches", "images", "model", "text"})
 _SHAPES = {"features": "(N, D)", "logits": "(N, C)", "patches": "(N, P, D)", "images": "(N, 3, H, W)"}
 _MADE_DOUBLE = ("features", "logits", "patches")
 
@@ -19,9 +21,10 @@ _MADE_DOUBLE = ("features", "logits", "patches")
 class Detector(ABC):
     """Tells images of a network's classes from all others. Higher scores mean more in-distribution.
 
-    A subclass is a keyword-only dataclass: its fields are its options. It declares its `id` and `needs`, checks its
-    options in `__post_init__`, and implements `_score` and, where it learns from data, `_fit`. It reads data through
-    `_stream` and `_labels` alone, so that it sees checked float64 and never holds a whole data set.
+    A subclass is a keyword-only dataclass: its fields are its options and, marked by `learned()`, what `_fit` sets:
+    tensors, numbers, texts, or dataclasses of those. It declares its `id` and `needs`, checks its options in
+    `__post_init__`, and implements `_score` and, where it learns from data, `_fit`. It reads data through `_stream` and
+    `_labels` alone, so that it sees checked float64 and never holds a whole data set.
     """
 
     id: ClassVar[str]
@@ -35,7 +38,13 @@ class Detector(ABC):
 
         train: outputs of the training images, with labels. head: the network's last layer. val: outputs of a split
         that is neither train nor test. model: a callable from images (N, 3, H, W) to logits (N, C) that torch can
-        differentiate.
+        differentiate. Some detectors ask it for more, by these names:
+
+            features(images) -> (N, D), pre-logit features
+            layers(images) -> list of (N, C_l), the pooled outputs of several layers, first to last
+            feature_map(images) -> (N, positions, channels), the last one before pooling
+            logits_of_map(feature_map) -> (N, C)
+            text_features(words) -> (number of words, D), of a vision-language model
 
         Raises ValueError when something that the detector needs is missing, does not fit or is not finite.
         """
@@ -54,6 +63,8 @@ class Detector(ABC):
                 raise ValueError(f"{self.id}: the head has weights that are not finite")
             classes, width = head.weight.shape
             self._row_shapes = {"features": (width,), "logits": (classes,)}
+        if "model" in self.needs:
+            self._use(model)
         self._fit(train, head, val, model)
         self._fitted = True
         return self
@@ -65,10 +76,56 @@ class Detector(ABC):
         Raises RuntimeError before `fit`, ValueError when a needed output is missing, is not finite or has another
         width than in `fit`.
         """
-        if not getattr(self, "_fitted", False):
-            raise RuntimeError(f"{self.id} is not fitted: call fit(train, head) before score(outputs)")
+        self._check_fitted()
         scores = [self._score(batch) for batch in self._stream(outputs)]
         return torch.cat(scores) if scores else torch.empty(0, dtype=torch.float64)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the detector is and has learned: tensors for a safetensors file, and the rest as values for JSON.
+
+        `restore(tensors, about)` gives the detector back. Raises RuntimeError before `fit`.
+        """
+        self._check_fitted()
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
+        for part in fields(self):
+            if not part.init:
+                pack(getattr(self, part.name), part.name, tensors, values)
+        options = {option.name: getattr(self, option.name) for option in option_fields(self)}
+        shapes = {name: list(shape) for name, shape in self._row_shapes.items()}
+        return tensors, {"id": self.id, "options": options, "row_shapes": shapes, "values": values}
+
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any], model: Any) -> None:
+        """Takes the state of a fitted detector with the same options."""
+        hints = get_type_hints(type(self))
+        for part in fields(self):
+            if not part.init:
+                setattr(self, part.name, unpack(hints[part.name], part.name, tensors, about["values"]))
+        self._row_shapes = {name: tuple(shape) for name, shape in about["row_shapes"].items()}
+        if {"model", "images"} <= self.needs:
+            if model is None:
+                raise ValueError(f"{self.id} scores with the network: restore(tensors, about, model=...)")
+            self._use(model)
+        self._fitted = True
+
+    def _use(self, model: Any) -> None:
+        """Takes the network that `fit` or `restore` was given."""
+        if getattr(model, "training", False):
+            raise ValueError(
+                f"{self.id} needs the network in evaluation mode, where an image's output does not depend on the other "
+                "images of its batch: call model.eval() first"
+            )
+        self._model = model
+
+    def _ask_model(self, name: str, *arguments: Any) -> Any:
+        """What a function of the network gives that not every network has."""
+        if not callable(getattr(self._model, name, None)):
+            raise ValueError(f"{self.id} needs a model with {name}(...), which {type(self._model).__name__} lacks")
+        return getattr(self._model, name)(*arguments)
+
+    def _check_fitted(self) -> None:
+        if not getattr(self, "_fitted", False):
+            raise RuntimeError(f"{self.id} is not fitted: call fit(train, head) before score(outputs)")
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         """Sets the fitted state. The arguments that `needs` names are never None; a needed head is in float64."""
@@ -78,9 +135,14 @@ class Detector(ABC):
     def _score(self, batch: "Batch") -> Tensor:
         """Scores (n,) of a batch of n rows, which it must not change."""
 
-    def _stream(self, outputs: Outputs, labels: Tensor | None = None) -> Iterator["Batch"]:
-        """Checked batches of the outputs that the detector needs, with their part of `labels` (N,) where given."""
-        wanted = sorted(self.needs & _SHAPES.keys())
+    def _stream(
+        self, outputs: Outputs, labels: Tensor | None = None, only: Collection[str] = _SHAPES.keys()
+    ) -> Iterator["Batch"]:
+        """Checked batches of the outputs that the detector needs, with their part of `labels` (N,) where given.
+
+        only: which of them are read. Images are to be decoded, so a fit that has no use for them leaves them out.
+        """
+        wanted = sorted(self.needs & _SHAPES.keys() & set(only))
         for name in wanted:
             if getattr(outputs, name) is None:
                 raise ValueError(f"{self.id} needs outputs with {name}")
@@ -133,6 +195,11 @@ class Detector(ABC):
         return labels
 
 
+def option_fields(detector: Any) -> list[Field[Any]]:
+    """The fields of a detector (or part of one), class or instance, that a caller may set."""
+    return [option for option in fields(detector) if option.init]
+
+
 class Batch:
     """Rows of what a detector needs: features, logits and patches in float64, images as given, labels in int64.
 
@@ -147,6 +214,11 @@ class Batch:
 
     def __init__(self, **values: Tensor) -> None:
         vars(self).update(values)
+
+    @property
+    def reach(self) -> Tensor:
+        """The L1 norm of the features (n, 1), or, where each class has a mask of its own, of what reaches it (n, C)."""
+        return torch.linalg.vector_norm(self.features, ord=1, dim=1, keepdim=True)
 
 
 def check_finite(rows: Tensor, what: str, first_row: int = 0) -> None:

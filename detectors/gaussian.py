@@ -13,6 +13,7 @@ from detectors.catalogue import registry
 from detectors.numerics import class_means, round_off, unit
 from detectors.options import require
 from detectors.outputs import Head, Outputs
+from detectors.state import learned
 
 _Rows = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
@@ -45,6 +46,7 @@ class Moments:
         return Moments(self.sizes.sum()[None], mean[None], self.covariance + between)
 
 
+@dataclass(frozen=True, eq=False)
 class Gaussians:
     """Squared Mahalanobis distances to the nearest of K means under their shared covariance.
 
@@ -52,21 +54,27 @@ class Gaussians:
     whitened, so that all distances of a batch are one matrix product.
     """
 
-    def __init__(self, moments: Moments) -> None:
+    centre: Tensor
+    whitening: Tensor
+    means: Tensor  # whitened
+    squared_norms: Tensor
+
+    @classmethod
+    def of(cls, moments: Moments) -> "Gaussians":
         values, vectors = torch.linalg.eigh(moments.covariance)
         means_round_off = moments.means.abs().max() * moments.sizes.sum() * torch.finfo(values.dtype).eps
         kept = values > torch.maximum(round_off(values), means_round_off.square())
-        self._centre = moments.pooled().means[0]
-        self._whitening = vectors[:, kept] / values[kept].sqrt()
-        self._means = (moments.means - self._centre) @ self._whitening
-        self._squared_norms = self._means.square().sum(dim=1)
+        centre = moments.pooled().means[0]
+        whitening = vectors[:, kept] / values[kept].sqrt()
+        means = (moments.means - centre) @ whitening
+        return cls(centre, whitening, means, means.square().sum(dim=1))
 
     def squared_distance(self, features: Tensor) -> Tensor:
         """Squared distances (n,) of features (n, D) to their nearest mean."""
-        white = (features - self._centre) @ self._whitening
+        white = (features - self.centre) @ self.whitening
         # |m|^2 - 2 z.m finds the nearest mean; its distance is taken afresh, because the expanded square cancels.
-        nearest = torch.addmm(self._squared_norms, white, self._means.T, alpha=-2).argmin(dim=1)
-        return white.sub_(self._means[nearest]).square_().sum(dim=1)
+        nearest = torch.addmm(self.squared_norms, white, self.means.T, alpha=-2).argmin(dim=1)
+        return white.sub_(self.means[nearest]).square_().sum(dim=1)
 
 
 @registry.register
@@ -87,12 +95,13 @@ class Mahalanobis(Detector):
 
     id = "mahalanobis"
     needs = frozenset({"features", "train"})
+    class_gaussians: Gaussians = learned()
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
-        self._class_gaussians = Gaussians(self._moments(train, head, self._represent))
+        self.class_gaussians = Gaussians.of(self._moments(train, head, self._represent))
 
     def _score(self, batch: Batch) -> Tensor:
-        return -self._class_gaussians.squared_distance(self._represent(batch.features))
+        return -self.class_gaussians.squared_distance(self._represent(batch.features))
 
     def _moments(self, train: Outputs, head: Head | None, represent: Callable[[Tensor], Tensor]) -> Moments:
         classes, indices = self._labels(train, head).unique(return_inverse=True)
@@ -142,14 +151,15 @@ class RelativeMahalanobis(Mahalanobis):
     """
 
     id = "relative-mahalanobis"
+    global_gaussian: Gaussians = learned()
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         moments = self._moments(train, head, self._represent)
-        self._class_gaussians = Gaussians(moments)
-        self._global_gaussian = Gaussians(moments.pooled())
+        self.class_gaussians = Gaussians.of(moments)
+        self.global_gaussian = Gaussians.of(moments.pooled())
 
     def _score(self, batch: Batch) -> Tensor:
-        return super()._score(batch) + self._global_gaussian.squared_distance(self._represent(batch.features))
+        return super()._score(batch) + self.global_gaussian.squared_distance(self._represent(batch.features))
 
 
 @registry.register
@@ -179,7 +189,7 @@ class RelativeMahalanobisPlusPlus(RelativeMahalanobis):
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         super()._fit(train, head, val, model)
         if self.global_fit == "raw":
-            self._global_gaussian = Gaussians(self._moments(train, head, lambda features: features).pooled())
+            self.global_gaussian = Gaussians.of(self._moments(train, head, lambda features: features).pooled())
 
     @staticmethod
     def _represent(features: Tensor) -> Tensor:

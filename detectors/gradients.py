@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,14 +44,6 @@ class ODIN(Detector):
         require(ok, self.id, "temperature", self.temperature, "a number above 0")
         ok = is_number(self.epsilon) and self.epsilon >= 0
         require(ok, self.id, "epsilon", self.epsilon, "a number from 0")
-
-    def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
-        if getattr(model, "training", False):
-            raise ValueError(
-                f"{self.id} needs the network in evaluation mode, where an image's output does not depend on the other "
-                "images of its batch: call model.eval() first"
-            )
-        self._model = model
 
     def _rows_in_a_batch(self, outputs: Outputs) -> int:
         """As many values as 32 images of 224 x 224: the network's activations stay in memory for the backward pass."""

@@ -10,6 +10,7 @@ from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.numerics import class_means
 from detectors.options import is_number, require
+from detectors.state import learned
 
 
 @registry.register
@@ -94,6 +95,7 @@ class KLMatching(Detector):
     id = "kl-matching"
     needs = frozenset({"logits", "train"})
     classes: str = "predicted"
+    log_templates: Tensor = learned()
 
     def __post_init__(self) -> None:
         require(self.classes in ("predicted", "true"), self.id, "classes", self.classes, "'predicted' or 'true'")
@@ -105,9 +107,9 @@ class KLMatching(Detector):
         else:
             rows = ((batch.logits.softmax(dim=1), batch.logits.argmax(dim=1)) for batch in self._stream(train))
         sizes, templates = class_means(rows, train.logits.shape[1])
-        self._log_templates = templates[sizes > 0].clamp_min(torch.finfo(templates.dtype).tiny).log()
+        self.log_templates = templates[sizes > 0].clamp_min(torch.finfo(templates.dtype).tiny).log()
 
     def _score(self, batch: Batch) -> Tensor:
         log_p = batch.logits.log_softmax(dim=1)
         p = log_p.exp()
-        return (p @ self._log_templates.T).amax(dim=1) - (p * log_p).sum(dim=1)
+        return (p @ self.log_templates.T).amax(dim=1) - (p * log_p).sum(dim=1)

@@ -10,7 +10,8 @@ from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.numerics import unit
 from detectors.options import is_integer, require
-from detectors.outputs import as_tensor
+from detectors.outputs import Outputs, Rows, as_tensor
+from detectors.state import learned
 
 
 @registry.register
@@ -31,6 +32,8 @@ class KNN(Detector):
     id = "knn"
     needs = frozenset({"features", "train"})
     k: int | None = None
+    fitted_k: int = learned()
+    bank: Rows = learned()
 
     def __post_init__(self) -> None:
         ok = self.k is None or (is_integer(self.k) and self.k >= 1)
@@ -39,16 +42,22 @@ class KNN(Detector):
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         """Keeps a reference to the training features, which must not change afterwards, and no copy of them."""
         size = len(train)
-        self._k = default_k(size) if self.k is None else self.k
-        require(self._k <= size, self.id, "k", self._k, f"an integer from 1 to {size}, the number of training images")
+        self.fitted_k = default_k(size) if self.k is None else self.k
+        require(
+            self.fitted_k <= size,
+            self.id,
+            "k",
+            self.fitted_k,
+            f"an integer from 1 to {size}, the number of training images",
+        )
         for _ in self._stream(train):
             pass  # reading is checking: bad training features are found here and not in the first score
-        self._bank = train.only({"features"})
+        self.bank = train.features
 
     def _score(self, batch: Batch) -> Tensor:
         queries = unit(batch.features)
         neighbours = self._kth_neighbours(queries).tolist()
-        rows = torch.cat([as_tensor(self._bank.features[row : row + 1]) for row in neighbours])
+        rows = torch.cat([as_tensor(self.bank[row : row + 1]) for row in neighbours])
         # The distance is taken from the two vectors: sqrt(2 - 2 cos) has no digits left for near-duplicates.
         return -torch.linalg.vector_norm(queries - unit(rows.double()), dim=1)
 
@@ -57,12 +66,12 @@ class KNN(Detector):
         similarities = queries.new_empty(len(queries), 0)
         rows = similarities.long()
         first_row = 0
-        for bank in self._stream(self._bank):
+        for bank in self._stream(Outputs(features=self.bank)):
             found = queries @ unit(bank.features).T
-            found, found_rows = found.topk(min(self._k, len(bank.features)), dim=1)
+            found, found_rows = found.topk(min(self.fitted_k, len(bank.features)), dim=1)
             similarities = torch.cat([similarities, found], dim=1)
             rows = torch.cat([rows, found_rows + first_row], dim=1)
-            similarities, kept = similarities.topk(min(self._k, similarities.shape[1]), dim=1)
+            similarities, kept = similarities.topk(min(self.fitted_k, similarities.shape[1]), dim=1)
             rows = rows.gather(1, kept)
             first_row += len(bank.features)
         return rows[:, -1]

@@ -5,10 +5,18 @@ from numbers import Integral, Real
 from typing import Any
 
 
+class OptionError(ValueError):
+    """An option that cannot be used; the message names the detector, the option, the value and the values allowed."""
+
+    def __init__(self, detector: str, option: str, value: Any, allowed: str) -> None:
+        super().__init__(f"{detector}: {option} is {value!r}; allowed: {allowed}")
+        self.option, self.value, self.allowed = option, value, allowed
+
+
 def require(ok: bool, detector: str, option: str, value: Any, allowed: str) -> None:
-    """Raises a ValueError that names the detector, its option, the value and the values allowed, unless `ok`."""
+    """Raises an OptionError unless `ok`."""
     if not ok:
-        raise ValueError(f"{detector}: {option} is {value!r}; allowed: {allowed}")
+        raise OptionError(detector, option, value, allowed)
 
 
 def is_number(value: Any) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.numerics import class_means, unit
+from detectors.state import learned
 
 
 @registry.register
@@ -25,18 +26,19 @@ class Cosine(Detector):
 
     id = "cosine"
     needs = frozenset({"features", "train"})
+    prototypes: Tensor = learned()
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         classes, indices = self._labels(train, head).unique(return_inverse=True)
         rows = ((batch.features, batch.labels) for batch in self._stream(train, indices))
         _, means = class_means(rows, len(classes))
-        self._prototypes = unit(means)
+        self.prototypes = unit(means)
 
     def _score(self, batch: Batch) -> Tensor:
         return self._similarities(batch).amax(dim=1)
 
     def _similarities(self, batch: Batch) -> Tensor:
-        return unit(batch.features) @ self._prototypes.T
+        return unit(batch.features) @ self.prototypes.T
 
 
 @registry.register

@@ -1,14 +1,13 @@
-"""Detectors by id. The docstring of a detector is its only description: `describe` reads it."""
+"""Detectors by id."""
 
 import difflib
-import inspect
-import re
-from dataclasses import fields
 from typing import Any, TypeVar
 
-from detectors.base import NEEDS, Detector
+from torch import Tensor
 
-_SECTIONS = ("Formula", "Paper", "Options", "Deviations")
+from detectors.base import NEEDS, Detector, option_fields
+from detectors.description import describe
+
 _DetectorClass = TypeVar("_DetectorClass", bound=type[Detector])
 
 
@@ -24,7 +23,7 @@ class Registry:
             raise ValueError(f"two detectors are called {detector.id!r}")
         if unknown := detector.needs - NEEDS:
             raise ValueError(f"{detector.id}: unknown needs {sorted(unknown)}; the known ones are {sorted(NEEDS)}")
-        _describe(detector)
+        describe(detector)
         self._classes[detector.id] = detector
         return detector
 
@@ -35,7 +34,7 @@ class Registry:
     def create(self, id: str, **options: Any) -> Detector:
         """A new detector. Options override the published defaults; an unknown id or a bad option is a ValueError."""
         detector = self._class(id)
-        known = [field.name for field in fields(detector)]
+        known = [option.name for option in option_fields(detector)]
         for name in options:
             if name not in known:
                 raise ValueError(
@@ -47,9 +46,22 @@ class Registry:
         """What a reader should know, as plain values that JSON can hold.
 
         Keys: id, summary, formula, paper, needs (list), options (name -> meaning), defaults (name -> value; None
-        stands for the rule that the option's meaning gives) and deviations (list, one a difference from the paper).
+        stands for the rule that the option's meaning gives), deviations (list, one a difference from the paper) and
+        verified (list, one an independent reference, with the tolerance).
         """
-        return _describe(self._class(id))
+        return describe(self._class(id))
+
+    def restore(self, tensors: dict[str, Tensor], about: dict[str, Any], *, model: Any = None) -> Detector:
+        """The fitted detector whose `state()` this is.
+
+        model: the network, for a detector that scores with it. Raises ValueError for a state that is not whole.
+        """
+        try:
+            detector = self.create(about["id"], **about["options"])
+            detector._restore(tensors, about, model)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is not the state of a detector: {error!r}") from error
+        return detector
 
     def _class(self, id: str) -> type[Detector]:
         if id not in self._classes:
@@ -64,37 +76,3 @@ def did_you_mean(name: str, known: Any) -> str:
     """The tail of an error message about an unknown name: the closest known one, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _describe(detector: type[Detector]) -> dict[str, Any]:
-    text = inspect.cleandoc(detector.__doc__ or "")
-    summary, *parts = re.split(rf"^({'|'.join(_SECTIONS)}):\s*", text, flags=re.MULTILINE)
-    sections = {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
-    if missing := {"Formula", "Paper"} - sections.keys():
-        raise ValueError(f"{detector.id}: its docstring lacks {' and '.join(sorted(missing))}")
-    meanings = dict(_entry(item) for item in _items(sections.get("Options", "")))
-    defaults = {field.name: field.default for field in fields(detector)}
-    if meanings.keys() != defaults.keys():
-        raise ValueError(
-            f"{detector.id}: its docstring explains {sorted(meanings)}, its options are {sorted(defaults)}"
-        )
-    return {
-        "id": detector.id,
-        "summary": " ".join(summary.split()),
-        "formula": " ".join(sections["Formula"].split()),
-        "paper": " ".join(sections["Paper"].split()),
-        "needs": sorted(detector.needs),
-        "options": meanings,
-        "defaults": defaults,
-        "deviations": _items(sections.get("Deviations", "")),
-    }
-
-
-def _items(section: str) -> list[str]:
-    """The entries of a section: each starts with '- ', and goes on in the indented lines below."""
-    return [" ".join(item.split()) for item in re.split(r"^- ", section, flags=re.MULTILINE) if item.strip()]
-
-
-def _entry(item: str) -> tuple[str, str]:
-    name, _, meaning = item.partition(":")
-    return name.strip(), meaning.strip()

@@ -11,6 +11,7 @@ from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.numerics import round_off
 from detectors.options import is_integer, require
+from detectors.state import learned
 
 
 @registry.register
@@ -35,6 +36,9 @@ class ViM(Detector):
     id = "vim"
     needs = frozenset({"features", "logits", "head", "train"})
     dimension: int | None = None
+    origin: Tensor = learned()
+    residual_basis: Tensor = learned()
+    alpha: float = learned()
 
     def __post_init__(self) -> None:
         ok = self.dimension is None or (is_integer(self.dimension) and self.dimension >= 0)
@@ -44,21 +48,21 @@ class ViM(Detector):
         width = head.weight.shape[1]
         dimension = default_dimension(width) if self.dimension is None else self.dimension
         require(dimension < width, self.id, "dimension", dimension, f"an integer from 0 to {width - 1}, or None")
-        self._origin = -torch.linalg.pinv(head.weight) @ head.bias
-        centred = (batch.features - self._origin for batch in self._stream(train))
+        self.origin = -torch.linalg.pinv(head.weight) @ head.bias
+        centred = (batch.features - self.origin for batch in self._stream(train))
         values, vectors = torch.linalg.eigh(reduce(torch.add, (rows.T @ rows for rows in centred)))
-        self._residual_basis = vectors[:, : width - dimension]
-        self._alpha = 0.0
+        self.residual_basis = vectors[:, : width - dimension].contiguous()
+        self.alpha = 0.0
         if values[width - dimension - 1] > round_off(values):
             pairs = (torch.stack([batch.logits.amax(dim=1), self._residual(batch)]) for batch in self._stream(train))
             logit_sum, residual_sum = reduce(torch.add, (pair.sum(dim=1) for pair in pairs))
-            self._alpha = float(logit_sum / residual_sum)
+            self.alpha = float(logit_sum / residual_sum)
 
     def _score(self, batch: Batch) -> Tensor:
-        return batch.logits.logsumexp(dim=1) - self._alpha * self._residual(batch)
+        return batch.logits.logsumexp(dim=1) - self.alpha * self._residual(batch)
 
     def _residual(self, batch: Batch) -> Tensor:
-        return torch.linalg.vector_norm((batch.features - self._origin) @ self._residual_basis, dim=1)
+        return torch.linalg.vector_norm((batch.features - self.origin) @ self.residual_basis, dim=1)
 
 
 def default_dimension(width: int) -> int:

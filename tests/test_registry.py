@@ -54,6 +54,8 @@ class Sample(Detector):
     - The first.
     - The second,
         in two lines.
+    Verified:
+    - scipy, 1e-6
     """
 
     id = "sample"
@@ -139,6 +141,7 @@ def test_a_docstring_is_read_section_by_section() -> None:
         "options": {"size": "how much: a number", "kind": "what kind, in two lines"},
         "defaults": {"size": 1.0, "kind": "plain"},
         "deviations": ["The first.", "The second, in two lines."],
+        "verified": ["scipy, 1e-6"],
     }
 
 

@@ -1,0 +1,225 @@
+"""What may happen between a network's features and the logits that a score reads, and combinations of such parts.
+
+A part shapes the features (ReAct), prunes the head (DICE) or changes the logits. A score (Energy, MSP, ODIN) reads what
+comes out. So a combination is one line:
+
+    registry.register(combination("dice+react", Energy, ReAct, DICE))
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, make_dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from detectors.base import Batch, Detector, option_fields
+from detectors.description import join_descriptions
+from detectors.options import OptionError
+from detectors.outputs import Head, Outputs
+from detectors.state import learned
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """A batch on its way from the network's own features (n, D) and logits (n, C) to the logits that a score reads.
+
+    A part gives new ones and never writes to those that it got: torch may differentiate all of it.
+    """
+
+    head: Head
+    network_features: Tensor
+    network_logits: Tensor | None  # for parts that declare the need
+    features: Tensor
+    _logits: Tensor | None = None
+    _reach: Callable[[], Tensor] | None = None
+
+    @classmethod
+    def of(cls, head: Head, features: Tensor, logits: Tensor | None) -> "Activations":
+        return cls(head, features, logits, features)
+
+    @property
+    def predicted(self) -> Tensor:
+        """The classes (n,) that the network itself predicts, for a part that needs "logits"."""
+        if self.network_logits is None:
+            raise ValueError('a part that reads the predicted class declares "logits" in its needs')
+        return self.network_logits.argmax(dim=1)
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits (n, C): those that a part gave, or the head's for the features as they are now."""
+        if self._logits is not None:
+            return self._logits
+        return torch.addmm(self.head.bias, self.features, self.head.weight.T)
+
+    @property
+    def reach(self) -> Tensor:
+        """The L1 norm of the features (n, 1), or, where each class has a mask of its own, of what reaches it (n, C)."""
+        if self._reach is not None:
+            return self._reach()
+        return torch.linalg.vector_norm(self.features, ord=1, dim=1, keepdim=True)
+
+    def with_features(self, features: Tensor) -> "Activations":
+        """With other features (n, D), and the head's logits of them."""
+        return replace(self, features=features, _logits=None, _reach=None)
+
+    def with_logits(self, logits: Tensor, reach: Callable[[], Tensor] | None = None) -> "Activations":
+        """With other logits (n, C) of the same features. reach: gives `reach` where the head was pruned for them."""
+        return replace(self, _logits=logits, _reach=reach or self._reach)
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What a part learns from: the network's own outputs on `images` training images, and its head in float64."""
+
+    head: Head
+    images: int
+    _stream: Callable[[Tensor | None], Iterator[Batch]]
+    _labels: Callable[[], Tensor]
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches with features, and logits where a part needs them, from the first image on."""
+        return self._stream(None)
+
+    def labels(self) -> Tensor:
+        """The class (N,) of every image."""
+        return self._labels()
+
+    def labelled_batches(self) -> Iterator[Batch]:
+        """The same batches with labels."""
+        return self._stream(self._labels())
+
+
+@dataclass(kw_only=True, eq=False)
+class Part(ABC):
+    """A change on the way from the features to the logits.
+
+    A subclass is described and checked like a detector: a keyword-only dataclass with options and, marked by
+    `learned()`, what `fit` sets. It needs features and the head; one that learns from training outputs declares
+    "train" too, one that reads the network's own logits or predictions "logits".
+    """
+
+    id: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def fit(self, training: Training) -> None:
+        """Sets what the part learns; always from the network's own outputs, whatever other parts do."""
+        return
+
+    @abstractmethod
+    def apply(self, activations: Activations) -> Activations:
+        """The activations after the part."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Combination(Detector):
+    """A score over the logits that parts have changed; `combination` makes its subclasses."""
+
+    score_class: ClassVar[type[Detector]]
+    part_classes: ClassVar[tuple[type[Part], ...]]
+    option_names: ClassVar[dict[str, dict[str, str]]]  # id of the score or part -> its option -> the combination's
+    head: Head = learned()
+
+    def __post_init__(self) -> None:
+        self._reader = self._make(self.score_class)
+        for part in self.part_classes:
+            setattr(self, _attribute(part), self._make(part))
+
+    def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
+        self.head = head
+
+        def stream(labels: Tensor | None) -> Iterator[Batch]:
+            return self._stream(train, labels, only={"features", "logits"})
+
+        training = Training(head, 0 if train is None else len(train), stream, lambda: self._labels(train, head))
+        for part in self._parts():
+            try:
+                part.fit(training)
+            except OptionError as error:
+                raise self._renamed(part.id, error) from None
+
+    def _score(self, batch: Batch) -> Tensor:
+        if "images" in self._reader.needs:
+            return self._reader._score(batch)
+        return self._reader._score(self._change(batch.features, batch.logits if "logits" in self.needs else None))
+
+    def _use(self, model: Any) -> None:
+        super()._use(model)
+        self._reader._use(self._changed_network)
+
+    def _rows_in_a_batch(self, outputs: Outputs) -> int:
+        return min(self.batch_rows, self._reader._rows_in_a_batch(outputs))
+
+    def _changed_network(self, images: Tensor) -> Tensor:
+        features = self._ask_model("features", images).double()
+        logits = torch.addmm(self.head.bias, features, self.head.weight.T)
+        return self._change(features, logits if "logits" in self.needs else None).logits
+
+    def _change(self, features: Tensor, logits: Tensor | None) -> Activations:
+        activations = Activations.of(self.head, features, logits)
+        for part in self._parts():
+            activations = part.apply(activations)
+        return activations
+
+    def _parts(self) -> list[Part]:
+        return [getattr(self, _attribute(part)) for part in self.part_classes]
+
+    def _make(self, kind: Any) -> Any:
+        names = self.option_names[kind.id]
+        try:
+            return kind(**{option: getattr(self, name) for option, name in names.items()})
+        except OptionError as error:
+            raise self._renamed(kind.id, error) from None
+
+    def _renamed(self, kind: str, error: OptionError) -> OptionError:
+        return OptionError(self.id, self.option_names[kind].get(error.option, error.option), error.value, error.allowed)
+
+
+def combination(id: str, score: type[Detector], *parts: type[Part], **defaults: Any) -> type[Combination]:
+    """The detector in which `score` reads the logits after `parts`, which are applied in their order.
+
+    Its options are those of the parts (and of the score) that its id names, joined by '+'. Those of the one that comes
+    first in the id keep their names, those of the others begin with theirs: `percentile` and `react_percentile` in
+    `dice+react`. `defaults` are by these names; all others are the parts' own.
+
+    Raises ValueError for a default of no option.
+    """
+    named = id.split("+")
+    option_names: dict[str, dict[str, str]] = {}
+    options: list[tuple[str, Any, Any]] = []
+    meanings: dict[str, tuple[Any, str]] = {}
+    kinds: tuple[Any, ...] = (score, *parts)
+    for kind in kinds:
+        prefix = "" if kind.id == named[0] else f"{kind.id.replace('-', '_')}_"
+        shown = option_fields(kind) if kind.id in named else []
+        option_names[kind.id] = {option.name: prefix + option.name for option in shown}
+        for option in shown:
+            name = prefix + option.name
+            options.append((name, option.type, field(default=defaults.pop(name, option.default))))
+            meanings[name] = (kind, option.name)
+    if defaults:
+        raise ValueError(f"{id} has no option {', '.join(map(repr, defaults))}; its options: {', '.join(meanings)}")
+    network = {"images", "model"} & score.needs
+    needs = {"features", "head"} | network | set().union(*(part.needs for part in parts))
+    made = make_dataclass(
+        "".join(word.capitalize() for word in id.replace("+", "-").split("-")),
+        [*options, *((_attribute(part), part, learned()) for part in parts)],
+        bases=(Combination,),
+        namespace={
+            "id": id,
+            "needs": frozenset(needs),
+            "score_class": score,
+            "part_classes": parts,
+            "option_names": option_names,
+            "__doc__": join_descriptions(score, parts, meanings),
+        },
+        kw_only=True,
+        eq=False,
+    )
+    made.__module__ = (parts[0] if parts else score).__module__
+    return made
+
+
+def _attribute(part: type[Part]) -> str:
+    return f"_{part.id.replace('-', '_')}"
