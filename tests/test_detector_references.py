@@ -1,9 +1,8 @@
-"""Every detector against an independent one: plain loops written from the formulas, scipy, scikit-learn, pytorch-ood;
-and the laws that the formulas imply."""
+"""Every detector against an independent one: the plain loops of `tests/references`, pytorch-ood; and the laws that the
+formulas imply."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,13 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_ood import detector as peer
-from scipy.linalg import pinv
-from scipy.special import log_softmax, logsumexp, rel_entr, softmax
-from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 
-from detectors import Head, Outputs, available, create
+from detectors import Outputs, available, create
 from detectors.shaping import percentile
+from tests.references import REFERENCES, gaussian
+from tests.references.data import DATA, Data, agree, changed, make_data
 
 few = settings(deadline=None, max_examples=15)
 seeds = st.integers(0, 2**32 - 1)
@@ -28,197 +26,12 @@ seeds = st.integers(0, 2**32 - 1)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@dataclass(frozen=True)
-class Data:
-    """Features (N, D) and labels (N,) of training images, features (M, D) of test images, weights of a head."""
-
-    train: np.ndarray
-    labels: np.ndarray
-    test: np.ndarray
-    weight: np.ndarray
-    bias: np.ndarray
-
-    def logits(self, features: np.ndarray) -> np.ndarray:
-        return features @ self.weight.T + self.bias
-
-    def outputs(self, features: np.ndarray, labels: np.ndarray | None = None) -> Outputs:
-        return Outputs(features=features, logits=self.logits(features), labels=labels)
-
-    def scores(self, id: str, **options: Any) -> np.ndarray:
-        head = Head(torch.from_numpy(self.weight), torch.from_numpy(self.bias))
-        detector = create(id, **options)
-        detector.batch_rows = 37
-        return detector.fit(self.outputs(self.train, self.labels), head).score(self.outputs(self.test)).numpy()
-
-
-def make_data(rows: int, width: int, classes: int, seed: int = 0, spread: float = 1.0) -> Data:
-    random = np.random.default_rng(seed)
-    means = spread * random.normal(size=(classes, width))
-    labels = np.arange(rows) % classes
-    train = means[labels] + random.normal(size=(rows, width)) * random.uniform(0.5, 2.0, width)
-    near, far = means[np.arange(20) % classes] + random.normal(size=(20, width)), 3 * random.normal(size=(20, width))
-    test = np.concatenate([train[:7], near, far])
-    return Data(
-        train, labels, test, random.normal(size=(classes, width)) / math.sqrt(width), random.normal(size=classes)
-    )
-
-
-def changed(data: Data, change: Callable[[np.ndarray], np.ndarray]) -> Data:
-    return Data(change(data.train), data.labels, change(data.test), data.weight, data.bias)
-
-
-def without_class(data: Data, label: int) -> Data:
-    others = data.labels != label
-    return Data(data.train[others], data.labels[others], data.test, data.weight, data.bias)
-
-
-def relu_in_single_precision(features: np.ndarray) -> np.ndarray:
-    return np.maximum(features + 0.5, 0).astype(np.float32).astype(np.float64)
-
-
-def low_rank(features: np.ndarray) -> np.ndarray:
-    return features[:, :5] @ np.random.default_rng(1).normal(size=(5, features.shape[1]))
-
-
-def dead_and_duplicated(features: np.ndarray) -> np.ndarray:
-    features = features.copy()
-    features[:, 1] = 0.0
-    features[:, 2] = features[:, 3]
-    return features
-
-
-DATA = {
-    "random": make_data(300, 12, 5),
-    "ReLU": changed(make_data(400, 32, 10, spread=2.0), relu_in_single_precision),
-    "low rank": changed(make_data(300, 20, 5), low_rank),
-    "more dimensions than images": make_data(30, 40, 4),
-    "dead and duplicated dimensions": changed(make_data(300, 12, 5), dead_and_duplicated),
-    "two images a class": make_data(8, 3, 4, spread=5.0),
-    "one class": make_data(100, 6, 1),
-    "far from the origin": changed(make_data(300, 8, 3), lambda features: features + 1000.0),
-    "a class without images": without_class(make_data(200, 8, 3), 1),
-}
-
-
-# --- The references: one image and one class at a time, as the formulas read. ---
-
-
-def msp(data: Data) -> list[float]:
-    rows = data.logits(data.test).astype(np.longdouble)
-    return [float(max(row - row.max() - np.log(np.exp(row - row.max()).sum()))) for row in rows]
-
-
-def max_logit(data: Data) -> list[float]:
-    return [max(row) for row in data.logits(data.test)]
-
-
-def energy(data: Data, temperature: float = 1.0) -> list[float]:
-    return [temperature * logsumexp(row / temperature) for row in data.logits(data.test)]
-
-
-def kl_matching(data: Data, classes: str = "predicted") -> list[float]:
-    logits = data.logits(data.train)
-    members = data.labels if classes == "true" else np.array([int(np.argmax(row)) for row in logits])
-    templates = [softmax(logits[members == c], axis=1).mean(axis=0) for c in sorted(set(members))]
-    return [-min(rel_entr(softmax(row), template).sum() for template in templates) for row in data.logits(data.test)]
-
-
-def unit_rows(features: np.ndarray) -> np.ndarray:
-    return np.array([row / math.sqrt(sum(row**2)) for row in features])
-
-
-def gaussian(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], float]:
-    """The squared distance to the nearest class mean, by scikit-learn's pseudo-inverse."""
-    means = {c: features[labels == c].mean(axis=0) for c in set(labels.tolist())}
-    centred = np.array([row - means[c] for row, c in zip(features, labels.tolist(), strict=True)])
-    precision = EmpiricalCovariance(assume_centered=True).fit(centred).precision_
-    return lambda row: min((row - mean) @ precision @ (row - mean) for mean in means.values())
-
-
-def mahalanobis(data: Data, normalise: bool = False) -> list[float]:
-    train, test = (unit_rows(data.train), unit_rows(data.test)) if normalise else (data.train, data.test)
-    distance = gaussian(train, data.labels)
-    return [-distance(row) for row in test]
-
-
-def relative_mahalanobis(data: Data, normalise: bool = False, global_fit: str = "normalised") -> list[float]:
-    train, test = (unit_rows(data.train), unit_rows(data.test)) if normalise else (data.train, data.test)
-    background = gaussian(train if global_fit == "normalised" else data.train, np.zeros_like(data.labels))
-    return [score + background(row) for score, row in zip(mahalanobis(data, normalise), test, strict=True)]
-
-
-def vim(data: Data, dimension: int | None = None) -> list[float]:
-    origin = -pinv(data.weight) @ data.bias
-    dimension = data.train.shape[1] // 2 if dimension is None else dimension
-    _, _, directions = np.linalg.svd(data.train - origin)
-
-    def residual(row: np.ndarray) -> float:
-        row = row - origin
-        return float(np.linalg.norm(row - sum((row @ direction) * direction for direction in directions[:dimension])))
-
-    residuals = sum(residual(row) for row in data.train)
-    is_zero = residuals < 1e-9 * np.linalg.norm(data.train - origin)
-    alpha = 0.0 if is_zero else sum(max(row) for row in data.logits(data.train)) / residuals
-    return [logsumexp(data.logits(row)) - alpha * residual(row) for row in data.test]
-
-
-def react(data: Data, percentile: float = 99.0) -> list[float]:
-    limit = np.percentile(data.train, percentile)
-    return [logsumexp(data.logits(np.minimum(row, limit))) for row in data.test]
-
-
-def knn(data: Data, k: int = 10) -> list[float]:
-    train, test = unit_rows(data.train), unit_rows(data.test)
-    k = min(k, len(train))
-    return [-sorted(math.dist(row, other) for other in train)[k - 1] for row in test]
-
-
-def cosines(data: Data) -> list[list[float]]:
-    means = [data.train[data.labels == c].mean(axis=0) for c in sorted(set(data.labels.tolist()))]
-    norm = np.linalg.norm
-    return [[row @ mean / (norm(row) * norm(mean)) for mean in means] for row in data.test]
-
-
-def cosine(data: Data) -> list[float]:
-    return [max(row) for row in cosines(data)]
-
-
-def relative_cosine(data: Data) -> list[float]:
-    return [max(log_softmax(row)) for row in cosines(data)]
-
-
-REFERENCES: list[tuple[str, dict[str, Any], Callable[..., list[float]]]] = [
-    ("msp", {}, msp),
-    ("max-logit", {}, max_logit),
-    ("energy", {}, energy),
-    ("energy", {"temperature": 2.5}, energy),
-    ("kl-matching", {}, kl_matching),
-    ("kl-matching", {"classes": "true"}, kl_matching),
-    ("mahalanobis", {}, mahalanobis),
-    ("mahalanobis++", {}, partial(mahalanobis, normalise=True)),
-    ("relative-mahalanobis", {}, relative_mahalanobis),
-    ("relative-mahalanobis++", {}, partial(relative_mahalanobis, normalise=True)),
-    ("relative-mahalanobis++", {"global_fit": "raw"}, partial(relative_mahalanobis, normalise=True)),
-    ("vim", {}, vim),
-    ("vim", {"dimension": 0}, vim),
-    ("vim", {"dimension": 2}, vim),
-    ("react", {}, react),
-    ("react", {"percentile": 60.0}, react),
-    ("knn", {}, knn),
-    ("knn", {"k": 1}, knn),
-    ("knn", {"k": 7}, knn),
-    ("cosine", {}, cosine),
-    ("relative-cosine", {}, relative_cosine),
-]
+# These read images: their references are in the test files of their families.
+WITH_IMAGES = {"odin"}
 
 
 def test_every_detector_has_a_reference() -> None:
-    assert {id for id, _, _ in REFERENCES} | {"odin"} == set(available())
-
-
-def agree(scores: np.ndarray, expected: list[float], digits: float = 1e-6) -> bool:
-    """To a relative 1e-6; differences of large terms, near 0, to that share of the largest score."""
-    return np.allclose(scores, expected, rtol=digits, atol=1e-3 * digits * np.abs(expected).max() + 1e-12)
+    assert {id for id, _, _ in REFERENCES} | WITH_IMAGES == set(available())
 
 
 @pytest.mark.parametrize("kind", DATA)
@@ -234,7 +47,7 @@ def test_scores_agree_with_the_formula(
 def test_the_comparison_notices_a_wrong_denominator() -> None:
     data = DATA["random"]
     classes, rows = data.weight.shape[0], len(data.labels)
-    wrong = np.array(mahalanobis(data)) * (rows - classes) / rows
+    wrong = np.array(gaussian.mahalanobis(data)) * (rows - classes) / rows
     assert not agree(data.scores("mahalanobis"), wrong.tolist())
 
 
