@@ -53,6 +53,52 @@ class Model:
         features = self.network.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
         return features, self.classifier(features)
 
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled pre-logit features (N, D) of images (N, 3, H, W), on their device; torch can differentiate them."""
+        hidden = self.network.forward_features(images.to(self.device))  # type: ignore[operator]
+        return self.network.forward_head(hidden, pre_logits=True).to(images.device)  # type: ignore[operator]
+
+    def layers(self, images: Tensor) -> list[Tensor]:
+        """The outputs of the network's stages or blocks, first to last, each averaged over its positions: (N, C_l).
+
+        Raises ModelError where timm gives no intermediate outputs of the architecture.
+        """
+        if not hasattr(self.network, "forward_intermediates"):
+            raise ModelError(f"model {self.id}: timm gives no intermediate outputs of {self.architecture}")
+        maps = self.network.forward_intermediates(  # type: ignore[operator]
+            images.to(self.device), intermediates_only=True, output_fmt="NCHW"
+        )
+        return [layer.flatten(2).mean(dim=2).to(images.device) for layer in maps]
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """The last feature map (N, positions, channels) before pooling; for a transformer all its tokens."""
+        hidden = self.network.forward_features(images.to(self.device)).to(images.device)  # type: ignore[operator]
+        if hidden.ndim == 4 and not self._channels_last:
+            hidden = hidden.movedim(1, 3)
+        return hidden.flatten(1, -2)
+
+    def logits_of_map(self, feature_map: Tensor) -> Tensor:
+        """Logits (N, C) of a feature map (N, positions, channels)."""
+        hidden = feature_map.to(self.device)
+        if self._map_size:
+            hidden = hidden.unflatten(1, self._map_size)
+            hidden = hidden if self._channels_last else hidden.movedim(3, 1)
+        return self.network.forward_head(hidden).to(feature_map.device)  # type: ignore[operator]
+
+    @property
+    def _channels_last(self) -> bool:
+        return getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+
+    @cached_property
+    def _map_size(self) -> tuple[int, ...]:
+        """Height and width of the last feature map; none where it is a sequence of tokens."""
+        with torch.no_grad():
+            blank = torch.zeros(1, *self.preprocessing["input_size"], device=self.device)
+            shape = self.network.forward_features(blank).shape  # type: ignore[operator]
+        if len(shape) == 3:
+            return ()
+        return tuple(shape[1:3] if self._channels_last else shape[2:4])
+
     @property
     def classifier(self) -> nn.Linear:
         return self.network.get_classifier()  # type: ignore[operator]

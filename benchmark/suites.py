@@ -14,7 +14,7 @@ from benchmark.image_sets import ImageSetEntry
 from benchmark.models import BUILT_IN as MODELS
 from benchmark.models import ModelEntry
 from benchmark.records import ID_PATTERN, Role, SetRole
-from detectors import available, create, did_you_mean
+from detectors import available, create, describe, did_you_mean
 
 FOLDER = Path(__file__).parent / "suites"
 
@@ -164,7 +164,7 @@ def _check_ids(ids: Iterable[str], file: Path) -> None:
 
 def _detectors(names: tuple[str, ...], file: Path) -> tuple[str, ...]:
     if names == ("*",):
-        return tuple(available())
+        return tuple(id for id in available() if not {"patches", "text"} & set(describe(id)["needs"]))
     return tuple(_look_up(name, available(), "detector", file) for name in names)
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from benchmark.models import Model, ModelEntry, ModelError, load_model
@@ -82,3 +83,42 @@ def test_a_head_that_is_not_one_linear_layer_is_refused(world: Path, monkeypatch
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: network)
     with pytest.raises(ModelError, match="Sequential, not one linear layer"):
         load_model("net", entry(world), CPU, classes=3)
+
+
+def network(name: str) -> Model:
+    if name == "swin":
+        net = SwinTransformer(32, 2, window_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 2), num_classes=3)
+    else:
+        net = (
+            timm.create_model(name, num_classes=3, img_size=32)
+            if "vit" in name
+            else timm.create_model(name, num_classes=3)
+        )
+    config = {"input_size": [3, 32, 32]}
+    return Model(name, entry(Path()), net.eval().requires_grad_(False), lambda image: image, config, CPU)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "swin"])
+def test_what_detectors_ask_of_a_network_fits_together(name: str) -> None:
+    model = network(name)
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    torch.testing.assert_close(model.classifier(model.features(images)), model(images))
+    feature_map = model.feature_map(images)
+    assert feature_map.shape[::2] == (2, model.network.num_features)
+    torch.testing.assert_close(model.logits_of_map(feature_map), model(images))
+    layers = model.layers(images)
+    assert len(layers) > 1
+    assert all(layer.ndim == 2 and len(layer) == 2 for layer in layers)
+    for part in (model.features(images), feature_map, model.logits_of_map(feature_map), *layers):
+        (gradient,) = torch.autograd.grad(part.sum(), images, retain_graph=True, allow_unused=True)
+        assert gradient is not None
+    # Each row is of its own image.
+    for row, both in zip(model.layers(images[:1]), layers, strict=True):
+        torch.testing.assert_close(row, both[:1])
+
+
+def test_layers_that_timm_does_not_give_are_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Model("plain", model.entry, nn.Linear(1, 1), model.transform, model.preprocessing, CPU)
+    monkeypatch.setattr(Model, "architecture", "plain-net")
+    with pytest.raises(ModelError, match="model plain: timm gives no intermediate outputs of plain-net"):
+        plain.layers(torch.rand(1, 3, 8, 8))
