@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,10 @@ class Suite:
     detectors: tuple[str, ...]
     unit_test_detectors: tuple[str, ...]
 
+    def whole(self) -> "Suite":
+        """The suite with all its detectors in the unit tests too, which as a rule meet a core of them."""
+        return replace(self, unit_test_detectors=tuple(dict.fromkeys((*self.unit_test_detectors, *self.detectors))))
+
     def ood_cases(self) -> Iterator[CaseId]:
         """One case a (model, detector, OOD set)."""
         sets: list[tuple[str, Role]] = [(set, "near") for set in self.entry.ood.near]
@@ -163,6 +167,7 @@ def _check_ids(ids: Iterable[str], file: Path) -> None:
 
 
 def _detectors(names: tuple[str, ...], file: Path) -> tuple[str, ...]:
+    """The detectors of a list; "*" stands for all that any image classifier can serve, without a text encoder."""
     if names == ("*",):
         return tuple(id for id in available() if not {"patches", "text"} & set(describe(id)["needs"]))
     return tuple(_look_up(name, available(), "detector", file) for name in names)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.suites import load_suite, suite_names
+from detectors import available, describe
 from unit_tests_ood import names
 
 
@@ -22,6 +23,22 @@ def test_the_grid_is_models_times_detectors_times_sets(world: Path) -> None:
     ]
     assert [case.role for case in suite.ood_cases()] == ["near", "far"] * 2
     assert len(list(suite.unit_test_cases(names))) == 17
+
+
+def test_unit_tests_meet_a_core_of_the_detectors_and_in_the_whole_suite_all(own_world: Path) -> None:
+    file = own_world / "colours.toml"
+    text = file.read_text()
+    assert 'detectors = ["mahalanobis"]' in text.partition("[unit_tests]")[2]
+    suite = load_suite(str(file))
+    assert {case.detector for case in suite.unit_test_cases(names)} == {"mahalanobis"}
+    assert {case.detector for case in suite.whole().unit_test_cases(names)} == {"msp", "mahalanobis"}
+    assert list(suite.whole().ood_cases()) == list(suite.ood_cases())
+
+
+def test_a_star_stands_for_the_detectors_that_need_no_text_encoder() -> None:
+    suite = load_suite("digits")
+    needs = {id: {*describe(id)["needs"]} for id in available()}
+    assert set(suite.detectors) == {id for id in available() if not needs[id] & {"text", "patches"}}
 
 
 def test_an_unknown_suite_names_the_closest() -> None:
