@@ -21,7 +21,7 @@ from benchmark.models import Model, load_model
 from benchmark.records import Metrics, ScoresFile, SetRole, Timing
 from benchmark.store import BATCH_ROWS, Store, forward_ms_per_image
 from benchmark.suites import Suite
-from detectors import Outputs, create, describe
+from detectors import Detector, Outputs, create, describe
 from detectors.base import option_fields
 
 _Made = TypeVar("_Made")
@@ -180,7 +180,6 @@ class DetectorBench:
         )
 
     def record(self, run: str, suite: str) -> records.DetectorRecord:
-        source = inspect.getsourcefile(type(self._detector)) or ""
         return records.DetectorRecord(
             run=run,
             suite=suite,
@@ -188,7 +187,7 @@ class DetectorBench:
             options_used={
                 option.name: getattr(self._detector, option.name) for option in option_fields(self._detector)
             },
-            source_sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest(),
+            source_sha256=source_sha256(type(self._detector)),
         )
 
     def save(self, folder: Path, run: str, scores: Scores) -> ScoresFile:
@@ -199,6 +198,16 @@ class DetectorBench:
         self._saved = pa.concat_tables([self._saved, scores.table()])
         _write_table(folder / path, self._saved)
         return ScoresFile(path=path, sha256=hashlib.sha256(self.id_scores.lines() + scores.lines()).hexdigest())
+
+
+def source_sha256(detector: type[Detector]) -> str:
+    """A hash of the files in which a detector, its bases and its parts are written."""
+    kinds = [base for kind in (detector, *detector.made_of) for base in inspect.getmro(kind)]
+    files = {inspect.getsourcefile(kind) for kind in kinds if kind.__module__ not in ("abc", "builtins")}
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
 
 
 def set_record(image_set: ImageSet, role: SetRole, run: str, suite: str) -> records.SetRecord:

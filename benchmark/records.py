@@ -147,7 +147,7 @@ class ModelRecord(_Record):
 
 
 class DetectorRecord(_Record):
-    """What `detectors.describe` says, the options that ran, and the hash of the detector's source file."""
+    """What `detectors.describe` says, the options that ran, and the hash of its source files."""
 
     kind: Literal["detector"] = "detector"
     id: Id

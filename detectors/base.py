@@ -31,6 +31,7 @@ class Detector(ABC):
     needs: ClassVar[frozenset[str]]
     # Small enough that the temporaries of a batch (16 MiB at 2,048 dimensions) are reused and not mapped anew.
     batch_rows: ClassVar[int] = 1024
+    made_of: ClassVar[tuple[type, ...]] = ()  # other classes that it is put together from
 
     @torch.no_grad()
     def fit(self, train: Outputs | None, head: Head | None, *, val: Outputs | None = None, model: Any = None) -> Self:

@@ -212,6 +212,7 @@ def combination(id: str, score: type[Detector], *parts: type[Part], **defaults: 
             "score_class": score,
             "part_classes": parts,
             "option_names": option_names,
+            "made_of": (score, *parts),
             "__doc__": join_descriptions(score, parts, meanings),
         },
         kw_only=True,

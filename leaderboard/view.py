@@ -72,6 +72,11 @@ class Row:
     units: UnitTests
     forward_ratio: float | None
 
+    @property
+    def meets_unit_tests(self) -> bool:
+        """Whether it ran on any of them; most suites spare all but a core of their detectors."""
+        return any(cell.result for cell in self.unit_cells)
+
 
 @dataclass(frozen=True)
 class ModelTable:
