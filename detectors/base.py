@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detectors.outputs import Head, Outputs, as_tensor
-from detectors.state import pack, unpack
+from detectors.state import pack, plain, unpack
 
 # "text": the head's weights are embeddings of class names by a vision-language model.
 NEEDS = frozenset({"logits", "features", "head", "train", "val", "patches", "images", "model", "text"})
@@ -78,7 +78,7 @@ class Detector(ABC):
         width than in `fit`.
         """
         self._check_fitted()
-        scores = [self._score(batch) for batch in self._stream(outputs)]
+        scores = [self._score(batch).cpu() for batch in self._stream(outputs)]
         return torch.cat(scores) if scores else torch.empty(0, dtype=torch.float64)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -92,7 +92,7 @@ class Detector(ABC):
         for part in fields(self):
             if not part.init:
                 pack(getattr(self, part.name), part.name, tensors, values)
-        options = {option.name: getattr(self, option.name) for option in option_fields(self)}
+        options = {option.name: plain(getattr(self, option.name)) for option in option_fields(self)}
         shapes = {name: list(shape) for name, shape in self._row_shapes.items()}
         return tensors, {"id": self.id, "options": options, "row_shapes": shapes, "values": values}
 
@@ -153,7 +153,7 @@ class Detector(ABC):
             for name in wanted:
                 value = getattr(rows, name)
                 self._check_shape(name, value)
-                values[name] = value.double() if name in _MADE_DOUBLE else value
+                values[name] = value.to("cpu", torch.float64) if name in _MADE_DOUBLE else value
                 check_finite(values[name], f"{self.id}: {name}", first_row)
             if labels is not None:
                 values["labels"] = labels[first_row : first_row + len(rows)]
@@ -177,19 +177,19 @@ class Detector(ABC):
         if shape != shape_in_fit:
             raise ValueError(f"{self.id}: {name} have {shape} values a row, but it was fitted for {shape_in_fit}")
 
-    def _labels(self, train: Outputs, head: Head | None) -> Tensor:
+    def _labels(self, outputs: Outputs, head: Head | None) -> Tensor:
         """All labels (N,) in int64, checked: integers from 0 up to the number of classes of the head or the logits."""
-        if train.labels is None:
-            raise ValueError(f"{self.id} needs training outputs with labels")
-        labels = torch.cat([as_tensor(rows.labels) for rows in train.only({"labels"}).batches(2**20)])
+        if outputs.labels is None:
+            raise ValueError(f"{self.id} needs outputs with labels")
+        labels = torch.cat([as_tensor(rows.labels) for rows in outputs.only({"labels"}).batches(2**20)])
         if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise ValueError(f"{self.id}: labels must be integers (N,), got {labels.dtype} {tuple(labels.shape)}")
-        labels = labels.long()
+        labels = labels.to("cpu", torch.int64)
         classes, source = 2**63 - 1, "labels count from 0"
         if head is not None:
             classes, source = head.weight.shape[0], f"the head has {head.weight.shape[0]} classes"
-        elif train.logits is not None:
-            classes, source = train.logits.shape[1], f"the logits have {train.logits.shape[1]} classes"
+        elif outputs.logits is not None:
+            classes, source = outputs.logits.shape[1], f"the logits have {outputs.logits.shape[1]} classes"
         if (wrong := (labels < 0) | (labels >= classes)).any():
             row = int(wrong.nonzero()[0])
             raise ValueError(f"{self.id}: the label of row {row} is {int(labels[row])}, but {source}")

@@ -20,10 +20,10 @@ def require(ok: bool, detector: str, option: str, value: Any, allowed: str) -> N
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number; a bool is none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number that a tensor can hold; a bool is none."""
+    return is_integer(value) or (isinstance(value, Real) and not isinstance(value, Integral) and math.isfinite(value))
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is an integer; a bool is none."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    """Whether it is an integer that a tensor can hold; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63

@@ -87,4 +87,5 @@ class Head:
             )
 
     def double(self) -> "Head":
-        return Head(self.weight.detach().double(), self.bias.detach().double())
+        """In float64, on the CPU."""
+        return Head(*(values.detach().to("cpu", torch.float64) for values in (self.weight, self.bias)))

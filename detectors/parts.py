@@ -144,6 +144,15 @@ class Combination(Detector):
             return self._reader._score(batch)
         return self._reader._score(self._change(batch.features, batch.logits if "logits" in self.needs else None))
 
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any], model: Any) -> None:
+        made = self._parts()
+        super()._restore(tensors, about, model)
+        for part, restored in zip(made, self._parts(), strict=True):
+            for option, name in self.option_names[part.id].items():
+                given, fitted = getattr(part, option), getattr(restored, option)
+                if given != fitted:
+                    raise ValueError(f"this is not one state: {name} is {given!r}, but it was fitted with {fitted!r}")
+
     def _use(self, model: Any) -> None:
         super()._use(model)
         self._reader._use(self._changed_network)
@@ -152,7 +161,7 @@ class Combination(Detector):
         return min(self.batch_rows, self._reader._rows_in_a_batch(outputs))
 
     def _changed_network(self, images: Tensor) -> Tensor:
-        features = self._ask_model("features", images).double()
+        features = self._ask_model("features", images).to("cpu", torch.float64)
         logits = torch.addmm(self.head.bias, features, self.head.weight.T)
         return self._change(features, logits if "logits" in self.needs else None).logits
 

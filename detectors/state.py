@@ -1,11 +1,12 @@
 """What a detector learned, as named tensors and plain values: nothing that has to be pickled."""
 
 from dataclasses import field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
+import numpy as np
 from torch import Tensor
 
-from detectors.outputs import as_tensor
+from detectors.outputs import Rows, as_tensor
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -17,25 +18,29 @@ def learned() -> Any:
 
 def pack(value: Any, name: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Puts a tensor, a plain value or a dataclass of such, under names that start with `name`, where it belongs."""
+    value = plain(value)
     if isinstance(value, _PLAIN):
         values[name] = value
     elif is_dataclass(value):
         for part in fields(value):
             pack(getattr(value, part.name), f"{name}.{part.name}", tensors, values)
     elif isinstance(value, Tensor):
-        tensors[name] = value.contiguous()
+        tensors[name] = value.cpu().contiguous()
     else:
-        tensors[name] = as_tensor(value[:]).contiguous()
+        tensors[name] = as_tensor(value[:]).cpu().contiguous()
+
+
+def plain(value: Any) -> Any:
+    """A numpy number as one of Python's, which JSON can hold; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def unpack(kind: Any, name: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> Any:
     """What `pack` took apart; `kind` is its type. Raises ValueError for what is missing or of another type."""
-    if name in tensors:
-        return tensors[name]
-    if name in values:
-        value = values[name]
-        if not isinstance(value, _PLAIN):
-            raise ValueError(f"the state's {name!r} is a {type(value).__name__}, not a number or a text")
+    if name in tensors or name in values:
+        value = tensors[name] if name in tensors else values[name]
+        if not _is_a(value, kind):
+            raise ValueError(f"the state's {name!r} is a {type(value).__name__}, not {getattr(kind, '__name__', kind)}")
         return value
     if not is_dataclass(kind) or not isinstance(kind, type):
         raise ValueError(f"the state lacks {name!r}")
@@ -46,3 +51,11 @@ def unpack(kind: Any, name: str, tensors: dict[str, Tensor], values: dict[str, A
         if not part.init:
             object.__setattr__(made, part.name, value)
     return made
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether it is of the type, or of one of a union's; an integer will do for a float."""
+    kinds = {kind, *get_args(kind)}
+    if isinstance(value, Tensor):
+        return bool(kinds & {Tensor, Rows, Any})
+    return (bool(kinds & {type(value), Any}) and isinstance(value, _PLAIN)) or (type(value) is int and float in kinds)

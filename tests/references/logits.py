@@ -4,14 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import logsumexp, rel_entr, softmax
 
 from tests.references.data import Data
 
 
+def log_softmax(row: np.ndarray) -> np.ndarray:
+    row = row.astype(np.longdouble) - row.max()
+    others = np.delete(np.exp(row), int(np.argmax(row)))
+    return row - np.log1p(others.sum())
+
+
 def msp(data: Data) -> list[float]:
-    rows = data.logits(data.test).astype(np.longdouble)
-    return [float(max(row - row.max() - np.log(np.exp(row - row.max()).sum()))) for row in rows]
+    return [float(max(log_softmax(row))) for row in data.logits(data.test)]
 
 
 def max_logit(data: Data) -> list[float]:
@@ -29,6 +35,78 @@ def kl_matching(data: Data, classes: str = "predicted") -> list[float]:
     return [-min(rel_entr(softmax(row), template).sum() for template in templates) for row in data.logits(data.test)]
 
 
+def entropy(data: Data) -> list[float]:
+    return [float(sum(np.exp(log_p) * log_p for log_p in log_softmax(row))) for row in data.logits(data.test)]
+
+
+def gen(data: Data, gamma: float = 0.1, top: int = 100) -> list[float]:
+    scores = []
+    for row in data.logits(data.test):
+        p = np.sort(np.exp(log_softmax(row)))[::-1]
+        rest = [np.delete(p, c).sum() for c in range(len(p))]  # 1 - p would round
+        scores.append(-float(sum(p[c] ** gamma * rest[c] ** gamma for c in range(min(top, len(p))))))
+    return scores
+
+
+def nll(log_inverse: float, logits: np.ndarray, labels: np.ndarray) -> float:
+    rows = np.exp(log_inverse) * logits
+    return sum(logsumexp(row) - row[label] for row, label in zip(rows, labels, strict=True))
+
+
+def weibull(tail: list[float]) -> tuple[float, float]:
+    """The maximum-likelihood shape and scale."""
+    tail, logs = np.array(tail), np.log(tail)
+
+    def slope(shape: float) -> float:
+        powers = (tail / max(tail)) ** shape
+        return float((powers * logs).sum() / powers.sum() - 1 / shape - logs.mean())
+
+    shape = brentq(slope, 1e-3, 1e12, xtol=1e-300, rtol=1e-14, maxiter=1000)
+    return shape, max(tail) * float(((tail / max(tail)) ** shape).mean()) ** (1 / shape)
+
+
+def openmax(
+    data: Data, tail: int | None = None, alpha: int | None = None, distance: str = "euclidean", shift: float = 1.0
+) -> list[float]:
+    def far(a: np.ndarray, b: np.ndarray) -> float:
+        euclidean = float(np.sqrt(((a - b) ** 2).sum()))
+        cosine = float(a @ b / np.sqrt((a @ a) * (b @ b)))
+        return euclidean if distance == "euclidean" else euclidean / 200 + 1 - cosine
+
+    logits, classes = data.logits(data.train), len(data.bias)
+    alpha = min(3, classes) if alpha is None else alpha
+    models = {}
+    for c in range(classes):
+        members = [row for row, label in zip(logits, data.labels, strict=True) if label == c == np.argmax(row)]
+        if members:
+            mean = np.mean(members, axis=0)
+            count = min(20, -(-len(members) // 10)) if tail is None else tail
+            largest = sorted(far(row, mean) for row in members)[-count:]
+            if largest[-1] - largest[0] <= 1e-10 * largest[-1]:
+                models[c] = mean, largest[-1] * (1 + 1e-10), None
+            else:
+                models[c] = mean, largest[0], weibull([d - largest[0] + shift for d in largest])
+
+    def outlying(row: np.ndarray, c: int) -> float:
+        if c not in models:
+            return 0.0
+        mean, smallest, fitted = models[c]
+        beyond = far(row, mean) - smallest
+        if fitted is None:
+            return float(beyond > 0)
+        return float(-np.expm1(-((max(beyond + shift, 0.0) / fitted[1]) ** fitted[0])))
+
+    scores = []
+    for row in data.logits(data.test):
+        known, unknown = row.copy(), 0.0
+        for i, c in enumerate(np.argsort(-row)[:alpha]):
+            moved = row[c] * outlying(row, c) * (alpha - i) / alpha
+            known[c] -= moved
+            unknown += moved
+        scores.append(float(logsumexp(known) - unknown))
+    return scores
+
+
 REFERENCES: list[tuple[str, dict[str, Any], Callable[..., list[float]]]] = [
     ("msp", {}, msp),
     ("max-logit", {}, max_logit),
@@ -36,4 +114,12 @@ REFERENCES: list[tuple[str, dict[str, Any], Callable[..., list[float]]]] = [
     ("energy", {"temperature": 2.5}, energy),
     ("kl-matching", {}, kl_matching),
     ("kl-matching", {"classes": "true"}, kl_matching),
+    ("entropy", {}, entropy),
+    ("gen", {}, gen),
+    ("gen", {"gamma": 0.5, "top": 2}, gen),
+    ("gen", {"gamma": 1.5, "top": 1}, gen),
+    ("openmax", {}, openmax),
+    ("openmax", {"tail": 12, "alpha": 1}, openmax),
+    ("openmax", {"tail": 20, "distance": "eucos"}, openmax),
+    ("openmax", {"tail": 7, "shift": 10000.0}, openmax),
 ]

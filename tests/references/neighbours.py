@@ -1,11 +1,11 @@
-"""References for neighbours and prototypes: one image and one neighbour at a time."""
+"""References for neighbours and prototypes: one image, one neighbour and one class at a time."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 
 from tests.references.data import Data, unit_rows
 
@@ -14,6 +14,30 @@ def knn(data: Data, k: int = 10) -> list[float]:
     train, test = unit_rows(data.train), unit_rows(data.test)
     k = min(k, len(train))
     return [-sorted(math.dist(row, other) for other in train)[k - 1] for row in test]
+
+
+def nnguide(data: Data, k: int = 10, fraction: float | None = None, seed: int = 0) -> list[float]:
+    rows = data.train.tolist()
+    factors = [int(factor) | 1 for factor in np.random.default_rng(seed).integers(-(2**63), 2**63 - 1, len(rows[0]))]
+    kept = len(rows) if fraction is None else int(fraction * len(rows))
+    chosen = sorted(range(len(rows)), key=lambda row: content_hash(rows[row], factors))[:kept]
+    energies = [logsumexp(row) for row in data.logits(data.train)]
+    train, test = unit_rows(data.train), unit_rows(data.test)
+
+    def score(features: np.ndarray, logits: np.ndarray) -> float:
+        products = sorted((energies[row] * (features @ train[row]) for row in chosen), reverse=True)[:k]
+        return logsumexp(logits) * sum(products) / len(products)
+
+    return [score(*row) for row in zip(test, data.logits(data.test), strict=True)]
+
+
+def content_hash(row: list[float], factors: list[int]) -> int:
+    """The number that decides whether an image is kept, in Python's integers, from -2**63 to 2**63 - 1."""
+    total = 0
+    for value, factor in zip(row, factors, strict=True):
+        bits = int.from_bytes(np.float64(value + 0.0).tobytes(), "little", signed=True)
+        total += (bits ^ (bits >> 48)) * factor
+    return (total + 2**63) % 2**64 - 2**63
 
 
 def cosines(data: Data) -> list[list[float]]:
@@ -30,10 +54,62 @@ def relative_cosine(data: Data) -> list[float]:
     return [max(log_softmax(row)) for row in cosines(data)]
 
 
+def ssc(data: Data, scale: float = 1.0) -> list[float]:
+    norm = np.linalg.norm
+
+    def score(row: np.ndarray) -> float:
+        return max(log_softmax([scale * (row @ weights) / (norm(row) * norm(weights)) for weights in data.weight]))
+
+    return [score(row) for row in data.test]
+
+
+def she(data: Data, metric: str = "inner-product") -> list[float]:
+    predicted = data.logits(data.train).argmax(axis=1)
+
+    def score(row: np.ndarray, label: int) -> float:
+        stored = [
+            features
+            for features, true, guess in zip(data.train, data.labels, predicted, strict=True)
+            if true == label == guess
+        ]
+        pattern = sum(stored) / len(stored) if stored else data.train.mean(axis=0)
+        if metric == "inner-product":
+            return row @ pattern
+        if metric == "euclidean":
+            return -math.dist(row, pattern)
+        return row @ pattern / (math.hypot(*row) * math.hypot(*pattern))
+
+    return [score(row, logits.argmax()) for row, logits in zip(data.test, data.logits(data.test), strict=True)]
+
+
+def fdbd(data: Data) -> list[float]:
+    mean = data.train.mean(axis=0)
+    classes = range(len(data.weight))
+
+    def score(row: np.ndarray, logits: np.ndarray) -> float:
+        best = logits.argmax()
+        distances = [
+            (logits[best] - logits[c]) / math.dist(data.weight[best], data.weight[c]) for c in classes if c != best
+        ]
+        return sum(distances) / max(1, len(distances)) / math.dist(row, mean)
+
+    return [score(*row) for row in zip(data.test, data.logits(data.test), strict=True)]
+
+
 REFERENCES: list[tuple[str, dict[str, Any], Callable[..., list[float]]]] = [
     ("knn", {}, knn),
     ("knn", {"k": 1}, knn),
     ("knn", {"k": 7}, knn),
+    ("nnguide", {"k": 3}, nnguide),
+    ("nnguide", {"k": 1, "fraction": 0.2}, nnguide),
+    ("nnguide", {"k": 1, "fraction": 0.2, "seed": 5}, nnguide),
+    ("nnguide", {}, nnguide),
     ("cosine", {}, cosine),
     ("relative-cosine", {}, relative_cosine),
+    ("ssc", {}, ssc),
+    ("ssc", {"scale": 20.0}, ssc),
+    ("she", {}, she),
+    ("she", {"metric": "euclidean"}, she),
+    ("she", {"metric": "cosine"}, she),
+    ("fdbd", {}, fdbd),
 ]
