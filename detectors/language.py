@@ -11,7 +11,7 @@ from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.logits import log_max_softmax
 from detectors.numerics import unit
-from detectors.options import is_integer, is_number, require
+from detectors.options import is_integer, is_number, require, require_percentile
 from detectors.outputs import Outputs
 from detectors.state import learned
 
@@ -149,8 +149,7 @@ class NegLabel(Detector):
         require(ok, self.id, "words", self.words, "a tuple of words, none of them blank")
         ok = is_number(self.keep) and 0 < self.keep <= 1
         require(ok, self.id, "keep", self.keep, "a number above 0 and up to 1")
-        ok = is_number(self.percentile) and 0 <= self.percentile <= 100
-        require(ok, self.id, "percentile", self.percentile, "a number from 0 to 100")
+        require_percentile(self.id, "percentile", self.percentile)
         ok = self.groups is None or (is_integer(self.groups) and self.groups >= 1)
         require(ok, self.id, "groups", self.groups, "an integer from 1, or None")
         _require_temperature(self.id, "temperature", self.temperature)

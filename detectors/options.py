@@ -19,6 +19,11 @@ def require(ok: bool, detector: str, option: str, value: Any, allowed: str) -> N
         raise OptionError(detector, option, value, allowed)
 
 
+def require_percentile(detector: str, option: str, value: Any, largest: int = 100) -> None:
+    """Raises an OptionError unless the value is a number from 0 to `largest`."""
+    require(is_number(value) and 0 <= value <= largest, detector, option, value, f"a number from 0 to {largest}")
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a finite number that a tensor can hold; a bool is none."""
     return is_integer(value) or (isinstance(value, Real) and not isinstance(value, Integral) and math.isfinite(value))

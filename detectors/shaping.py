@@ -10,17 +10,13 @@ from torch import Tensor
 
 from detectors.catalogue import registry
 from detectors.logits import Energy
-from detectors.options import is_number, require
+from detectors.options import is_number, require, require_percentile
 from detectors.parts import Activations, Part, Training, combination
 from detectors.percentile import column_percentiles, percentile
 from detectors.state import learned
 
 # Far above what features from 0 on can give (149, at 99 percent); its exponential leaves room for features and weights.
 _LARGEST_EXPONENT = 300.0
-
-
-def _require_percentile(id: str, option: str, value: Any, largest: int = 100) -> None:
-    require(is_number(value) and 0 <= value <= largest, id, option, value, f"a number from 0 to {largest}")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -33,7 +29,7 @@ class ReAct(Part):
     Options:
     - percentile: of the training activations, from 0 to 100
     Deviations:
-    - The 99th percentile, as in NINCO (arXiv:2306.00826), but the paper's 90th in dice+react.
+    - The 99th percentile, as in NINCO (arXiv:2306.00826), but the paper's 90th in combinations with pruning.
     Verified:
     - plain loops written from the formula, 1e-6
     - pytorch-ood 0.4, 1e-6
@@ -45,7 +41,7 @@ class ReAct(Part):
     limit: float = learned()
 
     def __post_init__(self) -> None:
-        _require_percentile(self.id, "percentile", self.percentile)
+        require_percentile(self.id, "percentile", self.percentile)
 
     def fit(self, training: Training) -> None:
         count = training.images * training.head.weight.shape[1]
@@ -62,7 +58,7 @@ class _Pruning(Part):
     percentile: float
 
     def __post_init__(self) -> None:
-        _require_percentile(self.id, "percentile", self.percentile, largest=99)
+        require_percentile(self.id, "percentile", self.percentile, largest=99)
 
     def _largest(self, features: Tensor) -> Tensor:
         """The k largest of each row (n, k), in any order."""
@@ -232,7 +228,7 @@ class VRA(Part):
     high: Tensor = learned()
 
     def __post_init__(self) -> None:
-        _require_percentile(self.id, "low_percentile", self.low_percentile)
+        require_percentile(self.id, "low_percentile", self.low_percentile)
         ok = is_number(self.high_percentile) and self.low_percentile <= self.high_percentile <= 100
         allowed = f"a number from low_percentile, {self.low_percentile}, to 100"
         require(ok, self.id, "high_percentile", self.high_percentile, allowed)

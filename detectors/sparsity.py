@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detectors.catalogue import registry
 from detectors.logits import Energy
-from detectors.options import is_number, require
+from detectors.options import require_percentile
 from detectors.parts import Activations, Part, Training, combination
 from detectors.percentile import percentile
 from detectors.state import learned
@@ -40,8 +40,7 @@ class DICE(Part):
     weight: Tensor = learned()
 
     def __post_init__(self) -> None:
-        ok = is_number(self.percentile) and 0 <= self.percentile <= 100
-        require(ok, self.id, "percentile", self.percentile, "a number from 0 to 100")
+        require_percentile(self.id, "percentile", self.percentile)
 
     def fit(self, training: Training) -> None:
         mean = reduce(torch.add, (batch.features.sum(dim=0) for batch in training.batches())) / training.images
