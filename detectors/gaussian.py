@@ -15,7 +15,8 @@ from detectors.options import require
 from detectors.outputs import Head, Outputs
 from detectors.state import learned
 
-_Rows = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+# Starts a stream of batches (features (n, D), class indices (n,)) anew.
+Rows = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,7 @@ class Moments:
     covariance: Tensor
 
     @classmethod
-    def of(cls, rows: _Rows, classes: int) -> "Moments":
+    def of(cls, rows: Rows, classes: int) -> "Moments":
         """Maximum-likelihood moments of batches (features (n, D), class indices (n,)), every class present.
 
         `rows` starts the stream anew: means first, then centred second moments, because the one-pass form loses digits.
@@ -62,8 +63,7 @@ class Gaussians:
     @classmethod
     def of(cls, moments: Moments) -> "Gaussians":
         values, vectors = torch.linalg.eigh(moments.covariance)
-        means_round_off = moments.means.abs().max() * moments.sizes.sum() * torch.finfo(values.dtype).eps
-        kept = values > torch.maximum(round_off(values), means_round_off.square())
+        kept = values > variance_round_off(values, moments.means, moments.sizes.sum())
         centre = moments.pooled().means[0]
         whitening = vectors[:, kept] / values[kept].sqrt()
         means = (moments.means - centre) @ whitening
@@ -77,9 +77,36 @@ class Gaussians:
         return white.sub_(self.means[nearest]).square_().sum(dim=1)
 
 
+def variance_round_off(variances: Tensor, means: Tensor, images: Tensor) -> Tensor:
+    """The level up to which the eigenvalues (D,) of a covariance of `images` vectors are round-off: their own, or that
+    of the means that were subtracted."""
+    means_round_off = means.abs().max() * images * torch.finfo(variances.dtype).eps
+    return torch.maximum(round_off(variances), means_round_off.square())
+
+
+@dataclass(kw_only=True, eq=False)
+class ClassConditional(Detector):
+    """A detector that models the features of each class."""
+
+    needs = frozenset({"features", "train"})
+
+    def _class_rows(self, train: Outputs, head: Head | None, represent: Callable[[Tensor], Tensor]) -> tuple[Rows, int]:
+        """The stream of training features with the indices of their classes, and the number of classes with images."""
+        classes, indices = self._labels(train, head).unique(return_inverse=True)
+
+        def rows() -> Iterator[tuple[Tensor, Tensor]]:
+            return ((represent(batch.features), batch.labels) for batch in self._stream(train, indices))
+
+        return rows, len(classes)
+
+    @staticmethod
+    def _represent(features: Tensor) -> Tensor:
+        return features
+
+
 @registry.register
 @dataclass(kw_only=True, eq=False)
-class Mahalanobis(Detector):
+class Mahalanobis(ClassConditional):
     """Mahalanobis distance of the features to the nearest class mean, under one covariance for all classes.
 
     Formula: S = -min_c (h - mu_c)^T Sigma^+ (h - mu_c), mu_c = class means, Sigma = (1/N) sum_i (h_i - mu_{y_i})
@@ -91,29 +118,20 @@ class Mahalanobis(Detector):
     - Sigma^+ is the Hermitian pseudo-inverse with scipy's cutoff; directions whose variance is within the round-off of
         the means are left out too, so that features that are constant within each class have distance 0.
     - A class without a training image has no mean.
+    Verified:
+    - plain loops with the precision matrix of scikit-learn's EmpiricalCovariance, 1e-6
+    - scikit-learn's EmpiricalCovariance.mahalanobis, for one class, 1e-6
+    - pytorch-ood 0.4, which computes in single precision, 1e-3
     """
 
     id = "mahalanobis"
-    needs = frozenset({"features", "train"})
     class_gaussians: Gaussians = learned()
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
-        self.class_gaussians = Gaussians.of(self._moments(train, head, self._represent))
+        self.class_gaussians = Gaussians.of(Moments.of(*self._class_rows(train, head, self._represent)))
 
     def _score(self, batch: Batch) -> Tensor:
         return -self.class_gaussians.squared_distance(self._represent(batch.features))
-
-    def _moments(self, train: Outputs, head: Head | None, represent: Callable[[Tensor], Tensor]) -> Moments:
-        classes, indices = self._labels(train, head).unique(return_inverse=True)
-
-        def rows() -> Iterator[tuple[Tensor, Tensor]]:
-            return ((represent(batch.features), batch.labels) for batch in self._stream(train, indices))
-
-        return Moments.of(rows, len(classes))
-
-    @staticmethod
-    def _represent(features: Tensor) -> Tensor:
-        return features
 
 
 @registry.register
@@ -127,6 +145,8 @@ class MahalanobisPlusPlus(Mahalanobis):
     Deviations:
     - The zero vector, which the paper leaves undefined, stays zero.
     - Sigma^+ is the Hermitian pseudo-inverse with scipy's cutoff, as in mahalanobis.
+    Verified:
+    - plain loops with the precision matrix of scikit-learn's EmpiricalCovariance, 1e-6
     """
 
     id = "mahalanobis++"
@@ -148,13 +168,16 @@ class RelativeMahalanobis(Mahalanobis):
     Deviations:
     - Squared distances: the square root that some texts print would change the order.
     - Sigma^+ and Sigma_g^+ are Hermitian pseudo-inverses with scipy's cutoff, as in mahalanobis.
+    Verified:
+    - plain loops with the precision matrix of scikit-learn's EmpiricalCovariance, 1e-6
+    - pytorch-ood 0.4, which computes in single precision, 1e-3
     """
 
     id = "relative-mahalanobis"
     global_gaussian: Gaussians = learned()
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
-        moments = self._moments(train, head, self._represent)
+        moments = Moments.of(*self._class_rows(train, head, self._represent))
         self.class_gaussians = Gaussians.of(moments)
         self.global_gaussian = Gaussians.of(moments.pooled())
 
@@ -177,6 +200,8 @@ class RelativeMahalanobisPlusPlus(RelativeMahalanobis):
     Deviations:
     - The zero vector, which the paper leaves undefined, stays zero.
     - Sigma^+ and Sigma_g^+ are Hermitian pseudo-inverses with scipy's cutoff, as in mahalanobis.
+    Verified:
+    - plain loops with the precision matrix of scikit-learn's EmpiricalCovariance, 1e-6
     """
 
     id = "relative-mahalanobis++"
@@ -189,7 +214,8 @@ class RelativeMahalanobisPlusPlus(RelativeMahalanobis):
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         super()._fit(train, head, val, model)
         if self.global_fit == "raw":
-            self.global_gaussian = Gaussians.of(self._moments(train, head, lambda features: features).pooled())
+            moments = Moments.of(*self._class_rows(train, head, lambda features: features))
+            self.global_gaussian = Gaussians.of(moments.pooled())
 
     @staticmethod
     def _represent(features: Tensor) -> Tensor:

@@ -130,8 +130,11 @@ class Combination(Detector):
         self.head = head
 
         def stream(labels: Tensor | None) -> Iterator[Batch]:
-            return self._stream(train, labels, only={"features", "logits"})
+            return self._stream(outputs, labels, only={"features", "logits"})
 
+        outputs: Any = (
+            None if train is None else train.only({"features", "logits", "labels"})
+        )  # images make small batches
         training = Training(head, 0 if train is None else len(train), stream, lambda: self._labels(train, head))
         for part in self._parts():
             try:

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor

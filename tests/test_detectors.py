@@ -321,6 +321,21 @@ USING_LABELS: dict[str, dict[str, Any]] = {
     "cosine": {},
     "relative-cosine": {},
     "kl-matching": {"classes": "true"},
+    **{
+        id: {}
+        for id in (
+            "openmax",
+            "she",
+            "mahalanobis-odin",
+            "mahalanobis-layers",
+            "itp",
+            "ls",
+            "himplos",
+            "line",
+            "gmm",
+            "gmm++",
+        )
+    },
 }
 
 
