@@ -47,9 +47,9 @@ def join_descriptions(score: Any, parts: Sequence[Any], options: dict[str, tuple
     text.append(f"Formula: {'; '.join([all[score]['formula'], *(all[part]['formula'] for part in parts)])}")
     text.append(f"Paper: {'; '.join(papers)}")
     text += ["Options:", *(f"- {name}: {all[kind]['options'][own]}" for name, (kind, own) in options.items())]
-    for section in ("Deviations", "Verified"):
-        items = dict.fromkeys(item for kind in kinds for item in all[kind][section.lower()])
-        text += [f"{section}:", *(f"- {item}" for item in items)]
+    deviations = dict.fromkeys(item for kind in kinds for item in all[kind]["deviations"])
+    text += ["Deviations:", *(f"- {item}" for item in deviations)]
+    text += ["Verified:", *(f"- {kind.id}: {item}" for kind in kinds for item in all[kind]["verified"])]
     return "\n".join(text)
 
 

@@ -28,6 +28,7 @@ class RankFeat(ImageDetector):
     Deviations:
     - The last feature map only. The published results of the full method average these logits with those after the
         same removal one block earlier, which not every network has.
+    - Of a map with one position nothing is left: all images have the same score, as the formula has it.
     - u_1 comes from the eigenvectors of X X^T, or v_1 from those of X^T X where this is smaller: the same vectors as
         those of a singular value decomposition.
     Verified:

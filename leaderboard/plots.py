@@ -1,6 +1,7 @@
 """Figures as SVG for inlining: text takes the page's colour and font, and the same numbers give the same bytes."""
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -122,11 +123,12 @@ def unit_test_heat(table: ModelTable, name: str) -> Markup | None:
 def fpr_against_time(tables: Sequence[ModelTable], name: str) -> Markup | None:
     """Mean FPR@95 against score time over forward time, a panel a model; null without complete means.
 
-    Named and full are the detectors that no other one beats in both.
+    Full are the detectors that no other one beats in both; they are named where there is room, the lowest first.
     """
     points = {table.model: points for table in tables if (points := _time_and_fpr(table))}
     if not points:
         return None
+    highest = max(fpr for of_model in points.values() for _, fpr, _ in of_model)
     ratios = [ratio for of_model in points.values() for ratio, *_ in of_model]
     few_decades = max(ratios) < 30 * min(ratios)
     columns = min(len(points), 3)
@@ -142,8 +144,11 @@ def fpr_against_time(tables: Sequence[ModelTable], name: str) -> Markup | None:
                 panel, [(x, y) for x, y, _ in of_model], marker="o", color=_PASS, markerfacecolor="none", markersize=5
             )
             _marks(panel, [(x, y) for x, y, _ in best], marker="o", color=_PASS, markersize=5)
-            for x, y, name in best:
-                panel.annotate(name, (x, y), (5, 4), textcoords="offset points", fontsize=8)
+            free_from = -math.inf
+            for y, x, label in sorted((y, x, label) for x, y, label in best):
+                if y >= free_from:
+                    panel.annotate(label, (x, y), (5, 4), textcoords="offset points", fontsize=8)
+                    free_from = y + 0.1 * highest
             panel.set(title=model, xscale="log")
             panel.margins(x=0.25, y=0.15)
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
