@@ -10,7 +10,7 @@ from torch import Tensor
 from detectors.catalogue import registry
 from detectors.gradients import ODIN
 from detectors.logits import MSP, Energy
-from detectors.numerics import class_means, unit
+from detectors.numerics import class_means, norms, unit
 from detectors.options import is_number, require, require_percentile
 from detectors.parts import Activations, Part, Training, combination
 from detectors.shaping import ReAct
@@ -95,8 +95,8 @@ class LogitSmoothing(Part):
 
     def _similarities(self, activations: Activations) -> Tensor:
         """Cosine similarities (n, 1) with the prototypes of the predicted classes."""
-        prototypes = self.prototypes[activations.predicted]
-        return (unit(activations.network_features) * prototypes).sum(dim=1, keepdim=True)
+        products = torch.linalg.vecdot(activations.network_features, self.prototypes[activations.predicted])
+        return products[:, None] / norms(activations.network_features)
 
 
 @dataclass(kw_only=True, eq=False)

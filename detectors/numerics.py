@@ -11,7 +11,12 @@ _SMALLEST_NORM = 1e-150
 
 def unit(vectors: Tensor) -> Tensor:
     """The rows (n, D) scaled to Euclidean norm 1. A zero row stays zero."""
-    return vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)
+    return vectors / norms(vectors)
+
+
+def norms(vectors: Tensor) -> Tensor:
+    """The Euclidean norms (n, 1) of the rows (n, D), to divide by: that of a zero row is not zero."""
+    return torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)
 
 
 def round_off(eigenvalues: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from pytorch_ood import detector as peers
 from torch import Tensor, nn
 
-from detectors import Detector, Head, Outputs, available, create, describe
+from detectors import Head, Outputs, available, create, describe
 
 ROWS, ROUNDS, LOOP_ROWS = 2048, 5, 16
 TRAIN_ROWS_A_CLASS = 6
@@ -47,7 +47,7 @@ class World:
         random = torch.Generator().manual_seed(0)
         weight = torch.randn(classes, width, generator=random, dtype=torch.float64) / width**0.5
         bias = torch.randn(classes, generator=random, dtype=torch.float64) / 10
-        means = torch.rand(classes, width, generator=random, dtype=torch.float64) + 2 * weight
+        means = torch.rand(classes, width, generator=random, dtype=torch.float64) + 20 * weight
 
         def outputs(rows: int) -> Outputs:
             labels = torch.arange(rows) % classes
@@ -133,37 +133,37 @@ def masked_terms(world: World) -> Work:
     return work
 
 
-def limit_of(id: str, world: World, detector: Detector) -> Work | None:
+# Detectors whose score is one product with the head, or with a matrix of its size.
+HEAD_PRODUCT = {
+    *("react", "bats", "laps", "vra", "dice", "dice+react", "opnp", "itp-crp", "fm", "ls", "fm+ls", "himplos", "fdbd"),
+    *("cosine", "relative-cosine", "ssc", "mcm"),
+}
+
+
+def limit_of(id: str, world: World, detector: Any) -> Work | None:
     classes, width = world.head.weight.shape
-    if id in ("gmm", "gmm++"):
-        return class_products(world)
+    if id in HEAD_PRODUCT:
+        return product(world, classes)
     if id in ("mahalanobis", "mahalanobis++"):
         return product(world, width, classes)
     if id in ("relative-mahalanobis", "relative-mahalanobis++"):
-        return lambda: (product(world, width, classes)(), product(world, width)())
-    if id in (
-        "react",
-        "bats",
-        "laps",
-        "vra",
-        "dice",
-        "cosine",
-        "relative-cosine",
-        "ssc",
-        "react+ls",
-        "ls",
-        "msp+react",
-    ):
-        return product(world, classes)
+        nearest, background = product(world, width, classes), product(world, width)
+        return lambda: (nearest(), background())
+    if id in ("gmm", "gmm++"):
+        return class_products(world)
     if id in ("ash-p", "ash-b", "ash-s", "scale"):
-        return selection_and_product(world, detector.percentile)  # type: ignore[attr-defined]
+        return selection_and_product(world, detector.percentile)
     if id == "kl-matching":
         return logit_product(world)
     if id in ("vim", "residual"):
-        return product(world, width - 1000)
-    if id == "knn":
-        return bank_product(world, len(world.train), detector.fitted_k)  # type: ignore[attr-defined]
-    if "itp" in id and id != "itp-crp":
+        return product(world, detector.residual_basis.shape[1])
+    if id == "neco":
+        return product(world, detector.components.shape[1])
+    if id in ("knn", "nnguide"):
+        return bank_product(world, len(detector.bank), detector.fitted_k)
+    if id == "ssd":
+        return product(world, width)
+    if "itp" in id or id == "line":
         return masked_terms(world)
     return None
 
