@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark.evaluation import DetectorBench
+from benchmark.evaluation import DetectorBench, source_sha256
 from benchmark.records import Case, Record, read_records
 from benchmark.session import TIME_RETRIES
 from benchmark.thresholds import read_baselines
+from detectors import create
 from detectors.gaussian import Mahalanobis
 
 pytest_plugins = "pytester"
@@ -95,6 +96,19 @@ def test_the_records_of_a_run_hold_all_that_a_reader_needs(run: Runs) -> None:
     assert table["score"].type == "double"
     rows = table.filter(np.isin(table["set"], ["colours-test"])).num_rows
     assert rows == cases["net/mahalanobis/greys"].metrics.id_images == 36
+
+
+def test_the_hash_of_a_detectors_source_covers_all_that_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def files(id: str) -> set[str]:
+        read = set()
+        monkeypatch.setattr(Path, "read_bytes", lambda path: read.add(path.name) or b"")
+        source_sha256(type(create(id)))
+        return read
+
+    assert files("msp") == {"base.py", "logits.py"}
+    assert files("itp+react") == {"base.py", "parts.py", "logits.py", "shaping.py", "itp.py"}
+    monkeypatch.undo()
+    assert source_sha256(type(create("msp"))) != source_sha256(type(create("knn")))
 
 
 def test_a_failing_case_says_all_in_one_line(run: Runs) -> None:
