@@ -352,7 +352,7 @@ def test_descriptions_are_joined() -> None:
         },
         "defaults": {"ceil_share": 0.5, "ceil_slope": 0.0, "share": 1.0},
         "deviations": ["None of note."],
-        "verified": ["by hand, 1e-9"],
+        "verified": ["ceil: by hand, 1e-9"],
     }
 
 
