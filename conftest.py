@@ -268,12 +268,20 @@ class Controller:
     @pytest.hookimpl(trylast=True)  # after the tables of other plugins, where a reader looks first
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self._recorder is None:
+            if self._core_alone(terminalreporter):
+                terminalreporter.line("the unit tests meet a core of the suite's detectors; --full adds all others")
             return
         for line in summary(self._recorder.cases, self._recorder.models):
             for text, bold in line:
                 terminalreporter.write(text, bold=bold)
             terminalreporter.line("")
         terminalreporter.line(f"records: {self._recorder.file}")
+
+    def _core_alone(self, terminalreporter: Any) -> bool:
+        """Whether nothing was selected from unit tests, which may be there for other detectors."""
+        deselected = {item.path.name for item in terminalreporter.stats.get("deselected", [])}
+        none_left = not terminalreporter.stats.keys() - {"deselected", ""}
+        return none_left and "test_unit_tests.py" in deselected and not self._config.getoption("--full")
 
     def pytest_sessionfinish(self) -> None:
         if self._recorder and self._config.getoption("--record-baselines"):

@@ -143,8 +143,9 @@ def load_suite(name_or_path: str) -> Suite:
     splits = entry.in_distribution
     for id in (splits.train, splits.val, splits.test, *entry.ood.near, *entry.ood.far):
         _look_up(id, image_sets, "image set", file)
+    detectors, in_unit_tests = _detectors(entry.detectors, file), _detectors(entry.unit_tests.detectors, file)
     for detector, options in entry.options.items():
-        _look_up(detector, available(), "detector", file)
+        _look_up(detector, [*detectors, *in_unit_tests], "detector of the suite", file)
         try:
             create(detector, **options)
         except ValueError as error:
@@ -154,8 +155,8 @@ def load_suite(name_or_path: str) -> Suite:
         entry=entry,
         models={id: models[_look_up(id, models, "model", file)] for id in entry.models},
         image_sets=image_sets,
-        detectors=_detectors(entry.detectors, file),
-        unit_test_detectors=_detectors(entry.unit_tests.detectors, file),
+        detectors=detectors,
+        unit_test_detectors=in_unit_tests,
     )
 
 

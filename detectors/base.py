@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from detectors.outputs import Head, Outputs, as_tensor
-from detectors.state import pack, plain, unpack
+from detectors.state import digest, pack, plain, unpack
 
 # "text": the head's weights are embeddings of class names by a vision-language model.
 NEEDS = frozenset({"logits", "features", "head", "train", "val", "patches", "images", "model", "text"})
 _SHAPES = {"features": "(N, D)", "logits": "(N, C)", "patches": "(N, P, D)", "images": "(N, 3, H, W)"}
+_KINDS = {"train": Outputs, "val": Outputs, "head": Head}
 _MADE_DOUBLE = ("features", "logits", "patches")
 
 
@@ -56,6 +57,9 @@ class Detector(ABC):
                 continue
             if given is None:
                 raise ValueError(f"{self.id} needs {need!r} to fit")
+            kind = _KINDS.get(need, object)
+            if not isinstance(given, kind):
+                raise ValueError(f"{self.id}: {need!r} must be {kind.__name__}, got {type(given).__name__}")
             if isinstance(given, Outputs) and len(given) == 0:
                 raise ValueError(f"{self.id}: {need!r} has no rows")
         if head is not None and "head" in self.needs:
@@ -78,13 +82,16 @@ class Detector(ABC):
         width than in `fit`.
         """
         self._check_fitted()
+        if not isinstance(outputs, Outputs):
+            raise ValueError(f"{self.id} scores Outputs, got {type(outputs).__name__}")
         scores = [self._score(batch).cpu() for batch in self._stream(outputs)]
         return torch.cat(scores) if scores else torch.empty(0, dtype=torch.float64)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the detector is and has learned: tensors for a safetensors file, and the rest as values for JSON.
 
-        `restore(tensors, about)` gives the detector back. Raises RuntimeError before `fit`.
+        `restore(tensors, about)` gives the detector back, and refuses what was changed in between: a hash of it all is
+        among the values. Raises RuntimeError before `fit`.
         """
         self._check_fitted()
         tensors: dict[str, Tensor] = {}
@@ -94,7 +101,8 @@ class Detector(ABC):
                 pack(getattr(self, part.name), part.name, tensors, values)
         options = {option.name: plain(getattr(self, option.name)) for option in option_fields(self)}
         shapes = {name: list(shape) for name, shape in self._row_shapes.items()}
-        return tensors, {"id": self.id, "options": options, "row_shapes": shapes, "values": values}
+        about = {"id": self.id, "options": options, "row_shapes": shapes, "values": values}
+        return tensors, {**about, "sha256": digest(tensors, about)}
 
     def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any], model: Any) -> None:
         """Takes the state of a fitted detector with the same options."""
@@ -108,6 +116,9 @@ class Detector(ABC):
                 raise ValueError(f"{self.id} scores with the network: restore(tensors, about, model=...)")
             self._use(model)
         self._fitted = True
+        if self.state()[1] != about:
+            self._fitted = False
+            raise ValueError(f"this state of {self.id} is not as it was saved: its SHA-256 is another one")
 
     def _use(self, model: Any) -> None:
         """Takes the network that `fit` or `restore` was given."""
@@ -144,6 +155,8 @@ class Detector(ABC):
         only: which of them are read. Images are to be decoded, so a fit that has no use for them leaves them out.
         """
         wanted = sorted(self.needs & _SHAPES.keys() & set(only))
+        if not wanted:
+            raise ValueError(f"{self.id} reads outputs, but its needs name none of {', '.join(_SHAPES)}")
         for name in wanted:
             if getattr(outputs, name) is None:
                 raise ValueError(f"{self.id} needs outputs with {name}")
@@ -168,6 +181,8 @@ class Detector(ABC):
         shape = tuple(rows.shape[1:])
         if len(shape) != _SHAPES[name].count(",") or 0 in shape:
             raise ValueError(f"{self.id}: {name} must have shape {_SHAPES[name]}, got {tuple(rows.shape)}")
+        if rows.is_complex():
+            raise ValueError(f"{self.id}: {name} must be real numbers, got {rows.dtype}")
         if name not in _MADE_DOUBLE:
             return
         if not self._fitted:

@@ -43,8 +43,12 @@ def join_descriptions(score: Any, parts: Sequence[Any], options: dict[str, tuple
     all = {kind: describe(kind) for kind in kinds}
     steps = [all[part]["summary"][0].lower() + all[part]["summary"][1:].rstrip(".") for part in parts]
     papers = dict.fromkeys(all[kind]["paper"] for kind in kinds)
-    text = [f"{all[score]['summary'].rstrip('.')}, after: {'; '.join(steps)}.", ""]
-    text.append(f"Formula: {'; '.join([all[score]['formula'], *(all[part]['formula'] for part in parts)])}")
+    fixed = {} if any(kind is score for kind, _ in options.values()) else all[score]["defaults"]
+    formula = "".join([all[score]["formula"], *(f", {name} = {value:g}" for name, value in fixed.items())])
+    if "images" in score.needs:
+        formula += ", f(x) = o of the features h of x"
+    text = [f"{all[score]['summary'].rstrip('.')}, with {'; then '.join(steps)}.", ""]
+    text.append(f"Formula: {'; '.join([*(all[part]['formula'] for part in parts), formula])}")
     text.append(f"Paper: {'; '.join(papers)}")
     text += ["Options:", *(f"- {name}: {all[kind]['options'][own]}" for name, (kind, own) in options.items())]
     deviations = dict.fromkeys(item for kind in kinds for item in all[kind]["deviations"])

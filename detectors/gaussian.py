@@ -11,7 +11,7 @@ from torch import Tensor
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.numerics import class_means, round_off, unit
-from detectors.options import require
+from detectors.options import require_choice
 from detectors.outputs import Head, Outputs
 from detectors.state import learned
 
@@ -208,8 +208,7 @@ class RelativeMahalanobisPlusPlus(RelativeMahalanobis):
     global_fit: str = "normalised"
 
     def __post_init__(self) -> None:
-        ok = self.global_fit in ("normalised", "raw")
-        require(ok, self.id, "global_fit", self.global_fit, "'normalised' or 'raw'")
+        require_choice(self.id, "global_fit", self.global_fit, ("normalised", "raw"))
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         super()._fit(train, head, val, model)

@@ -12,7 +12,7 @@ from torch import Tensor
 from detectors.base import Batch, Detector, check_finite
 from detectors.catalogue import registry
 from detectors.gaussian import Gaussians, Moments
-from detectors.options import is_number, require
+from detectors.options import is_number, require, require_temperature
 from detectors.outputs import Outputs
 from detectors.state import learned
 
@@ -69,7 +69,7 @@ class ODIN(ImageDetector):
     Paper: S. Liang, Y. Li, R. Srikant, "Enhancing The Reliability of Out-of-distribution Image Detection in Neural
         Networks", ICLR 2018, arXiv:1706.02690
     Options:
-    - temperature: T, above 0
+    - temperature: T, at least 0.000001
     - epsilon: size of the step for each value of the image as the model takes it, at least 0
     Deviations:
     - epsilon stays at 0.0014, the usual default; the paper tunes it for each OOD set, and no detector sees those here.
@@ -86,8 +86,7 @@ class ODIN(ImageDetector):
     epsilon: float = 0.0014
 
     def __post_init__(self) -> None:
-        ok = is_number(self.temperature) and self.temperature > 0
-        require(ok, self.id, "temperature", self.temperature, "a number above 0")
+        require_temperature(self.id, "temperature", self.temperature)
         ok = is_number(self.epsilon) and self.epsilon >= 0
         require(ok, self.id, "epsilon", self.epsilon, "a number from 0")
 
@@ -105,11 +104,12 @@ class ODIN(ImageDetector):
 class GradNorm(Detector):
     """Norm of the gradient in the head's weights of the divergence between the softmax and a uniform distribution.
 
-    Formula: S = |grad_W KL(1/C || softmax(o / T))|_1 = |h|_1 sum_c |softmax(o / T)_c - 1/C| / T
+    Formula: S = |grad_W KL(1/C || softmax(o / T))|_1 = sum_c r_c |softmax(o / T)_c - 1/C| / T, r_c = sum of |h_d| over
+        the weights that reach class c: |h|_1 where none is pruned
     Paper: R. Huang, A. Geng, Y. Li, "On the Importance of Gradients for Detecting Distributional Shifts in the Wild",
         NeurIPS 2021, arXiv:2110.00218
     Options:
-    - temperature: T, above 0
+    - temperature: T, at least 0.000001
     Deviations:
     - The authors' code sums where the divergence takes the mean over the classes: C times this, same order.
     Verified:
@@ -122,8 +122,7 @@ class GradNorm(Detector):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        ok = is_number(self.temperature) and self.temperature > 0
-        require(ok, self.id, "temperature", self.temperature, "a number above 0")
+        require_temperature(self.id, "temperature", self.temperature)
 
     def _score(self, batch: Batch) -> Tensor:
         logits = batch.logits / self.temperature

@@ -40,7 +40,7 @@ class FeatureMasking(Part):
     Paper: Z. Sun, Y. Qiu, Z. Tan, W. Zheng, R. Wang, "Classifier-head Informed Feature Masking and Prototype-based
         Logit Smoothing for Out-of-Distribution Detection", 2023, arXiv:2310.18104
     Options:
-    - percentile: of a class's weights, from 0 to 100: the share of features that it masks. The paper prints none for
+    - percentile: of a class's weights, from 0 to 100: the share of features that it masks. The paper gives none for
         its tables and finds 10 to 80 stable; its code has 30 (ImageNet-1k, ResNet-50) and 60 (CIFAR-10 and CIFAR-100,
         DenseNet-BC-100)
     Verified:
@@ -135,7 +135,7 @@ class HIMPLoS(Part):
     Paper: Z. Sun, Y. Qiu, Z. Tan, W. Zheng, R. Wang, "Classifier-head Informed Feature Masking and Prototype-based
         Logit Smoothing for Out-of-Distribution Detection", 2023, arXiv:2310.18104
     Options:
-    - percentile: of a class's weights, from 0 to 100: the share of features that it masks. The paper prints none for
+    - percentile: of a class's weights, from 0 to 100: the share of features that it masks. The paper gives none for
         its tables and finds 10 to 80 stable; its code has 30 (ImageNet-1k, ResNet-50) and 60 (CIFAR-10 and CIFAR-100,
         DenseNet-BC-100)
     - clip: r, a number above 0; by default the 90th percentile of all training activations. The authors' code has 0.8

@@ -217,8 +217,8 @@ class ITP(Part):
     - A contribution at the limit passes, as in the paper; the authors' code removes it.
     - A class with one training image has s = 0; one without any keeps all of its weights, and has no entry among those
         of the percentile.
-    - With ReAct, m and s are those of features that are not clipped, and ReAct takes its paper's 90th percentile; ITP's
-        paper and code leave both open.
+    - In itp+react, m and s are those of features that are not clipped, and ReAct takes its paper's 90th percentile;
+        ITP's paper and code leave both open.
     Verified:
     - plain loops over the contributions written from the formula, 1e-6; facts checked against the authors' code: one
         percentile for all classes, of the signed means, of true labels

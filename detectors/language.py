@@ -11,7 +11,7 @@ from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.logits import log_max_softmax
 from detectors.numerics import unit
-from detectors.options import is_integer, is_number, require, require_percentile
+from detectors.options import is_integer, is_number, require, require_choice, require_percentile, require_temperature
 from detectors.outputs import Outputs
 from detectors.state import learned
 
@@ -29,7 +29,8 @@ class MCM(Detector):
     Paper: Y. Ming, Z. Cai, J. Gu, Y. Sun, W. Li, Y. Li, "Delving into Out-of-Distribution Detection with
         Vision-Language Representations", NeurIPS 2022, arXiv:2211.13445
     Options:
-    - temperature: T, above 0. The published 1 is for plain cosines, 100 for logits that CLIP has multiplied by 100
+    - temperature: T, at least 0.000001. The published 1 is for plain cosines, 100 for logits that CLIP has multiplied
+        by 100
     Deviations:
     - The text embeddings are the head's weights, of any length; its bias is not read.
     - The logarithm of the probability is returned: same order.
@@ -45,7 +46,7 @@ class MCM(Detector):
     text: Tensor = learned()
 
     def __post_init__(self) -> None:
-        _require_temperature(self.id, "temperature", self.temperature)
+        require_temperature(self.id, "temperature", self.temperature)
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         self.text = unit(head.weight)
@@ -64,8 +65,9 @@ class GLMCM(MCM):
     Paper: A. Miyai, Q. Yu, G. Irie, K. Aizawa, "Zero-Shot In-Distribution Detection in Multi-Object Settings Using
         Vision-Language Foundation Models", 2023, arXiv:2304.04521
     Options:
-    - temperature: T, above 0. The published 1 is for plain cosines, 100 for logits that CLIP has multiplied by 100
-    - local_temperature: T', above 0
+    - temperature: T, at least 0.000001. The published 1 is for plain cosines, 100 for logits that CLIP has multiplied
+        by 100
+    - local_temperature: T', at least 0.000001
     - form: 'code', the formula above, from which the published tables come; or 'printed', where the second term is
         max_c softmax(s' / T')_c with s'_c = max_i s_ic
     Deviations:
@@ -83,8 +85,8 @@ class GLMCM(MCM):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_temperature(self.id, "local_temperature", self.local_temperature)
-        require(self.form in ("code", "printed"), self.id, "form", self.form, "'code' or 'printed'")
+        require_temperature(self.id, "local_temperature", self.local_temperature)
+        require_choice(self.id, "form", self.form, ("code", "printed"))
 
     def _rows_in_a_batch(self, outputs: Outputs) -> int:
         patches = math.prod(outputs.patches.shape[1:2]) if outputs.patches is not None else 1
@@ -121,7 +123,7 @@ class NegLabel(Detector):
     - percentile: of a word's cosines with all classes, from 0 to 100
     - groups: from 1 to the number of negative words. By default 100, or each word by itself where there are fewer;
         words that cannot be shared out evenly are left out, those nearest to the classes first
-    - temperature: T, above 0
+    - temperature: T, at least 0.000001
     Deviations:
     - The log-odds of P are returned: same order, but values near 0 and 1 stay apart.
     - The text embeddings of the classes are the head's weights, of any length; its bias is not read.
@@ -152,7 +154,7 @@ class NegLabel(Detector):
         require_percentile(self.id, "percentile", self.percentile)
         ok = self.groups is None or (is_integer(self.groups) and self.groups >= 1)
         require(ok, self.id, "groups", self.groups, "an integer from 1, or None")
-        _require_temperature(self.id, "temperature", self.temperature)
+        require_temperature(self.id, "temperature", self.temperature)
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         words = list(dict.fromkeys(word.strip() for word in self.words))
@@ -190,10 +192,6 @@ class NegLabel(Detector):
         odds = classes - cosines.view(-1, *self.negatives.shape[:2]).logsumexp(dim=2)
         log_sigmoid = torch.nn.functional.logsigmoid
         return log_sigmoid(odds).logsumexp(dim=1) - log_sigmoid(-odds).logsumexp(dim=1)
-
-
-def _require_temperature(detector: str, option: str, value: Any) -> None:
-    require(is_number(value) and value > 0, detector, option, value, "a number above 0")
 
 
 def _rows_at_once(most: int, values_a_row: int) -> int:

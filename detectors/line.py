@@ -21,9 +21,9 @@ from detectors.state import learned
 class LINe(Part):
     """Clipped features and a head of which only the neurons and weights stay that matter for the predicted class.
 
-    Formula: o_k = sum_d [A_cd > P_c] [|A_cd| W_kd > Q_c] W_kd min(h_d, r) + b_k, c = argmax_k (W min(h, r) + b)_k, A_cd
-        = mean of W_cd h_d over the training images of class c, P_c = percentile of A_c, Q_c = percentile of all
-        |A_cd| W_kd
+    Formula: o_k = sum_d [A_qd > P_q] [|A_qd| W_kd > Q_q] W_kd min(h_d, r) + b_k, q = argmax_k (W min(h, r) + b)_k, A_qd
+        = mean of W_qd h_d over the training images of class q, P_q = activation_percentile of A_q, Q_q =
+        weight_percentile of all |A_qd| W_kd
     Paper: Y. H. Ahn, G.-M. Park, S. T. Kim, "LINe: Out-of-Distribution Detection by Leveraging Important Neurons",
         CVPR 2023, arXiv:2303.13995
     Options:

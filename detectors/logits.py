@@ -12,7 +12,7 @@ from torch import Tensor
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.numerics import class_means, unit
-from detectors.options import is_integer, is_number, require
+from detectors.options import is_integer, is_number, require, require_choice, require_temperature
 from detectors.state import learned
 
 
@@ -79,7 +79,7 @@ class Energy(Detector):
     Paper: W. Liu, X. Wang, J. D. Owens, Y. Li, "Energy-based Out-of-distribution Detection", NeurIPS 2020,
         arXiv:2010.03759
     Options:
-    - temperature: T, above 0
+    - temperature: T, at least 0.000001
     Verified:
     - plain loops written from the formula, 1e-6
     - pytorch-ood 0.4, 1e-6
@@ -90,8 +90,7 @@ class Energy(Detector):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        ok = is_number(self.temperature) and self.temperature > 0
-        require(ok, self.id, "temperature", self.temperature, "a number above 0")
+        require_temperature(self.id, "temperature", self.temperature)
 
     def _score(self, batch: Batch) -> Tensor:
         return self.temperature * (batch.logits / self.temperature).logsumexp(dim=1)
@@ -187,7 +186,7 @@ class KLMatching(Detector):
     log_templates: Tensor = learned()
 
     def __post_init__(self) -> None:
-        require(self.classes in ("predicted", "true"), self.id, "classes", self.classes, "'predicted' or 'true'")
+        require_choice(self.id, "classes", self.classes, ("predicted", "true"))
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         classes = next(self._stream(train)).logits.shape[1]
@@ -335,7 +334,7 @@ class OpenMax(Detector):
     - alpha: how many of the largest logits are revised, from 1 to the number of classes. By default 3, as in OpenOOD,
         or all where there are fewer; the paper takes 10 on ImageNet
     - distance: 'euclidean', as in OpenOOD, or 'eucos', as in the paper's code: Euclidean / 200 + 1 - cosine
-    - shift: above 0. Today's libmr takes 1; that of the paper took 10000
+    - shift: at least 0.000001. Today's libmr takes 1; that of the paper took 10000
     Deviations:
     - The log-odds of the known classes are returned: the same order as minus the probability of the unknown class,
         exp(v_0) / sum_{c >= 0} exp(v_c), which ties at 0 and 1.
@@ -364,9 +363,8 @@ class OpenMax(Detector):
         require(ok, self.id, "tail", self.tail, "an integer from 1, or None")
         ok = self.alpha is None or (is_integer(self.alpha) and self.alpha >= 1)
         require(ok, self.id, "alpha", self.alpha, "an integer from 1, or None")
-        ok = self.distance in ("euclidean", "eucos")
-        require(ok, self.id, "distance", self.distance, "'euclidean' or 'eucos'")
-        require(is_number(self.shift) and self.shift > 0, self.id, "shift", self.shift, "a number above 0")
+        require_choice(self.id, "distance", self.distance, ("euclidean", "eucos"))
+        require(is_number(self.shift) and self.shift >= 1e-6, self.id, "shift", self.shift, "a number from 0.000001")
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         labels = self._labels(train, head)

@@ -31,7 +31,7 @@ class OPNP(Part):
     Deviations:
     - Not checked against the authors' code, of which none was found, nor against the paper's full text: M and the
         pruning of both ends are the paper's; that n is the mean of M over the classes is inferred.
-    - The default percentages are this project's; those of the paper were not to be had.
+    - The default percentages are this project's; those of the paper could not be obtained.
     Verified:
     - plain loops written from the formula, 1e-6; M against torch's gradients of the energy
     """

@@ -1,8 +1,10 @@
 """Checks of the options that a caller names. They are never rescaled, only accepted or refused."""
 
 import math
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
+
+import numpy as np
 
 
 class OptionError(ValueError):
@@ -24,9 +26,20 @@ def require_percentile(detector: str, option: str, value: Any, largest: int = 10
     require(is_number(value) and 0 <= value <= largest, detector, option, value, f"a number from 0 to {largest}")
 
 
+def require_choice(detector: str, option: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises an OptionError unless the value is one of the texts."""
+    ok = isinstance(value, str) and value in choices
+    require(ok, detector, option, value, " or ".join(map(repr, choices)))
+
+
+def require_temperature(detector: str, option: str, value: Any) -> None:
+    """Raises an OptionError unless logits can be divided by the value and stay finite."""
+    require(is_number(value) and value >= 1e-6, detector, option, value, "a number from 0.000001")
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a finite number that a tensor can hold; a bool is none."""
-    return is_integer(value) or (isinstance(value, Real) and not isinstance(value, Integral) and math.isfinite(value))
+    return is_integer(value) or (isinstance(value, float | np.floating) and math.isfinite(value))
 
 
 def is_integer(value: Any) -> bool:

@@ -43,6 +43,9 @@ class Outputs:
     images: Rows | None = None
 
     def __post_init__(self) -> None:
+        for name, value in self._present().items():
+            if not hasattr(value, "shape"):
+                raise ValueError(f"{name} must be a tensor, an array or shards, got {type(value).__name__}")
         rows = {name: value.shape[0] for name, value in self._present().items()}
         if len(set(rows.values())) > 1:
             raise ValueError(f"all outputs need the same number of rows, got {rows}")
@@ -78,6 +81,9 @@ class Head:
     bias: Tensor
 
     def __post_init__(self) -> None:
+        for name, value in (("weight", self.weight), ("bias", self.bias)):
+            if not hasattr(value, "shape"):
+                raise ValueError(f"a head's {name} must be a tensor or an array, got {type(value).__name__}")
         object.__setattr__(self, "weight", as_tensor(self.weight))
         object.__setattr__(self, "bias", as_tensor(self.bias))
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:

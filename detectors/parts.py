@@ -147,15 +147,6 @@ class Combination(Detector):
             return self._reader._score(batch)
         return self._reader._score(self._change(batch.features, batch.logits if "logits" in self.needs else None))
 
-    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any], model: Any) -> None:
-        made = self._parts()
-        super()._restore(tensors, about, model)
-        for part, restored in zip(made, self._parts(), strict=True):
-            for option, name in self.option_names[part.id].items():
-                given, fitted = getattr(part, option), getattr(restored, option)
-                if given != fitted:
-                    raise ValueError(f"this is not one state: {name} is {given!r}, but it was fitted with {fitted!r}")
-
     def _use(self, model: Any) -> None:
         super()._use(model)
         self._reader._use(self._changed_network)
@@ -195,9 +186,11 @@ def combination(id: str, score: type[Detector], *parts: type[Part], **defaults: 
     first in the id keep their names, those of the others begin with theirs: `percentile` and `react_percentile` in
     `dice+react`. `defaults` are by these names; all others are the parts' own.
 
-    Raises ValueError for a default of no option.
+    Raises ValueError for a default of no option or outside its range, a word of the id that names none of them, a score
+    that learns, or a part given twice.
     """
     named = id.split("+")
+    _check_plan(id, score, parts)
     option_names: dict[str, dict[str, str]] = {}
     options: list[tuple[str, Any, Any]] = []
     meanings: dict[str, tuple[Any, str]] = {}
@@ -231,7 +224,23 @@ def combination(id: str, score: type[Detector], *parts: type[Part], **defaults: 
         eq=False,
     )
     made.__module__ = (parts[0] if parts else score).__module__
+    made()  # checks the defaults
     return made
+
+
+def _check_plan(id: str, score: type[Detector], parts: tuple[type[Part], ...]) -> None:
+    for kind, base in ((score, Detector), *((part, Part) for part in parts)):
+        if not (isinstance(kind, type) and issubclass(kind, base)):
+            raise ValueError(f"{id}: {getattr(kind, '__name__', kind)} is no {base.__name__}")
+    if "train" in score.needs:
+        raise ValueError(f"{id}: {score.id} learns from training outputs, and cannot read those of changed logits")
+    kinds: tuple[Any, ...] = (score, *parts)
+    known = [kind.id for kind in kinds]
+    if len(set(known)) < len(known):
+        raise ValueError(f"{id}: each part can be applied once, got {', '.join(known)}")
+    words = id.split("+")
+    if len(words) > 1 and (unknown := [word for word in words if word not in known]):
+        raise ValueError(f"{id}: {', '.join(unknown)} is none of {', '.join(known)}")
 
 
 def _attribute(part: type[Part]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.numerics import class_means, unit
-from detectors.options import is_number, require
+from detectors.options import is_number, require, require_choice
 from detectors.outputs import Head
 from detectors.state import learned
 
@@ -130,8 +130,7 @@ class SHE(Detector):
     patterns: Tensor = learned()
 
     def __post_init__(self) -> None:
-        ok = self.metric in ("inner-product", "euclidean", "cosine")
-        require(ok, self.id, "metric", self.metric, "'inner-product', 'euclidean' or 'cosine'")
+        require_choice(self.id, "metric", self.metric, ("inner-product", "euclidean", "cosine"))
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         wrong = classes = train.logits.shape[1]

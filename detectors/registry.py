@@ -19,6 +19,10 @@ class Registry:
 
     def register(self, detector: _DetectorClass) -> _DetectorClass:
         """Class decorator. Raises ValueError on an id that is taken, an unknown need or a gap in the docstring."""
+        if "__dataclass_fields__" not in vars(detector):
+            raise ValueError(f"{detector.__name__} needs @dataclass(kw_only=True, eq=False), under @registry.register")
+        if missing := [name for name in ("id", "needs") if not hasattr(detector, name)]:
+            raise ValueError(f"{detector.__name__} lacks {' and '.join(missing)}")
         if detector.id in self._classes:
             raise ValueError(f"two detectors are called {detector.id!r}")
         if unknown := detector.needs - NEEDS:

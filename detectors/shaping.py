@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detectors.catalogue import registry
 from detectors.logits import Energy
-from detectors.options import is_number, require, require_percentile
+from detectors.options import is_number, require, require_choice, require_percentile
 from detectors.parts import Activations, Part, Training, combination
 from detectors.percentile import column_percentiles, percentile
 from detectors.state import learned
@@ -26,9 +26,9 @@ class ReAct(Part):
     Paper: Y. Sun, C. Guo, Y. Li, "ReAct: Out-of-distribution Detection With Rectified Activations", NeurIPS 2021,
         arXiv:2111.12797
     Options:
-    - percentile: of the training activations, from 0 to 100
+    - percentile: of all training activations pooled, from 0 to 100. Published: 90; NINCO (arXiv:2306.00826) takes 99
     Deviations:
-    - The 99th percentile, as in NINCO (arXiv:2306.00826), but the paper's 90th in combinations with pruning.
+    - The 99th percentile, as in NINCO, where ReAct is the only part; in combinations with others the paper's 90th.
     Verified:
     - plain loops written from the formula, 1e-6
     - pytorch-ood 0.4, 1e-6
@@ -231,8 +231,7 @@ class VRA(Part):
         ok = is_number(self.high_percentile) and self.low_percentile <= self.high_percentile <= 100
         allowed = f"a number from low_percentile, {self.low_percentile}, to 100"
         require(ok, self.id, "high_percentile", self.high_percentile, allowed)
-        ok = self.thresholds in ("per-feature", "shared")
-        require(ok, self.id, "thresholds", self.thresholds, "'per-feature' or 'shared'")
+        require_choice(self.id, "thresholds", self.thresholds, ("per-feature", "shared"))
 
     def fit(self, training: Training) -> None:
         self.low, self.high = (self._percentile(training, p) for p in (self.low_percentile, self.high_percentile))

@@ -1,9 +1,12 @@
 """What a detector learned, as named tensors and plain values: nothing that has to be pickled."""
 
+import hashlib
+import json
 from dataclasses import field, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from detectors.outputs import Rows, as_tensor
@@ -28,6 +31,15 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor], values: dict[str, An
         tensors[name] = value.cpu().contiguous()
     else:
         tensors[name] = as_tensor(value[:]).cpu().contiguous()
+
+
+def digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    """The SHA-256 of a state: of all its tensors, and of its values as JSON writes them."""
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name}\t{tensor.dtype}\t{tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def plain(value: Any) -> Any:

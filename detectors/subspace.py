@@ -11,7 +11,7 @@ from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.gaussian import Moments
 from detectors.numerics import round_off
-from detectors.options import is_integer, require
+from detectors.options import is_integer, require, require_choice
 from detectors.outputs import Head, Outputs
 from detectors.state import learned
 
@@ -151,8 +151,7 @@ class NECO(Detector):
         ok = self.dimension is None or (is_integer(self.dimension) and self.dimension >= 1)
         require(ok, self.id, "dimension", self.dimension, "an integer from 1 to D, or None")
         require(isinstance(self.max_logit, bool), self.id, "max_logit", self.max_logit, "True or False")
-        ok = self.denominator in ("standardised", "raw")
-        require(ok, self.id, "denominator", self.denominator, "'standardised' or 'raw'")
+        require_choice(self.id, "denominator", self.denominator, ("standardised", "raw"))
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         one_class = torch.zeros(len(train), dtype=torch.long)

@@ -11,6 +11,7 @@ from torch import Tensor
 from detectors import Detector, Outputs, Registry, create
 from detectors.base import Batch, option_fields
 from detectors.contract import World, build_world, checks, fitted, refusal
+from detectors.gaussian import Mahalanobis
 from detectors.gradients import ODIN
 from detectors.logits import MSP, Energy, MaxLogit
 from detectors.options import OptionError, is_number, require
@@ -223,8 +224,21 @@ def test_an_option_that_the_data_refuse_has_its_name_in_the_combination() -> Non
     assert text == "class-mask+ceil: ceil_slope is 49; allowed: from 0 to 48, the number of training images"
 
 
-def test_a_default_is_checked_when_a_detector_is_made() -> None:
-    assert "ceil: share is 7" in refusal(OptionError, combination("ceil", Energy, Ceiling, share=7))
+def test_a_default_is_checked_when_the_combination_is_made() -> None:
+    assert "ceil: share is 7" in refusal(OptionError, combination, "ceil", Energy, Ceiling, share=7)
+
+
+def test_a_word_of_the_id_that_is_no_part_is_refused() -> None:
+    assert "ciel is none of energy, ceil, class-mask" in refusal(
+        ValueError, combination, "class-mask+ciel", Energy, Ceiling, Mask
+    )
+
+
+def test_a_score_and_parts_are_not_mixed_up() -> None:
+    assert "Ceiling is no Detector" in refusal(ValueError, combination, "x", Ceiling, Energy)
+    assert "Energy is no Part" in refusal(ValueError, combination, "x", Energy, Energy)
+    assert "mahalanobis learns" in refusal(ValueError, combination, "x", Mahalanobis, Ceiling)
+    assert "once" in refusal(ValueError, combination, "x", Energy, Ceiling, Ceiling)
 
 
 def test_a_part_that_reads_the_prediction_must_say_so() -> None:
@@ -339,10 +353,10 @@ def test_descriptions_are_joined() -> None:
     registry.register(combination("class-mask+ceil", Reach, Ceiling, Mask))
     assert registry.describe("class-mask+ceil") == {
         "id": "class-mask+ceil",
-        "summary": "The smallest of what reaches a class, after: features clipped at a share of their largest training "
-        "value; the head's weights that are below the mean of their class left out.",
-        "formula": "S = min_c |h_c|_1; o = W min(h, share * max_i h_i) + b; "
-        "o_c = sum_d [w_cd >= share * mean_d w_cd] w_cd h_d + b_c",
+        "summary": "The smallest of what reaches a class, with features clipped at a share of their largest training "
+        "value; then the head's weights that are below the mean of their class left out.",
+        "formula": "o = W min(h, share * max_i h_i) + b; o_c = sum_d [w_cd >= share * mean_d w_cd] w_cd h_d + b_c; "
+        "S = min_c |h_c|_1",
         "paper": 'A. Author, "Ceilings", 2020; B. Author, "Masks", 2021; D. Author, "Reach", 2023',
         "needs": ["features", "head", "train"],
         "options": {

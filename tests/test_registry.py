@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detectors import Detector, Registry, available, create, describe
 from detectors.base import NEEDS, Batch
+from detectors.description import describe as description_of
 
 IDS = [
     "ash-b",
@@ -127,7 +128,23 @@ class Sample(Detector):
 def variant(**attributes: Any) -> type[Sample]:
     """The sample with other attributes; `doc` takes a pair (old, new) to replace in its docstring."""
     old, new = attributes.pop("doc", ("", ""))
-    return type("Variant", (Sample,), {"__doc__": (Sample.__doc__ or "").replace(old, new), **attributes})
+    made = type("Variant", (Sample,), {"__doc__": (Sample.__doc__ or "").replace(old, new), **attributes})
+    return dataclass(kw_only=True, eq=False)(made)
+
+
+def test_a_class_that_is_no_dataclass_of_its_own_is_refused() -> None:
+    with pytest.raises(ValueError, match="Plain needs @dataclass"):
+        Registry().register(type("Plain", (Sample,), {}))
+
+
+def test_a_class_without_an_id_is_refused() -> None:
+    @dataclass(kw_only=True, eq=False)
+    class Nameless(Detector):
+        def _score(self, batch: Batch) -> Tensor:
+            return batch.logits[:, 0]
+
+    with pytest.raises(ValueError, match="Nameless lacks id and needs"):
+        Registry().register(Nameless)
 
 
 def test_all_ids_are_there() -> None:
@@ -184,12 +201,14 @@ def test_a_description_is_complete_and_plain(id: str) -> None:
     assert json.dumps(json.loads(text)) == text
     assert description["id"] == id
     assert description["summary"].endswith(".")
-    assert description["formula"].startswith("S = ")
+    assert re.search("(^|; )S = ", description["formula"])
     assert set(description["needs"]) <= NEEDS
     assert description["options"].keys() == description["defaults"].keys()
     assert all(description["options"].values())
     assert all(deviation.endswith(".") for deviation in description["deviations"])
     assert description["verified"]
+    for kind in type(create(id)).made_of:
+        assert description_of(kind)["verified"], f"{kind.id} does not say what it was verified against"
 
 
 @pytest.mark.parametrize("id", available())

@@ -275,7 +275,12 @@ def remove(place: str) -> Callable[[State], None]:
         ("knn", put("values/fitted_k", None), "'fitted_k' is a NoneType, not int"),
         ("react", put("values/_react.limit", {}), "'_react.limit' is a dict, not float"),
         ("react", put("values/_react.limit", "high"), "'_react.limit' is a str, not float"),
-        ("react", put("options/percentile", 50), "percentile is 50, but it was fitted with 99.0"),
+        ("react", put("options/percentile", 50), "react is not as it was saved"),
+        ("knn", put("values/fitted_k", 9), "knn is not as it was saved"),
+        ("knn", put("options/k", 9), "knn is not as it was saved"),
+        ("knn", put("row_shapes", {}), "knn is not as it was saved"),
+        ("knn", put("more", 1), "knn is not as it was saved"),
+        ("knn", remove("sha256"), "knn is not as it was saved"),
         ("knn", remove("id"), "'id'"),
         ("knn", remove("options"), "'options'"),
         ("knn", remove("row_shapes"), "'row_shapes'"),
@@ -288,6 +293,19 @@ def test_what_is_no_state_is_refused(id: str, change: Callable[[State], None], s
     tensors, about = copy.deepcopy(state(id))
     change((tensors, about))
     assert says in refusal(ValueError, restore, tensors, about)
+
+
+@pytest.mark.parametrize("id", ["cosine", "knn", "itp", "kl-matching"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda t: t * torch.nan, lambda t: t[:-1], lambda t: t.float(), lambda t: t + 1, lambda t: t[None]],
+    ids=["NaN", "a row less", "single precision", "other values", "an axis more"],
+)
+def test_a_tensor_that_was_changed_is_refused(id: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    tensors, about = copy.deepcopy(state(id))
+    name = next(name for name in tensors if tensors[name].is_floating_point() and "head" not in name)
+    tensors[name] = change(tensors[name]).contiguous()
+    assert f"{id} is not as it was saved" in refusal(ValueError, restore, tensors, about)
 
 
 @pytest.mark.parametrize(
