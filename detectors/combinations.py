@@ -9,5 +9,5 @@ from detectors.sparsity import DICE
 
 registry.register(combination("msp+react", MSP, ReAct))
 registry.register(combination("odin+react", ODIN, ReAct))
-# The ReAct percentile is that of its paper, as DICE combines them.
-registry.register(combination("dice+react", Energy, ReAct, DICE, react_percentile=90.0))
+# The percentiles with which DICE's authors combine them on ImageNet.
+registry.register(combination("dice+react", Energy, ReAct, DICE, percentile=10.0, react_percentile=90.0))

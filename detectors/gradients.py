@@ -72,6 +72,7 @@ class ODIN(ImageDetector):
     - temperature: T, at least 0.000001
     - epsilon: size of the step for each value of the image as the model takes it, at least 0
     Deviations:
+    - Where the gradient is 0 the image stays.
     - epsilon stays at 0.0014, the usual default; the paper tunes it for each OOD set, and no detector sees those here.
     - epsilon counts in units of the image as the model takes it. The authors' code divides the step by the channel's
         standard deviation s, so that epsilon counts in pixels from 0 to 1: name epsilon / s to follow it.

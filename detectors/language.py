@@ -29,8 +29,8 @@ class MCM(Detector):
     Paper: Y. Ming, Z. Cai, J. Gu, Y. Sun, W. Li, Y. Li, "Delving into Out-of-Distribution Detection with
         Vision-Language Representations", NeurIPS 2022, arXiv:2211.13445
     Options:
-    - temperature: T, at least 0.000001. The published 1 is for plain cosines, 100 for logits that CLIP has multiplied
-        by 100
+    - temperature: T, at least 0.000001. The published 1 is for plain cosines, which these are (a footnote's 100 is
+        for logits that CLIP has multiplied by 100)
     Deviations:
     - The text embeddings are the head's weights, of any length; its bias is not read.
     - The logarithm of the probability is returned: same order.
@@ -65,8 +65,8 @@ class GLMCM(MCM):
     Paper: A. Miyai, Q. Yu, G. Irie, K. Aizawa, "Zero-Shot In-Distribution Detection in Multi-Object Settings Using
         Vision-Language Foundation Models", 2023, arXiv:2304.04521
     Options:
-    - temperature: T, at least 0.000001. The published 1 is for plain cosines, 100 for logits that CLIP has multiplied
-        by 100
+    - temperature: T, at least 0.000001. The published 1 is for plain cosines, which these are (a footnote's 100 is
+        for logits that CLIP has multiplied by 100)
     - local_temperature: T', at least 0.000001
     - form: 'code', the formula above, from which the published tables come; or 'printed', where the second term is
         max_c softmax(s' / T')_c with s'_c = max_i s_ic
@@ -166,7 +166,7 @@ class NegLabel(Detector):
         nearness = torch.cat(
             [(part @ self.text.T).quantile(self.percentile / 100, dim=1) for part in candidates.split(_WORDS_AT_ONCE)]
         )
-        kept = nearness.argsort(stable=True)[: max(1, int(self.keep * len(words)))]
+        kept = nearness.argsort(stable=True)[: max(1, math.floor(self.keep * len(words) + 1e-9))]
         groups = min(100, len(kept)) if self.groups is None else self.groups
         require(groups <= len(kept), self.id, "groups", groups, f"up to {len(kept)}, the number of negative words")
         dealt = candidates[kept[: len(kept) // groups * groups]].view(-1, groups, candidates.shape[1])

@@ -67,8 +67,10 @@ class LINe(Part):
         contributions = torch.where(present, means, 0.0) * weight
         least = np.percentile(contributions.numpy(), self.activation_percentile, axis=1)
         self.neurons = (contributions > torch.from_numpy(least)[:, None]) | ~present
-        limits = torch.stack([self._limits(weight, importance) for importance in contributions.abs()])
-        self.limits = torch.where(present, limits, -torch.inf)
+        self.limits, products = torch.empty_like(weight), torch.empty_like(weight)
+        for limits, importance in zip(self.limits, contributions.abs(), strict=True):
+            limits.copy_(self._limits(torch.mul(weight, importance, out=products), importance))
+        self.limits.masked_fill_(~present, -torch.inf)
 
     def apply(self, activations: Activations) -> Activations:
         activations = self.clipping.apply(activations)
@@ -78,9 +80,10 @@ class LINe(Part):
         products = products_above(weight, kept, weight, self.limits[predicted])
         return activations.with_features(kept).with_logits(products.T + activations.head.bias)
 
-    def _limits(self, weight: Tensor, importance: Tensor) -> Tensor:
-        """The weights (D,) whose product with the importance (D,) of their neuron is the percentile of all products."""
-        percentile = float(np.percentile((weight * importance).numpy(), self.weight_percentile))
+    def _limits(self, products: Tensor, importance: Tensor) -> Tensor:
+        """The weights (D,) whose product with the importance (D,) of their neuron is the percentile of all products,
+        which are written over."""
+        percentile = float(np.percentile(products.numpy(), self.weight_percentile, overwrite_input=True))
         limits = percentile / importance
         # The quotient is off by an ulp or so: without this the weight at the limit may pass.
         limits *= 1 + 4 * torch.finfo(limits.dtype).eps * limits.sign()

@@ -339,7 +339,8 @@ class OpenMax(Detector):
     - The log-odds of the known classes are returned: the same order as minus the probability of the unknown class,
         exp(v_0) / sum_{c >= 0} exp(v_c), which ties at 0 and 1.
     - The paper's algorithm prints w_c = (alpha - i) / alpha * (1 - F_c), less for a farther image; this is its code's.
-    - The defaults are OpenOOD's, from which the CIFAR tables of Mahalanobis++ (arXiv:2505.18032) come.
+    - alpha and distance are OpenOOD's, and so is tail for classes of more than 190 images: from there the
+        CIFAR tables of Mahalanobis++ (arXiv:2505.18032) come.
     - Where the distances of a class do not differ, libmr refuses to fit: F_c is 0 up to them and 1 beyond. The logit of
         a class without a correctly classified training image is not revised.
     Verified:

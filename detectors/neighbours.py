@@ -1,5 +1,6 @@
 """Detectors that look up the nearest training features."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
-from detectors.numerics import unit
+from detectors.numerics import norms, unit
 from detectors.options import is_integer, is_number, require
 from detectors.outputs import Outputs, Rows, as_tensor
 from detectors.state import learned
@@ -71,10 +72,12 @@ class KNN(Detector):
         return -torch.linalg.vector_norm(queries - unit(neighbours.to("cpu", torch.float64)), dim=1)
 
     def _similarities(self, queries: Tensor) -> Iterator[Tensor]:
-        """The cosines of queries (n, D), all of norm 1, with the bank, in blocks of columns."""
+        """The cosines of queries (n, D), of norm 1 or 0, with the bank, in blocks of columns."""
         found = []
         for bank in self._stream(Outputs(features=self.bank)):
-            found.append(queries @ unit(bank.features).T)
+            cosines = queries @ unit(bank.features).T
+            # A zero row stays zero, so its distance is 1: as far as a cosine of 1/2.
+            found.append(cosines.masked_fill_(~bank.features.any(dim=1), 0.5))
             if len(found) == _BATCHES_AT_ONCE:
                 yield torch.cat(found, dim=1)
                 found.clear()
@@ -98,8 +101,8 @@ class NNGuide(Detector):
         but at least 500 images where there are as many. The kept features are copied
     - seed: of the choice of these images, an integer from 0
     Deviations:
-    - An image is chosen by a hash of its features and the seed and not by its position, so that the order of the
-        training images does not matter.
+    - An image is drawn by its features and the seed and not by its position, so that the order of the training images
+        does not matter.
     - The zero vector, which the paper leaves undefined, stays zero.
     Verified:
     - plain loops written from the formula, 1e-6
@@ -125,13 +128,13 @@ class NNGuide(Detector):
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         size = len(train)
-        kept = default_kept(size) if self.fraction is None else int(self.fraction * size)
+        kept = default_kept(size) if self.fraction is None else math.floor(self.fraction * size + 1e-9)
         require(kept >= 1, self.id, "fraction", self.fraction, f"at least 1 / {size}, one of the training images")
         self.fitted_k = min(10, kept) if self.k is None else self.k
         allowed = f"an integer from 1 to {kept}, the number of training images that are kept"
         require(self.fitted_k <= kept, self.id, "k", self.fitted_k, allowed)
-        hashes = torch.cat([hash_rows(batch.features, self.seed) for batch in self._stream(train)])
-        is_kept = torch.zeros(size, dtype=torch.bool).index_fill_(0, hashes.argsort()[:kept], True)
+        drawn = torch.cat([lots(batch.features, self.seed) for batch in self._stream(train)])
+        is_kept = torch.zeros(size, dtype=torch.bool).index_fill_(0, drawn.argsort()[:kept], True)
         bank, first_row = [], 0
         for batch in self._stream(train):
             chosen = is_kept[first_row : first_row + len(batch.features)]
@@ -171,12 +174,11 @@ def largest(blocks: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
     return values[0], columns[0]
 
 
-def hash_rows(rows: Tensor, seed: int) -> Tensor:
-    """A number (n,) in int64 for each row (n, D) that depends on nothing but its values and the seed.
+def lots(features: Tensor, seed: int) -> Tensor:
+    """A number (n,) from 0 to 1 for each row (n, D) that depends on nothing but its values and the seed.
 
-    The bit patterns times random odd numbers, added up modulo 2**64. Numbers of few digits differ in their upper bits
-    only, which a product moves out of reach: so these are folded down first.
+    It is continuous, up to wrapping from 1 to 0: the round-off of another machine draws the same rows.
     """
-    bits = (rows + 0.0).view(torch.int64)  # -0.0 becomes 0.0
-    factors = np.random.default_rng(seed).integers(-(2**63), 2**63 - 1, rows.shape[1]) | 1
-    return (bits ^ (bits >> 48)).mul_(torch.from_numpy(factors)).sum(dim=1)
+    direction = torch.from_numpy(np.random.default_rng(seed).normal(size=features.shape[1]))
+    lengths = norms(features)
+    return (100 * (features / lengths @ direction + lengths[:, 0].log())).remainder(1.0)

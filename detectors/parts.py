@@ -61,11 +61,21 @@ class Activations:
         return torch.linalg.vector_norm(self.features, ord=1, dim=1, keepdim=True)
 
     def with_features(self, features: Tensor) -> "Activations":
-        """With other features (n, D), and the head's logits of them."""
+        """With other features (n, D), and the head's logits of them.
+
+        Raises ValueError when a part before has given logits already: they would be lost.
+        """
+        if self._logits is not None:
+            raise ValueError("a part that changes features comes before those that change logits")
         return replace(self, features=features, _logits=None, _reach=None)
 
     def with_logits(self, logits: Tensor, reach: Callable[[], Tensor] | None = None) -> "Activations":
-        """With other logits (n, C) of the same features. reach: gives `reach` where the head was pruned for them."""
+        """With other logits (n, C) of the same features.
+
+        reach: given by a part that prunes the head for them, gives `reach`. Raises ValueError after another such part.
+        """
+        if reach is not None and self._logits is not None:
+            raise ValueError("only one part can prune the head, and only before those that change its logits")
         return replace(self, _logits=logits, _reach=reach or self._reach)
 
 

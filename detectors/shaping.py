@@ -215,7 +215,8 @@ class VRA(Part):
     - The method itself, without the shift of VRA+ and the feature norm of VRA++.
     Verified:
     - plain loops written from the formula, 1e-6
-    - pytorch-ood 0.4, whose low features become a instead of 0, where the two agree (low_percentile 0), 1e-6
+    - pytorch-ood 0.4, whose low features become a instead of 0, where the two agree (low_percentile 0), 1e-6: its
+        thresholds are in single precision
     """
 
     id = "vra"
@@ -312,11 +313,11 @@ class LAPS(_TypicalSet):
     Options:
     - lam: lambda, at least 0; 1.5 in the authors' code
     - mean_weight: a, at least 0; 13 for torchvision's ResNet-50 on ImageNet in the authors' code. By default
-        6 / mean_j sigma_j, which does not depend on the unit of the features
+        0.3 over the standard deviation of the mu_j, so that the c_d have 0.3, whatever the unit of the features
     - deviation_weight: b, at least 0; 0 for that network in the authors' code
     Deviations:
-    - The default of mean_weight: 13 belongs to the features of one network (their sigma_j are about 0.45, an estimate
-        of ours, which gives the 6). Name 13 to follow the authors' code (rm1972/LAPS).
+    - The default of mean_weight is ours: a shift that is small beside lambda. 13 belongs to the features of one
+        network: on others it moves whole intervals off the features. Name 13 to follow the authors' code (rm1972/LAPS).
     - The formula is that of the authors' code; the paper's text was not at hand.
     - Where the lower end lies above the upper one, features become the lower one, as in the authors' code.
     Verified:
@@ -335,12 +336,13 @@ class LAPS(_TypicalSet):
             require(ok, self.id, option, value, "a number from 0")
 
     def _interval(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-        typical = float(deviation.mean())
+        lower = mean.mean() - mean
         mean_weight = self.mean_weight
         if mean_weight is None:
-            mean_weight = 6 / typical if typical > 0 else 0.0
-        shift = mean_weight * (mean.mean() - mean)
-        widening = self.deviation_weight * (typical - deviation)
+            spread = float(lower.square().mean().sqrt())
+            mean_weight = 0.3 / spread if spread > 0 else 0.0
+        shift = mean_weight * lower
+        widening = self.deviation_weight * (deviation.mean() - deviation)
         return mean - (self.lam - shift + widening) * deviation, mean + (self.lam + shift + widening) * deviation
 
 

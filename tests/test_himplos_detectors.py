@@ -41,8 +41,8 @@ def test_without_masks_it_is_what_follows(seed: int) -> None:
     data = any_data(seed)
     assert agree(data.scores("fm", percentile=0), data.scores("energy"))
     assert agree(data.scores("fm+ls", percentile=0), data.scores("ls"))
-    assert agree(data.scores("react+fm", fm_percentile=0), data.scores("react", percentile=90))
-    assert agree(data.scores("himplos", percentile=0), data.scores("react+ls"))
+    assert agree(data.scores("fm+react", percentile=0), data.scores("react", percentile=90))
+    assert agree(data.scores("himplos", percentile=0), data.scores("ls+react"))
     assert agree(data.scores("himplos", percentile=0, clip=NO_LIMIT), data.scores("ls"))
 
 
@@ -51,9 +51,9 @@ def test_without_masks_it_is_what_follows(seed: int) -> None:
 def test_similarities_of_1_change_nothing(seed: int) -> None:
     data = on_the_rays_of_classes(seed)
     assert agree(data.scores("ls"), data.scores("energy"))
-    assert agree(data.scores("himplos"), data.scores("react+fm"))
+    assert agree(data.scores("himplos"), data.scores("fm+react"))
     assert agree(data.scores("himplos", percentile=0, clip=NO_LIMIT), data.scores("energy"))
-    assert agree(data.scores("react+fm+le", le_alpha=7), data.scores("react+fm") + 7)
+    assert agree(data.scores("fm+le+react", le_alpha=7), data.scores("fm+react") + 7)
 
 
 @few
@@ -61,7 +61,7 @@ def test_similarities_of_1_change_nothing(seed: int) -> None:
 def test_enhancing_adds_alpha_times_the_similarity(seed: int, alpha: float) -> None:
     data = any_data(seed)
     similarities = np.array([similarity(data, row) for row in data.test])
-    assert agree(data.scores("react+fm+le", le_alpha=alpha), data.scores("react+fm") + alpha * similarities)
+    assert agree(data.scores("fm+le+react", le_alpha=alpha), data.scores("fm+react") + alpha * similarities)
 
 
 @few
@@ -80,7 +80,7 @@ def test_the_order_of_the_features_does_not_matter(seed: int) -> None:
     data = any_data(seed)
     order = np.random.default_rng(seed).permutation(9)
     turned = replace(changed(data, lambda features: features[:, order]), weight=data.weight[:, order])
-    for id in ("fm", "ls", "react+fm+le", "himplos", "line+ls"):
+    for id in ("fm", "ls", "fm+le+react", "himplos", "line+ls"):
         assert agree(turned.scores(id), data.scores(id)), id
 
 
@@ -97,7 +97,7 @@ def test_what_has_no_direction_has_similarity_0() -> None:
     data = any_data(0)
     nothing = replace(data, test=np.zeros((3, 9)))
     assert np.allclose(nothing.scores("ls"), np.log(4))
-    assert agree(nothing.scores("react+fm+le"), nothing.scores("react+fm"))
+    assert agree(nothing.scores("fm+le+react"), nothing.scores("fm+react"))
     data = without_class(data, 1)
     predicted_1 = np.array([data.logits(row).argmax() == 1 for row in data.test])
     assert predicted_1.any()
@@ -147,8 +147,8 @@ def test_odin_reads_the_masked_network(options: dict[str, Any]) -> None:
         ("himplos", "percentile", [-1, float("nan")], "a number from 0 to 100"),
         ("himplos", "clip", [0, -1, "1", True, float("inf")], "a number above 0, or None for the rule"),
         ("msp+himplos", "himplos_clip", [0], "a number above 0, or None for the rule"),
-        ("react+fm", "fm_percentile", [101], "a number from 0 to 100"),
-        ("react+fm+le", "le_alpha", [-1, "1", True, None], "a number from 0"),
+        ("fm+react", "percentile", [101], "a number from 0 to 100"),
+        ("fm+le+react", "le_alpha", [-1, "1", True, None], "a number from 0"),
     ],
 )
 def test_bad_options_are_refused(id: str, option: str, values: list[Any], allowed: str) -> None:

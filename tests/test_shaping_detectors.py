@@ -322,5 +322,5 @@ def test_bad_options_are_refused(id: str, option: str, values: list[Any], allowe
 
 def test_the_default_weight_of_laps_is_as_documented() -> None:
     data = any_data(0)
-    weight = 6 / data.train.std(axis=0).mean()
+    weight = 0.3 / data.train.mean(axis=0).std()
     assert agree(data.scores("laps"), data.scores("laps", mean_weight=weight).tolist(), 1e-9)

@@ -49,18 +49,18 @@ def fm_ls(data: Data, percentile: float = 30.0) -> list[float]:
     return energies(data, fm=percentile, ls=True)
 
 
-def react_fm(data: Data, percentile: float = 90.0, fm_percentile: float = 30.0) -> list[float]:
-    return energies(data, fm=fm_percentile, react=percentile)
+def react_fm(data: Data, percentile: float = 30.0, react_percentile: float = 90.0) -> list[float]:
+    return energies(data, fm=percentile, react=react_percentile)
 
 
-def react_ls(data: Data, percentile: float = 90.0) -> list[float]:
-    return energies(data, react=percentile, ls=True)
+def react_ls(data: Data, react_percentile: float = 90.0) -> list[float]:
+    return energies(data, react=react_percentile, ls=True)
 
 
 def react_fm_le(
-    data: Data, percentile: float = 90.0, fm_percentile: float = 30.0, le_alpha: float = 20.0
+    data: Data, percentile: float = 30.0, react_percentile: float = 90.0, le_alpha: float = 20.0
 ) -> list[float]:
-    energy = react_fm(data, percentile, fm_percentile)
+    energy = react_fm(data, percentile, react_percentile)
     return [score + le_alpha * similarity(data, row) for score, row in zip(energy, data.test, strict=True)]
 
 
@@ -91,12 +91,12 @@ REFERENCES: list[tuple[str, dict[str, Any], Callable[..., list[float]]]] = [
     ("ls", {}, partial(energies, ls=True)),
     ("fm+ls", {}, fm_ls),
     ("fm+ls", {"percentile": 75.0}, fm_ls),
-    ("react+fm", {}, react_fm),
-    ("react+fm", {"percentile": 60.0, "fm_percentile": 75.0}, react_fm),
-    ("react+ls", {}, react_ls),
-    ("react+ls", {"percentile": 60.0}, react_ls),
-    ("react+fm+le", {}, react_fm_le),
-    ("react+fm+le", {"percentile": 60.0, "fm_percentile": 75.0, "le_alpha": 5.0}, react_fm_le),
+    ("fm+react", {}, react_fm),
+    ("fm+react", {"react_percentile": 60.0, "percentile": 75.0}, react_fm),
+    ("ls+react", {}, react_ls),
+    ("ls+react", {"react_percentile": 60.0}, react_ls),
+    ("fm+le+react", {}, react_fm_le),
+    ("fm+le+react", {"react_percentile": 60.0, "percentile": 75.0, "le_alpha": 5.0}, react_fm_le),
     ("himplos", {}, himplos),
     ("himplos", {"percentile": 60.0, "clip": 1.6}, himplos),
     ("msp+himplos", {}, msp_himplos),

@@ -18,9 +18,9 @@ def knn(data: Data, k: int = 10) -> list[float]:
 
 def nnguide(data: Data, k: int = 10, fraction: float | None = None, seed: int = 0) -> list[float]:
     rows = data.train.tolist()
-    factors = [int(factor) | 1 for factor in np.random.default_rng(seed).integers(-(2**63), 2**63 - 1, len(rows[0]))]
+    direction = np.random.default_rng(seed).normal(size=len(rows[0]))
     kept = len(rows) if fraction is None else int(fraction * len(rows))
-    chosen = sorted(range(len(rows)), key=lambda row: content_hash(rows[row], factors))[:kept]
+    chosen = sorted(range(len(rows)), key=lambda row: lot(rows[row], direction))[:kept]
     energies = [logsumexp(row) for row in data.logits(data.train)]
     train, test = unit_rows(data.train), unit_rows(data.test)
 
@@ -31,13 +31,10 @@ def nnguide(data: Data, k: int = 10, fraction: float | None = None, seed: int = 
     return [score(*row) for row in zip(test, data.logits(data.test), strict=True)]
 
 
-def content_hash(row: list[float], factors: list[int]) -> int:
-    """The number that decides whether an image is kept, in Python's integers, from -2**63 to 2**63 - 1."""
-    total = 0
-    for value, factor in zip(row, factors, strict=True):
-        bits = int.from_bytes(np.float64(value + 0.0).tobytes(), "little", signed=True)
-        total += (bits ^ (bits >> 48)) * factor
-    return (total + 2**63) % 2**64 - 2**63
+def lot(row: list[float], direction: np.ndarray) -> float:
+    """The number from 0 to 1 that decides whether an image is kept."""
+    length = math.hypot(*row)
+    return 100 * (sum(value / length * step for value, step in zip(row, direction, strict=True)) + math.log(length)) % 1
 
 
 def cosines(data: Data) -> list[list[float]]:

@@ -95,7 +95,7 @@ def bats(data: Data, lam: float = 1.05) -> list[float]:
 def laps(data: Data, lam: float = 1.5, mean_weight: float | None = None, deviation_weight: float = 0.0) -> list[float]:
     means, deviations = np.mean(data.train, axis=0), np.std(data.train, axis=0)
     if mean_weight is None:
-        mean_weight = 6 / deviations.mean()
+        mean_weight = 0.3 / means.std() if means.std() > 0 else 0.0
     intervals = []
     for m, s in zip(means, deviations, strict=True):
         below = lam - mean_weight * (means.mean() - m) + deviation_weight * (deviations.mean() - s)

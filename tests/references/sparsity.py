@@ -23,7 +23,7 @@ def dice(data: Data, percentile: float = 90.0, limit: float = np.inf) -> list[fl
     return scores
 
 
-def dice_react(data: Data, percentile: float = 90.0, react_percentile: float = 90.0) -> list[float]:
+def dice_react(data: Data, percentile: float = 10.0, react_percentile: float = 90.0) -> list[float]:
     return dice(data, percentile, limit=np.percentile(data.train, react_percentile))
 
 
