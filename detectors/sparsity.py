@@ -26,8 +26,9 @@ class DICE(Part):
     - percentile: share of the weights that is pruned, from 0 to 100. In the authors' code 90 for DenseNet on CIFAR and
         70 for ResNet-50 on ImageNet; 10 or 15 there together with ReAct
     Deviations:
-    - One default for every network: 90, also that of OpenOOD, and 10 in dice+react, the authors' on ImageNet. The formula is that of the authors' code
-        (deeplearning-wisc/dice): where all contributions are equal none is above t, and the bias alone is scored.
+    - One default for every network: 90, also that of OpenOOD, and 10 in dice+react, the authors' on ImageNet. The
+        formula is that of the authors' code (deeplearning-wisc/dice): where all contributions are equal none is above
+        t, and the bias alone is scored.
     Verified:
     - plain loops written from the formula, 1e-6
     - pytorch-ood 0.4, which has its threshold and mean in single precision, 1e-5
