@@ -4,7 +4,7 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -96,7 +96,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "interval": interval, "json_text": json_text, "with_links": with_links}
+    environment.filters |= {
+        "percent": percent,
+        "interval": interval,
+        "count_of": count_of,
+        "json_text": json_text,
+        "with_links": with_links,
+    }
     environment.globals |= {"address": address, "plots": plots, "view": view}
     return environment
 
@@ -108,6 +114,11 @@ def percent(fraction: float) -> str:
 def interval(estimate: Estimate) -> str:
     """The ends of the interval in %, which do not break over lines."""
     return f"[{percent(estimate.low)},\u00a0{percent(estimate.high)}]"
+
+
+def count_of(things: Collection[Any], noun: str) -> str:
+    """How many there are, in words: '1 model', '3 models'."""
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def json_text(value: Any) -> str:
