@@ -41,7 +41,10 @@ class MSP(Detector):
 def log_max_softmax(logits: Tensor) -> Tensor:
     """max_c log softmax(o)_c (n,) of logits (n, C), to full precision where the probability is near 1."""
     # log1p of the others' sum keeps the digits that 1 + sum would round away.
-    return -_gaps_to_the_top(logits).exp_().sum(dim=1).log1p_()
+    probabilities = logits.softmax(dim=1)
+    largest, predicted = probabilities.max(dim=1, keepdim=True)
+    others = probabilities.scatter_(1, predicted, 0.0).sum(dim=1)
+    return -others.div_(largest[:, 0]).log1p_()
 
 
 def _gaps_to_the_top(logits: Tensor) -> Tensor:
