@@ -1,7 +1,7 @@
 """Percentiles of streams that are too large to hold: exact, with numpy's linear interpolation."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 
 import numpy as np
@@ -23,18 +23,26 @@ def percentile(batches: Batches, count: int, percent: float, held: int = _HELD) 
     batches: starts the stream anew; it is read once where `held` values hold it, and otherwise up to eight times, two
     to four times as a rule.
     """
-    columns = column_percentiles(lambda: (values.reshape(-1, 1) for values in batches()), (count, 1), percent, held)
-    return float(columns)
+    if count <= held:
+        return float(np.percentile(torch.cat([values.flatten() for values in batches()]).numpy(), percent))
+    return float(_streamed(lambda: (values.reshape(-1, 1) for values in batches()), count, 1, percent, held))
 
 
-def column_percentiles(batches: Batches, shape: tuple[int, int], percent: float, held: int = _HELD) -> Tensor:
-    """The percentile (D,) of each column of a stream of float64 rows (n, D), `shape` = (N, D) in all.
+def column_percentiles(
+    batches: Batches, shape: tuple[int, int], percents: Sequence[float], held: int = _HELD
+) -> Tensor:
+    """The percentiles (P, D) of each column of a stream of float64 rows (n, D), `shape` = (N, D) in all.
 
     batches and held: as in `percentile`. Besides, 2**23 counts are held.
     """
     rows, width = shape
     if rows * width <= held:
-        return torch.from_numpy(np.percentile(torch.cat(list(batches())).numpy(), percent, axis=0))
+        return torch.from_numpy(np.percentile(torch.cat(list(batches())).numpy(), percents, axis=0))
+    return torch.stack([_streamed(batches, rows, width, percent, held) for percent in percents])
+
+
+def _streamed(batches: Batches, rows: int, width: int, percent: float, held: int) -> Tensor:
+    """One percentile (D,) of a stream that is not held."""
     position = percent / 100 * (rows - 1)
     rank = math.floor(position)
     share = position - rank

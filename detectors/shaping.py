@@ -235,14 +235,13 @@ class VRA(Part):
         require_choice(self.id, "thresholds", self.thresholds, ("per-feature", "shared"))
 
     def fit(self, training: Training) -> None:
-        self.low, self.high = (self._percentile(training, p) for p in (self.low_percentile, self.high_percentile))
-
-    def _percentile(self, training: Training, percent: float) -> Tensor:
         shape = training.images, training.head.weight.shape[1]
         if self.thresholds == "shared":
             shape = shape[0] * shape[1], 1
-        return column_percentiles(
-            lambda: (batch.features.reshape(-1, shape[1]) for batch in training.batches()), shape, percent
+        self.low, self.high = column_percentiles(
+            lambda: (batch.features.reshape(-1, shape[1]) for batch in training.batches()),
+            shape,
+            (self.low_percentile, self.high_percentile),
         )
 
     def apply(self, activations: Activations) -> Activations:

@@ -228,8 +228,8 @@ def test_streamed_percentiles_of_columns_are_those_of_numpy(
     rows: list[tuple[float, ...]], percent: float, held: int
 ) -> None:
     stream = torch.tensor(rows, dtype=torch.float64)
-    found = column_percentiles(lambda: iter(stream.split(3)), (len(rows), 3), percent, held)
-    np.testing.assert_array_equal(found.numpy(), np.percentile(stream.numpy(), percent, axis=0) + 0.0)
+    found = column_percentiles(lambda: iter(stream.split(3)), (len(rows), 3), (percent, 30.0), held)
+    np.testing.assert_array_equal(found.numpy(), np.percentile(stream.numpy(), (percent, 30.0), axis=0) + 0.0)
 
 
 # --- ReAct with other scores. ---
