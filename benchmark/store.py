@@ -78,15 +78,15 @@ class PreparedImages:
         self.shape = (len(image_set), *model.preprocessing["input_size"])
 
     def __getitem__(self, rows: slice) -> Tensor:
-        start, stop, _ = rows.indices(self.shape[0])
-        pixels = torch.empty(max(stop - start, 0), *self.shape[1:])
-        self.prepare(start, pixels)
+        indices = range(*rows.indices(self.shape[0]))
+        pixels = torch.empty(len(indices), *self.shape[1:])
+        self.prepare(indices, pixels)
         return pixels
 
-    def prepare(self, start: int, pixels: Tensor) -> None:
-        """Fills pixels (n, 3, H, W) with the images from `start` on."""
-        for offset, place in enumerate(pixels):
-            place.copy_(self._model.transform(self._image_set[start + offset]))
+    def prepare(self, indices: Sequence[int], pixels: Tensor) -> None:
+        """Fills pixels (n, 3, H, W) with the images at `indices`."""
+        for index, place in zip(indices, pixels, strict=True):
+            place.copy_(self._model.transform(self._image_set[index]))
 
 
 @dataclass(frozen=True)
@@ -211,9 +211,9 @@ def prefetched(images: PreparedImages, batches: list[slice]) -> Iterator[Tensor]
     def start(batch: slice) -> tuple[Tensor, list[Future[None]]]:
         with torch.inference_mode(False):  # the mode is of this thread, and the pool's could not fill the tensor
             pixels = torch.empty(batch.stop - batch.start, *images.shape[1:])
-        step = -(-len(pixels) // workers)
-        parts = zip(range(batch.start, batch.stop, step), pixels.split(step), strict=True)
-        return pixels, [pool.submit(images.prepare, first, part) for first, part in parts]
+        indices, step = range(batch.start, batch.stop), -(-len(pixels) // workers)
+        parts = [slice(first, first + step) for first in range(0, len(pixels), step)]
+        return pixels, [pool.submit(images.prepare, indices[part], pixels[part]) for part in parts]
 
     def finish(pixels: Tensor, parts: list[Future[None]]) -> Tensor:
         for part in parts:

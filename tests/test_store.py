@@ -13,7 +13,7 @@ import torch
 from benchmark import store as store_module
 from benchmark.image_sets import ImageSet, image_set_of_pixels
 from benchmark.models import Model, load_model
-from benchmark.store import DamagedShardWarning, Shards, Store, StoreError
+from benchmark.store import DamagedShardWarning, PreparedImages, Shards, Store, StoreError
 from benchmark.suites import load_suite
 
 
@@ -253,3 +253,12 @@ def test_shards_slice_like_the_tensor_they_are(start: int, stop: int) -> None:
     shards = Shards([whole[:4], whole[4:5], whole[5:]])
     assert shards.shape == (9, 2)
     assert torch.equal(shards[start:stop], whole[start:stop])
+
+
+@pytest.mark.parametrize(
+    "rows", [slice(None), slice(3, 7), slice(7, 3), slice(-2, None), slice(0, 9, 2), slice(20, 30)]
+)
+def test_prepared_images_slice_like_the_tensor_they_are(model: Model, rows: slice) -> None:
+    images = pixels_set()
+    whole = torch.stack([model.transform(images[index]) for index in range(len(images))])
+    assert torch.equal(PreparedImages(model, images)[rows], whole[rows])
