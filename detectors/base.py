@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, get_type_hints
 import torch
 from torch import Tensor
 
+from detectors.numerics import l1_norms
 from detectors.outputs import Head, Outputs, as_tensor
 from detectors.state import digest, pack, plain, unpack
 
@@ -234,7 +235,7 @@ class Batch:
     @property
     def reach(self) -> Tensor:
         """The L1 norm of the features (n, 1), or, where each class has a mask of its own, of what reaches it (n, C)."""
-        return torch.linalg.vector_norm(self.features, ord=1, dim=1, keepdim=True)
+        return l1_norms(self.features)
 
 
 def check_finite(rows: Tensor, what: str, first_row: int = 0) -> None:

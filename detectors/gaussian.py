@@ -71,10 +71,14 @@ class Gaussians:
 
     def squared_distance(self, features: Tensor) -> Tensor:
         """Squared distances (n,) of features (n, D) to their nearest mean."""
+        return self.offsets(features).square_().sum(dim=1)
+
+    def offsets(self, features: Tensor) -> Tensor:
+        """Whitened features (n, rank) less their nearest mean."""
         white = (features - self.centre) @ self.whitening
-        # |m|^2 - 2 z.m finds the nearest mean; its distance is taken afresh, because the expanded square cancels.
+        # |m|^2 - 2 z.m finds the nearest mean; the offset is taken afresh, because the expanded square cancels.
         nearest = torch.addmm(self.squared_norms, white, self.means.T, alpha=-2).argmin(dim=1)
-        return white.sub_(self.means[nearest]).square_().sum(dim=1)
+        return white.sub_(self.means[nearest])
 
 
 def variance_round_off(variances: Tensor, means: Tensor, images: Tensor) -> Tensor:

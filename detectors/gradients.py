@@ -192,7 +192,5 @@ def rise(gaussians: Gaussians, features: Tensor) -> Tensor:
     What was learned may be tensors of inference mode, which the distances themselves cannot be differentiated with.
     """
     with torch.no_grad():
-        white = (features - gaussians.centre) @ gaussians.whitening
-        nearest = torch.addmm(gaussians.squared_norms, white, gaussians.means.T, alpha=-2).argmin(dim=1)
-        half_gradients = (white - gaussians.means[nearest]) @ gaussians.whitening.T
+        half_gradients = gaussians.offsets(features) @ gaussians.whitening.T
     return (features * half_gradients).sum(dim=1)

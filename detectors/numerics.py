@@ -1,6 +1,7 @@
 """Numerical steps that several families of detectors share. All of them work on float64 tensors."""
 
 from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -17,6 +18,21 @@ def unit(vectors: Tensor) -> Tensor:
 def norms(vectors: Tensor) -> Tensor:
     """The Euclidean norms (n, 1) of the rows (n, D), to divide by: that of a zero row is not zero."""
     return torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)
+
+
+def l1_norms(vectors: Tensor) -> Tensor:
+    """The sums (n, 1) of the absolute values of the rows (n, D)."""
+    return torch.linalg.vector_norm(vectors, ord=1, dim=1, keepdim=True)
+
+
+def mean(batches: Iterable[Tensor]) -> Tensor:
+    """The mean (D,) of batches of vectors (n, D), of which there is at least one."""
+    total, rows = reduce(lambda one, other: (one[0] + other[0], one[1] + other[1]), map(_sum_and_rows, batches))
+    return total / rows
+
+
+def _sum_and_rows(vectors: Tensor) -> tuple[Tensor, int]:
+    return vectors.sum(dim=0), len(vectors)
 
 
 def round_off(eigenvalues: Tensor) -> Tensor:

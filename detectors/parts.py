@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detectors.base import Batch, Detector, option_fields
 from detectors.description import join_descriptions
+from detectors.numerics import l1_norms
 from detectors.options import OptionError
 from detectors.outputs import Head, Outputs
 from detectors.state import learned
@@ -58,7 +59,7 @@ class Activations:
         """The L1 norm of the features (n, 1), or, where each class has a mask of its own, of what reaches it (n, C)."""
         if self._reach is not None:
             return self._reach()
-        return torch.linalg.vector_norm(self.features, ord=1, dim=1, keepdim=True)
+        return l1_norms(self.features)
 
     def with_features(self, features: Tensor) -> "Activations":
         """With other features (n, D), and the head's logits of them.
@@ -67,7 +68,7 @@ class Activations:
         """
         if self._logits is not None:
             raise ValueError("a part that changes features comes before those that change logits")
-        return replace(self, features=features, _logits=None, _reach=None)
+        return replace(self, features=features)
 
     def with_logits(self, logits: Tensor, reach: Callable[[], Tensor] | None = None) -> "Activations":
         """With other logits (n, C) of the same features.
@@ -91,10 +92,6 @@ class Training:
     def batches(self) -> Iterator[Batch]:
         """Batches with features, and logits where a part needs them, from the first image on."""
         return self._stream(None)
-
-    def labels(self) -> Tensor:
-        """The class (N,) of every image."""
-        return self._labels()
 
     def labelled_batches(self) -> Iterator[Batch]:
         """The same batches with labels."""

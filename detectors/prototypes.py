@@ -1,7 +1,6 @@
 """Detectors that compare the features with what stands for each class: its mean, its weights, its boundaries."""
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
-from detectors.numerics import class_means, unit
+from detectors.numerics import class_means, mean, unit
 from detectors.options import is_number, require, require_choice
 from detectors.outputs import Head
 from detectors.state import learned
@@ -182,7 +181,7 @@ class FDBD(Detector):
         round_off = head.weight.shape[1] * torch.finfo(distances.dtype).eps * head.weight.abs().max()
         self.head = head
         self.inverse_distances = distances.reciprocal().where(distances > round_off, 0.0)
-        self.mean = reduce(torch.add, (batch.features.sum(dim=0) for batch in self._stream(train))) / len(train)
+        self.mean = mean(batch.features for batch in self._stream(train))
 
     def _score(self, batch: Batch) -> Tensor:
         logits = torch.addmm(self.head.bias, batch.features, self.head.weight.T)

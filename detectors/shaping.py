@@ -2,13 +2,12 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import reduce
 
-import torch
 from torch import Tensor
 
 from detectors.catalogue import registry
 from detectors.logits import Energy
+from detectors.numerics import mean
 from detectors.options import is_number, require, require_choice, require_percentile
 from detectors.parts import Activations, Part, Training, combination
 from detectors.percentile import column_percentiles, percentile
@@ -259,11 +258,9 @@ class _TypicalSet(Part):
     upper: Tensor = learned()
 
     def fit(self, training: Training) -> None:
-        sums = (batch.features.sum(dim=0) for batch in training.batches())
-        mean = reduce(torch.add, sums) / training.images
-        squares = ((batch.features - mean).square_().sum(dim=0) for batch in training.batches())
-        deviation = (reduce(torch.add, squares) / training.images).sqrt()
-        self.lower, self.upper = self._interval(mean, deviation)
+        centre = mean(batch.features for batch in training.batches())
+        variance = mean((batch.features - centre).square_() for batch in training.batches())
+        self.lower, self.upper = self._interval(centre, variance.sqrt())
 
     @abstractmethod
     def _interval(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,13 @@
 """Parts that prune the head."""
 
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor
 
 from detectors.catalogue import registry
 from detectors.logits import Energy
+from detectors.numerics import mean
 from detectors.options import require_percentile
 from detectors.parts import Activations, Part, Training, combination
 from detectors.percentile import percentile
@@ -44,9 +44,8 @@ class DICE(Part):
         require_percentile(self.id, "percentile", self.percentile)
 
     def fit(self, training: Training) -> None:
-        mean = reduce(torch.add, (batch.features.sum(dim=0) for batch in training.batches())) / training.images
         weight = training.head.weight
-        contribution = weight * mean
+        contribution = weight * mean(batch.features for batch in training.batches())
         limit = percentile(lambda: iter([contribution]), contribution.numel(), self.percentile)
         self.kept = contribution > limit
         self.weight = weight.where(self.kept, 0.0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detectors import Head, Outputs, create
-from tests.references.data import Data, agree, changed, make_data, without_class
+from tests.references.data import Data, agree, changed, make_data, reordered, without_class
 from tests.references.himplos import similarity
 from tests.test_itp_detectors import Network, odin
 
@@ -78,8 +78,7 @@ def test_a_clip_is_named_or_follows_the_rule(seed: int) -> None:
 @given(seeds)
 def test_the_order_of_the_features_does_not_matter(seed: int) -> None:
     data = any_data(seed)
-    order = np.random.default_rng(seed).permutation(9)
-    turned = replace(changed(data, lambda features: features[:, order]), weight=data.weight[:, order])
+    turned = reordered(data, seed)
     for id in ("fm", "ls", "fm+le+react", "himplos", "line+ls"):
         assert agree(turned.scores(id), data.scores(id)), id
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detectors import Head, Outputs, create, itp
 from detectors.itp import products_above
-from tests.references.data import Data, agree, changed, make_data, without_class
+from tests.references.data import Data, agree, changed, make_data, reordered, without_class
 from tests.references.pruning import mean_contributions
 
 few = settings(deadline=None, max_examples=15)
@@ -152,8 +152,7 @@ def test_coarse_pruning_of_one_class_is_dice(seed: int, percentile: float) -> No
 @given(seeds)
 def test_the_order_of_the_features_does_not_matter(seed: int) -> None:
     data = any_data(seed)
-    order = np.random.default_rng(seed).permutation(9)
-    turned = replace(changed(data, lambda features: features[:, order]), weight=data.weight[:, order])
+    turned = reordered(data, seed)
     for id in ("itp", "itp-crp", "itp-ftp", "itp+react", "gradnorm+itp"):
         assert agree(turned.scores(id), data.scores(id)), id
 

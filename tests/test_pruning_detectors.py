@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors import Head, Outputs, create
-from tests.references.data import Data, agree, changed, make_data
+from tests.references.data import Data, agree, changed, make_data, reordered
 from tests.references.himplos import similarity
 from tests.references.pruning import line, line_logits
 
@@ -126,8 +126,7 @@ def test_opnp_removes_neurons_that_training_leaves_dead(seed: int) -> None:
 @given(seeds)
 def test_the_order_of_the_features_does_not_matter(seed: int) -> None:
     data = any_data(seed)
-    order = np.random.default_rng(seed).permutation(7)
-    turned = replace(changed(data, lambda features: features[:, order]), weight=data.weight[:, order])
+    turned = reordered(data, seed)
     for id in ("line", "opnp", "opnp+react"):
         assert agree(turned.scores(id), data.scores(id)), id
 

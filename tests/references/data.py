@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,12 @@ def make_data(rows: int, width: int, classes: int, seed: int = 0, spread: float 
 
 def changed(data: Data, change: Callable[[np.ndarray], np.ndarray]) -> Data:
     return Data(change(data.train), data.labels, change(data.test), data.weight, data.bias)
+
+
+def reordered(data: Data, seed: int) -> Data:
+    """The same with the features, and the head's weights for them, in another order."""
+    order = np.random.default_rng(seed).permutation(data.weight.shape[1])
+    return replace(changed(data, lambda features: features[:, order]), weight=data.weight[:, order])
 
 
 def without_class(data: Data, label: int) -> Data:
