@@ -17,8 +17,8 @@ from benchmark import records
 from benchmark.devices import device_name
 from benchmark.image_sets import ImageSet, load_image_set
 from benchmark.metrics import accuracy, measure
-from benchmark.models import Model, load_model
-from benchmark.records import Metrics, ScoresFile, SetRole, Timing
+from benchmark.models import Model, base_of, load_model
+from benchmark.records import Estimate, Metrics, ScoresFile, SetRole, Timing
 from benchmark.store import BATCH_ROWS, Store, forward_ms_per_image
 from benchmark.suites import Suite
 from detectors import Detector, Outputs, create, describe
@@ -83,8 +83,13 @@ class Workbench:
         return self._model[1](id, lambda: self._load(id))
 
     def _load(self, id: str) -> "ModelBench":
-        classes = len(self.image_set(self.suite.entry.in_distribution.train).classes)
-        return ModelBench(self, load_model(id, self.suite.models[id], self.device, classes))
+        class_names = self.image_set(self.suite.entry.in_distribution.train).class_names
+        return ModelBench(self, load_model(id, self.suite.known_models, self.device, class_names))
+
+    def base_of(self, model: Model) -> Model:
+        """The base of a variant, for what is asked of it beside the variant."""
+        class_names = self.image_set(self.suite.entry.in_distribution.train).class_names
+        return load_model(base_of(model.id, self.suite.known_models), self.suite.known_models, self.device, class_names)
 
 
 class ModelBench:
@@ -102,7 +107,16 @@ class ModelBench:
         self.forward_ms_per_image = workbench.store.forward_ms_per_image(model, self.test)
 
     def outputs(self, image_set: ImageSet) -> Outputs:
-        return self._outputs(image_set.id, lambda: self.workbench.store.outputs(self.model, image_set))
+        return self._outputs(image_set.id, lambda: self._make_outputs(image_set))
+
+    def _make_outputs(self, image_set: ImageSet) -> Outputs:
+        for edit in self.model.edits:
+            if edit.about.get("outliers_sha256") == image_set.content_sha256:
+                raise ValueError(
+                    f"{self.model.id} was trained with the images of {image_set.id} as outliers: what it makes of them "
+                    "proves nothing; evaluate it on another set"
+                )
+        return self.workbench.store.outputs(self.model, image_set)
 
     def forward_ms_per_image_now(self) -> float:
         """The model's forward time while the machine does whatever else it does now."""
@@ -113,8 +127,11 @@ class ModelBench:
 
     def record(self, run: str, suite: str) -> records.ModelRecord:
         model = self.model
-        predicted = torch.cat([batch.logits.argmax(dim=1) for batch in self.test.batches(4096)])  # type: ignore[union-attr]
-        correct = int((predicted.numpy() == self.test_set.labels).sum())
+        network_accuracy = self._accuracy(self.test)
+        edit = model.edits[-1].about if model.edits else {}
+        classifying = self.test
+        if model.classified_by_base:
+            classifying = self.workbench.store.outputs(self.workbench.base_of(model), self.test_set)
         return records.ModelRecord(
             run=run,
             suite=suite,
@@ -127,13 +144,26 @@ class ModelBench:
             weights_sha256=model.weights_sha256,
             preprocessing=model.preprocessing,
             parameters=model.parameters,
-            feature_dimensions=model.classifier.in_features,
+            feature_dimensions=model.feature_dimensions,
             classes=model.classes,
-            id_accuracy=accuracy(correct, len(self.test_set)),
+            id_accuracy=self._accuracy(classifying),
             id_images=len(self.test_set),
             forward_ms_per_image=self.forward_ms_per_image,
             device=device_name(model.device),
+            base=model.entry.base,
+            method=edit.get("method"),
+            settings=edit.get("settings", {}),
+            trace=edit.get("trace", []),
+            group=model.entry.group,
+            seed=model.entry.seed,
+            classified_by_base=model.classified_by_base,
+            network_accuracy=network_accuracy,
         )
+
+    def _accuracy(self, outputs: Outputs) -> Estimate:
+        """The share of the in-distribution test images that some outputs classify right."""
+        predicted = torch.cat([batch.logits.argmax(dim=1) for batch in outputs.batches(4096)])  # type: ignore[union-attr]
+        return accuracy(int((predicted.numpy() == self.test_set.labels).sum()), len(self.test_set))
 
 
 class DetectorBench:

@@ -19,13 +19,17 @@ BUILT_IN = Path(__file__).parent / "image_sets.toml"
 
 
 class ImageSetEntry(Entry):
-    """One entry of an image-set file: either a Parquet file, of which `rows` picks some, or a folder."""
+    """One entry of an image-set file: either a Parquet file, of which `rows` picks some, or a folder.
+
+    classes: as the files name them. class_names: a word for each where those are none, for vision-language models.
+    """
 
     title: str
     licence: str
     source: str
     images: int | None = None
     classes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     parquet: Path | None = None
     rows: dict[str, str] = Field(default_factory=dict)
     folder: Path | None = None
@@ -34,7 +38,19 @@ class ImageSetEntry(Entry):
     def _one_source(self) -> Self:
         if (self.parquet is None) == (self.folder is None):
             raise ValueError("name where the images are: either `parquet` or `folder`")
+        if self.class_names and len(self.class_names) != len(self.classes):
+            raise ValueError(f"{len(self.class_names)} `class_names` for {len(self.classes)} `classes`")
         return self
+
+    def may_overlap(self, other: "ImageSetEntry") -> bool:
+        """Whether both may hold the same image file or row, as far as their entries tell."""
+        if self.parquet and other.parquet:
+            same_rows = all(other.rows.get(column, value) == value for column, value in self.rows.items())
+            return self.parquet.resolve() == other.parquet.resolve() and same_rows
+        if self.folder and other.folder:
+            one, another = self.folder.resolve(), other.folder.resolve()
+            return one.is_relative_to(another) or another.is_relative_to(one)
+        return False
 
 
 class ImageSetError(ValueError):
@@ -43,7 +59,7 @@ class ImageSetError(ValueError):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with their ids and, where they have classes, the index of each one's class.
+    """Images with their ids and, where they have classes, the index of each one's class and a word for it.
 
     `encoded(i)` gives the bytes of an image file or the pixels (height, width, 3) of an image that has none.
     """
@@ -57,6 +73,7 @@ class ImageSet:
     labels: np.ndarray | None
     classes: tuple[str, ...]
     encoded: Callable[[int], bytes | np.ndarray]
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -87,6 +104,12 @@ class ImageSet:
             label = "" if self.labels is None else int(self.labels[index])
             digest.update(f"{image_id}\t{hashlib.sha256(content).hexdigest()}\t{label}\n".encode())
         return digest.hexdigest()
+
+    @cached_property
+    def image_sha256s(self) -> dict[str, str]:
+        """The ids of the images by the hash of each one's content."""
+        contents = ((image_id, self.encoded(index)) for index, image_id in enumerate(self.image_ids))
+        return {hashlib.sha256(bytes(content)).hexdigest(): image_id for image_id, content in contents}
 
 
 def load_image_set(id: str, entries: dict[str, ImageSetEntry] | None = None) -> ImageSet:
@@ -167,5 +190,14 @@ def _image_set(
             )
         labels = np.array([index[str(name)] for name in class_names], dtype=np.int64)
     return ImageSet(
-        id, entry.title, entry.licence, entry.source, coding, tuple(image_ids), labels, entry.classes, encoded
+        id=id,
+        title=entry.title,
+        licence=entry.licence,
+        source=entry.source,
+        coding=coding,
+        image_ids=tuple(image_ids),
+        labels=labels,
+        classes=entry.classes,
+        encoded=encoded,
+        class_names=entry.class_names or entry.classes,
     )

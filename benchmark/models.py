@@ -1,31 +1,59 @@
-"""Models: timm checkpoints with their own preprocessing, split into features and a linear head."""
+"""Models: networks with their own preprocessing, named by entries of a TOML file, and the variants made of them."""
 
 import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from benchmark.entries import Entry
-from detectors import Head
+from benchmark.variants.edits import Edit, EditError, load_edit
+from detectors import Head, did_you_mean
 
 BUILT_IN = Path(__file__).parent / "models.toml"
+OPEN_CLIP = "open-clip:"
 
 
 class ModelEntry(Entry):
-    """One entry of a model file. source: a timm checkpoint; `local-dir:PATH` starts from the file's folder."""
+    """One entry of a model file: a checkpoint (`source`), or a base model with an edit (`base` and `edit`).
+
+    source: a timm checkpoint, or `open-clip:` and a vision-language one; `local-dir:PATH` is relative to the file.
+    base: the model that a variant is compared with. edit: the folder of what is changed in it.
+    recipe: how it is made: a command, or of an edit the `method` and its settings.
+    prompt: of a vision-language model, the sentence that makes a class of a word.
+    group, seed: models of one group differ in their seed alone.
+    """
 
     title: str
-    source: str
+    source: str = ""
+    base: str | None = None
+    edit: Path | None = None
     family: str = ""
     pretraining: str = ""
-    recipe: str = ""
+    recipe: str | dict[str, Any] = ""
+    prompt: str = "a photo of a {}"
+    group: str | None = None
+    seed: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if bool(self.source) == (self.edit is not None):
+            raise ValueError("name where the weights come from: either `source`, or `base` and `edit`")
+        if self.edit is not None and self.base is None:
+            raise ValueError("an `edit` needs the `base` that it changes")
+        return self
+
+    def remedy(self, id: str) -> str:
+        """What to do where its files are missing or damaged, as the end of a message."""
+        command = self.recipe if isinstance(self.recipe, str) else f"python -m benchmark.variants {id}"
+        return f"; make it again with: {command}" if command else ""
 
 
 class ModelError(ValueError):
@@ -33,8 +61,11 @@ class ModelError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
-    """A network in evaluation mode on a device, with the preprocessing that its checkpoint asks for."""
+class Model(ABC):
+    """A network in evaluation mode on a device, with the preprocessing that its checkpoint asks for.
+
+    edits: what was changed in the checkpoint's network, first to last.
+    """
 
     id: str
     entry: ModelEntry
@@ -42,84 +73,48 @@ class Model:
     transform: Callable[[Image.Image], Tensor]
     preprocessing: dict[str, Any]
     device: torch.device
+    edits: tuple[Edit, ...] = ()
 
+    @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W), on the device of the images; torch can differentiate it."""
-        return self.network(images.to(self.device)).to(images.device)
 
-    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled pre-logit features (N, D) and logits (N, C) of images (N, 3, H, W), in one forward pass."""
-        hidden = self.network.forward_features(images.to(self.device, non_blocking=True))  # type: ignore[operator]
-        features = self.network.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
-        return features, self.classifier(features)
+    @abstractmethod
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """All that is stored of images (N, 3, H, W), in one forward pass, on the model's device.
 
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled pre-logit features (N, D) of images (N, 3, H, W), on their device; torch can differentiate them."""
-        hidden = self.network.forward_features(images.to(self.device))  # type: ignore[operator]
-        return self.network.forward_head(hidden, pre_logits=True).to(images.device)  # type: ignore[operator]
-
-    def layers(self, images: Tensor) -> list[Tensor]:
-        """The outputs of the network's stages or blocks, first to last, each averaged over its positions: (N, C_l).
-
-        Raises ModelError where timm gives no intermediate outputs of the architecture.
+        features (N, D), pooled, before the head; logits (N, C); of a vision-language model with local features also
+        patches (N, P, D).
         """
-        if not hasattr(self.network, "forward_intermediates"):
-            raise ModelError(f"model {self.id}: timm gives no intermediate outputs of {self.architecture}")
-        maps = self.network.forward_intermediates(  # type: ignore[operator]
-            images.to(self.device), intermediates_only=True, output_fmt="NCHW"
-        )
-        return [layer.flatten(2).mean(dim=2).to(images.device) for layer in maps]
 
-    def feature_map(self, images: Tensor) -> Tensor:
-        """The last feature map (N, positions, channels) before pooling; for a transformer all its tokens."""
-        hidden = self.network.forward_features(images.to(self.device)).to(images.device)  # type: ignore[operator]
-        if hidden.ndim == 4 and not self._channels_last:
-            hidden = hidden.movedim(1, 3)
-        return hidden.flatten(1, -2)
-
-    def logits_of_map(self, feature_map: Tensor) -> Tensor:
-        """Logits (N, C) of a feature map (N, positions, channels)."""
-        hidden = feature_map.to(self.device)
-        if self._map_size:
-            hidden = hidden.unflatten(1, self._map_size)
-            hidden = hidden if self._channels_last else hidden.movedim(3, 1)
-        return self.network.forward_head(hidden).to(feature_map.device)  # type: ignore[operator]
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Features (N, D) of images (N, 3, H, W), on their device; torch can differentiate them."""
 
     @property
-    def _channels_last(self) -> bool:
-        return getattr(self.network, "output_fmt", "NCHW") == "NHWC"
-
-    @cached_property
-    def _map_size(self) -> tuple[int, ...]:
-        """Height and width of the last feature map; none where it is a sequence of tokens."""
-        with torch.no_grad():
-            blank = torch.zeros(1, *self.preprocessing["input_size"], device=self.device)
-            shape = self.network.forward_features(blank).shape  # type: ignore[operator]
-        if len(shape) == 3:
-            return ()
-        return tuple(shape[1:3] if self._channels_last else shape[2:4])
+    @abstractmethod
+    def head(self) -> Head: ...
 
     @property
-    def classifier(self) -> nn.Linear:
-        return self.network.get_classifier()  # type: ignore[operator]
-
-    @property
-    def head(self) -> Head:
-        layer = self.classifier
-        bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().cpu()
-        return Head(layer.weight.detach().cpu(), bias)
+    @abstractmethod
+    def architecture(self) -> str: ...
 
     @property
     def classes(self) -> int:
-        return self.classifier.out_features
+        return self.head.weight.shape[0]
 
     @property
-    def architecture(self) -> str:
-        return str(self.network.pretrained_cfg.get("architecture", type(self.network).__name__))  # type: ignore[union-attr, operator]
+    def feature_dimensions(self) -> int:
+        return self.head.weight.shape[1]
 
     @property
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def classified_by_base(self) -> bool:
+        """Whether the base goes on classifying, this network's outputs serving detection alone."""
+        return any(edit.about.get("classified_by_base") for edit in self.edits)
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -131,34 +126,55 @@ class Model:
         return digest.hexdigest()
 
 
-def load_model(id: str, entry: ModelEntry, device: torch.device, classes: int) -> Model:
-    """The model of an entry, for a problem of `classes` classes.
+def load_model(id: str, entries: Mapping[str, ModelEntry], device: torch.device, class_names: Sequence[str]) -> Model:
+    """The model of that id, for these classes: a checkpoint, or its base with an edit.
 
-    Raises ModelError when the checkpoint is missing or damaged, has another number of classes, or has no linear head.
+    class_names: a word for each class, which a vision-language model makes its head of.
+    Raises ModelError when a file is missing or damaged, or does not fit the classes, or an edit its base.
     """
-    import timm  # here, since it is slow to import and a run that only collects has no use for it
+    entry = entries[id]
+    if entry.edit is None:
+        # Imported here, since both build on this module, and open_clip is an extra.
+        if entry.source.startswith(OPEN_CLIP):
+            from benchmark.clip import load_zero_shot
 
-    kind, _, place = entry.source.partition(":")
-    source = f"{kind}:{(entry.file.parent / place).resolve()}" if kind == "local-dir" else entry.source
+            return load_zero_shot(id, entry, device, class_names)
+        from benchmark.classifier import load_classifier
+
+        return load_classifier(id, entry, device, class_names)
+    base = load_model(base_of(id, entries), entries, device, class_names)
     try:
-        # Without pretrained=True a local folder gives random weights in silence.
-        network = timm.create_model(source, pretrained=True)
-    except Exception as error:  # timm, safetensors and the Hub's client raise many kinds
-        remedy = f"; make it again with: {entry.recipe}" if entry.recipe else ""
-        raise ModelError(f"model {id}: cannot load {entry.source} (named in {entry.file}): {error}{remedy}") from error
-    layer = network.get_classifier()
-    if not isinstance(layer, nn.Linear):
+        edit = load_edit(entry.edit)
+        if edit.about.get("base_sha256") not in (None, base.weights_sha256):
+            raise EditError(f"it was made for other weights than those of {base.id}")
+        edit.apply(base.network)
+    except EditError as error:
         raise ModelError(
-            f"model {id}: the head of {entry.source} is {type(layer).__name__}, not one linear layer; "
-            "detectors that read the head need logits = features @ weight.T + bias"
-        )
-    if layer.out_features != classes:
-        raise ModelError(
-            f"model {id}: {entry.source} has {layer.out_features} classes, the in-distribution set has {classes}; "
-            "use a checkpoint for these classes, or correct the set's `classes`"
-        )
-    config = timm.data.resolve_data_config({}, model=network, use_test_size=True)
-    transform = timm.data.create_transform(**config)
-    network = network.eval().requires_grad_(False).to(device)
-    preprocessing = {**json.loads(json.dumps(config)), "transform": " | ".join(map(str, transform.transforms))}
-    return Model(id, entry, network, transform, preprocessing, device)
+            f"model {id}: cannot apply {entry.edit} (named in {entry.file}) to {base.id}: {error}{entry.remedy(id)}"
+        ) from error
+    return replace(base, id=id, entry=entry, edits=(*base.edits, edit))
+
+
+def base_of(id: str, entries: Mapping[str, ModelEntry]) -> str:
+    """The base of a variant. Raises ModelError where the entries lack it."""
+    base = str(entries[id].base)
+    if base not in entries:
+        hint = did_you_mean(base, entries)
+        raise ModelError(f"model {id}: no model is called {base!r}{hint}; correct `base` in {entries[id].file}")
+    return base
+
+
+def root_of(id: str, entries: Mapping[str, ModelEntry]) -> ModelEntry:
+    """The entry of the checkpoint that a model is or, over all its edits, is made of."""
+    met = [id]
+    while entries[met[-1]].edit is not None:
+        met.append(base_of(met[-1], entries))
+        if met[-1] in met[:-1]:
+            raise ModelError(
+                f"model {id}: its bases go in a circle: {' -> '.join(met)}; correct `base` in {entries[id].file}"
+            )
+    return entries[met[-1]]
+
+
+def is_vision_language(id: str, entries: Mapping[str, ModelEntry]) -> bool:
+    return root_of(id, entries).source.startswith(OPEN_CLIP)

@@ -128,6 +128,13 @@ class Run(_Record):
 
 
 class ModelRecord(_Record):
+    """A model, or a variant: a base model that was changed.
+
+    base: what a variant is compared with. method, settings: how it was changed; trace: its making, step by step.
+    group, seed: models of one group differ in their seed alone. id_accuracy: of the network that classifies, which is
+    the base's where classified_by_base says so; network_accuracy: of this network itself.
+    """
+
     kind: Literal["model"] = "model"
     id: Id
     title: str
@@ -144,6 +151,14 @@ class ModelRecord(_Record):
     id_images: Count
     forward_ms_per_image: Seconds | None
     device: str
+    base: Id | None = None
+    method: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    trace: list[dict[str, Any]] = Field(default_factory=list)
+    group: Id | None = None
+    seed: Count | None = None
+    classified_by_base: bool = False
+    network_accuracy: Estimate | None = None
 
 
 class DetectorRecord(_Record):

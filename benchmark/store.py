@@ -1,7 +1,7 @@
 """The store: one forward pass per (model, image set), kept as checksummed shards and read back memory-mapped.
 
     STORE/<key>/about.json                        what the key stands for, for a reader
-    STORE/<key>/00000.<sha256 of the file>.safetensors    the features and logits of up to SHARD_ROWS images
+    STORE/<key>/00000.<sha256 of the file>.safetensors    the outputs on up to SHARD_ROWS images
 
 The key is a hash of the network's weights, its preprocessing, the images and the dtype. A shard gets its name by one
 atomic rename after it is on the disk, and the name carries its checksum: a killed run leaves nothing that a later one
@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmark.devices import device_name
+from benchmark.files import write_atomically
 from benchmark.image_sets import ImageSet
 from benchmark.models import Model
 from detectors import Outputs
@@ -106,8 +106,7 @@ class Store:
             for number, rows in enumerate(_slices(len(image_set), SHARD_ROWS))
         ]
         return Outputs(
-            features=Shards([shard["features"] for shard in shards]),
-            logits=Shards([shard["logits"] for shard in shards]),
+            **{name: Shards([shard[name] for shard in shards]) for name in shards[0]},
             labels=None if image_set.labels is None else torch.from_numpy(image_set.labels),
             images=PreparedImages(model, image_set),
         )
@@ -140,7 +139,7 @@ class Store:
             times[device] = min(forward_ms_per_image(model, images), times.get(device, math.inf))
             with _writing(self.folder):
                 known.parent.mkdir(parents=True, exist_ok=True)
-                _write_atomically(known, json.dumps(times, indent=1).encode())
+                write_atomically(known, json.dumps(times, indent=1).encode())
         return times[device]
 
     def _shard(self, folder: Path, number: int, rows: slice, model: Model, image_set: ImageSet) -> dict[str, Tensor]:
@@ -155,7 +154,7 @@ class Store:
             if shard is None:
                 with _writing(folder):
                     about = {"model": model.id, "image_set": image_set.id, **self.about(model, image_set)}
-                    _write_atomically(folder / "about.json", json.dumps(about, indent=1).encode())
+                    write_atomically(folder / "about.json", json.dumps(about, indent=1).encode())
                 computed = forward(model, image_set, rows)
                 with _writing(folder):
                     _write_shard(folder, number, computed)
@@ -166,12 +165,12 @@ class Store:
 
 
 def forward(model: Model, image_set: ImageSet, rows: slice) -> dict[str, Tensor]:
-    """The features and logits of some images of a set, in float32 on the CPU, in one forward pass.
+    """A model's outputs on some images of a set, in float32 on the CPU, in one forward pass.
 
     Raises StoreError when a value is NaN or infinite, or when the model's head does not explain its logits.
     """
     images = PreparedImages(model, image_set)
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[dict[str, Tensor]] = []
     batches = [slice(rows.start + part.start, rows.start + part.stop) for part in _slices(rows.stop - rows.start)]
     title = f"{model.id} on {image_set.id}"
     with (
@@ -179,14 +178,13 @@ def forward(model: Model, image_set: ImageSet, rows: slice) -> dict[str, Tensor]
         tqdm(total=len(image_set), initial=rows.start, desc=title, unit="image", disable=None, leave=False) as bar,
     ):
         for batch, pixels in zip(batches, prefetched(images, batches), strict=True):
-            features, logits = (values.float().cpu() for values in model.outputs(pixels))
-            _check_finite(model, image_set, batch.start, features, logits)
+            outputs = {name: values.float().cpu() for name, values in model.outputs(pixels).items()}
+            _check_finite(model, image_set, batch.start, outputs)
             if not parts:
-                _check_head(model, pixels[:HEAD_ROWS], logits[:HEAD_ROWS])
-            parts.append((features, logits))
+                _check_head(model, pixels[:HEAD_ROWS], outputs["logits"][:HEAD_ROWS])
+            parts.append(outputs)
             bar.update(len(pixels))
-    features, logits = (torch.cat(values) for values in zip(*parts, strict=True))
-    return {"features": features, "logits": logits}
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def forward_ms_per_image(model: Model, images: Any) -> float:
@@ -240,9 +238,9 @@ def _check_head(model: Model, pixels: Tensor, logits: Tensor) -> None:
         )
 
 
-def _check_finite(model: Model, image_set: ImageSet, start: int, features: Tensor, logits: Tensor) -> None:
-    for name, values in (("features", features), ("logits", logits)):
-        finite = torch.isfinite(values).all(dim=1)
+def _check_finite(model: Model, image_set: ImageSet, start: int, outputs: dict[str, Tensor]) -> None:
+    for name, values in outputs.items():
+        finite = torch.isfinite(values.flatten(1)).all(dim=1)
         if not finite.all():
             image = image_set.image_ids[start + int((~finite).nonzero()[0])]
             raise StoreError(
@@ -280,20 +278,7 @@ def _read_shard(folder: Path, number: int) -> dict[str, Tensor] | None:
 
 def _write_shard(folder: Path, number: int, tensors: dict[str, Tensor]) -> None:
     content = save(tensors)
-    _write_atomically(folder / f"{number:05d}.{hashlib.sha256(content).hexdigest()}.safetensors", content)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(folder / f"{number:05d}.{hashlib.sha256(content).hexdigest()}.safetensors", content)
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Suites: which models and detectors meet which image sets, and what is asked of them."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from benchmark.entries import Entry, read_entries, read_toml
 from benchmark.image_sets import BUILT_IN as IMAGE_SETS
 from benchmark.image_sets import ImageSetEntry
 from benchmark.models import BUILT_IN as MODELS
-from benchmark.models import ModelEntry
+from benchmark.models import OPEN_CLIP, ModelEntry, ModelError, is_vision_language, root_of
 from benchmark.records import ID_PATTERN, Role, SetRole
 from detectors import available, create, describe, did_you_mean
 
 FOLDER = Path(__file__).parent / "suites"
+_OF_VISION_LANGUAGE = {"patches", "text"}
 
 
 class _Table(BaseModel):
@@ -36,6 +37,13 @@ class OOD(_Table):
     far: tuple[str, ...] = ()
 
 
+class Variants(_Table):
+    """Changed networks, and the detectors that meet them: a core, as all would make every edit a whole suite."""
+
+    models: tuple[str, ...]
+    detectors: tuple[str, ...]
+
+
 class UnitTests(_Table):
     """The synthetic sets: height and width of their images, images a set, and the detectors that meet them."""
 
@@ -53,10 +61,14 @@ class Goals(_Table):
 
 
 class SuiteEntry(Entry):
+    """A suite file. outliers: images of none of the classes to train variants with, which no OOD set may hold."""
+
     title: str
     about: str = ""
     models: tuple[str, ...]
     detectors: tuple[str, ...]
+    variants: Variants = Variants(models=(), detectors=())
+    outliers: str | None = None
     thresholds: Path
     in_distribution: InDistribution
     ood: OOD
@@ -80,33 +92,49 @@ class CaseId:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite with all that it names looked up."""
+    """A suite with all that it names looked up.
+
+    models: its models and variants. known_models: all that its file and the built-in one describe, such as their bases.
+    """
 
     id: str
     entry: SuiteEntry
     models: dict[str, ModelEntry]
+    known_models: dict[str, ModelEntry]
     image_sets: dict[str, ImageSetEntry]
     detectors: tuple[str, ...]
+    variant_detectors: tuple[str, ...]
     unit_test_detectors: tuple[str, ...]
 
     def whole(self) -> "Suite":
-        """The suite with all its detectors in the unit tests too, which as a rule meet a core of them."""
-        return replace(self, unit_test_detectors=tuple(dict.fromkeys((*self.unit_test_detectors, *self.detectors))))
+        """The suite in which all detectors meet the variants and the unit tests, and not only a core of them."""
+        return replace(
+            self,
+            unit_test_detectors=tuple(dict.fromkeys((*self.unit_test_detectors, *self.detectors))),
+            variant_detectors=tuple(dict.fromkeys((*self.variant_detectors, *self.detectors))),
+        )
 
     def ood_cases(self) -> Iterator[CaseId]:
-        """One case a (model, detector, OOD set)."""
+        """One case a (model or variant, detector, OOD set)."""
         sets: list[tuple[str, Role]] = [(set, "near") for set in self.entry.ood.near]
         sets += [(set, "far") for set in self.entry.ood.far]
         for model in self.models:
-            for detector in self.detectors:
+            of_variants = model in self.entry.variants.models
+            for detector in self._served(model, self.variant_detectors if of_variants else self.detectors):
                 yield from (CaseId(model, detector, set, role) for set, role in sets)
 
     def unit_test_cases(self, names: Iterable[str]) -> Iterator[CaseId]:
-        """One case a (model, detector, unit test); `names` are those of `unit_tests_ood`."""
+        """One case a (model, detector, unit test); `names` are those of `unit_tests_ood`. Variants meet none."""
         names = tuple(names)
-        for model in self.models:
-            for detector in self.unit_test_detectors:
+        for model in self.entry.models:
+            for detector in self._served(model, self.unit_test_detectors):
                 yield from (CaseId(model, detector, name, "unit-test") for name in names)
+
+    def _served(self, model: str, detectors: Iterable[str]) -> list[str]:
+        """The detectors that a model can serve: those that read texts or patches need a vision-language model."""
+        if is_vision_language(model, self.known_models):
+            return list(detectors)
+        return [id for id in detectors if not _OF_VISION_LANGUAGE & set(describe(id)["needs"])]
 
     def splits(self) -> tuple[tuple[SetRole, str], ...]:
         """The in-distribution splits: role and image set."""
@@ -141,11 +169,24 @@ def load_suite(name_or_path: str) -> Suite:
     models = read_entries(MODELS, ModelEntry) | own_models
     image_sets = read_entries(IMAGE_SETS, ImageSetEntry) | own_sets
     splits = entry.in_distribution
-    for id in (splits.train, splits.val, splits.test, *entry.ood.near, *entry.ood.far):
+    outliers = [entry.outliers] if entry.outliers else []
+    for id in (splits.train, splits.val, splits.test, *entry.ood.near, *entry.ood.far, *outliers):
         _look_up(id, image_sets, "image set", file)
-    detectors, in_unit_tests = _detectors(entry.detectors, file), _detectors(entry.unit_tests.detectors, file)
+    _check_outliers(entry, image_sets)
+    ids = (*entry.models, *entry.variants.models)
+    try:
+        roots = [root_of(_look_up(id, models, "model", file), models) for id in ids]
+    except ModelError as error:
+        raise ValueError(f"{file}: {error}") from None
+    for id in entry.variants.models:
+        if models[id].base is None:
+            raise ValueError(f"{file}: variants: {id} names no `base` in {models[id].file}; list it under `models`")
+    reads_text = any(root.source.startswith(OPEN_CLIP) for root in roots)
+    detectors = _detectors(entry.detectors, file, reads_text)
+    of_variants = _detectors(entry.variants.detectors, file, reads_text)
+    in_unit_tests = _detectors(entry.unit_tests.detectors, file, reads_text)
     for detector, options in entry.options.items():
-        _look_up(detector, [*detectors, *in_unit_tests], "detector of the suite", file)
+        _look_up(detector, [*detectors, *in_unit_tests, *of_variants], "detector of the suite", file)
         try:
             create(detector, **options)
         except ValueError as error:
@@ -153,9 +194,11 @@ def load_suite(name_or_path: str) -> Suite:
     return Suite(
         id=file.stem,
         entry=entry,
-        models={id: models[_look_up(id, models, "model", file)] for id in entry.models},
+        models={id: models[id] for id in ids},
+        known_models=models,
         image_sets=image_sets,
         detectors=detectors,
+        variant_detectors=of_variants,
         unit_test_detectors=in_unit_tests,
     )
 
@@ -167,10 +210,26 @@ def _check_ids(ids: Iterable[str], file: Path) -> None:
             raise ValueError(f"{file}: {id!r} cannot be an id: take letters, digits and . + _ -, letter or digit first")
 
 
-def _detectors(names: tuple[str, ...], file: Path) -> tuple[str, ...]:
-    """The detectors of a list; "*" stands for all that any image classifier can serve, without a text encoder."""
+def _check_outliers(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) -> None:
+    """Raises ValueError where the outliers to train with are, by their id or their files, a set that is evaluated."""
+    if entry.outliers is None:
+        return
+    splits = entry.in_distribution
+    outliers = image_sets[entry.outliers]
+    for id in (splits.train, splits.val, splits.test, *entry.ood.near, *entry.ood.far):
+        if id == entry.outliers or image_sets[id].may_overlap(outliers):
+            raise ValueError(
+                f"{entry.file}: outliers: {entry.outliers} holds images of {id}, on which this suite evaluates; "
+                "a network that has seen them in training proves nothing there: name another set"
+            )
+
+
+def _detectors(names: tuple[str, ...], file: Path, reads_text: bool) -> tuple[str, ...]:
+    """The detectors of a list; "*" stands for all that the suite's models can serve without options."""
     if names == ("*",):
-        return tuple(id for id in available() if not {"patches", "text"} & set(describe(id)["needs"]))
+        known = {id: describe(id) for id in available()}
+        served = {id: reads_text or not _OF_VISION_LANGUAGE & set(about["needs"]) for id, about in known.items()}
+        return tuple(id for id, about in known.items() if served[id] and about["defaults"].get("words") != ())
     return tuple(_look_up(name, available(), "detector", file) for name in names)
 
 

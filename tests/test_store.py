@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmark import store as store_module
+from benchmark.classifier import Classifier
 from benchmark.image_sets import ImageSet, image_set_of_pixels
 from benchmark.models import Model, load_model
 from benchmark.store import DamagedShardWarning, PreparedImages, Shards, Store, StoreError
@@ -20,7 +21,7 @@ from benchmark.suites import load_suite
 @pytest.fixture
 def load(world: Path) -> Callable[[], Model]:
     suite = load_suite(str(world / "colours.toml"))
-    return lambda: load_model("net", suite.models["net"], torch.device("cpu"), classes=3)
+    return lambda: load_model("net", suite.models, torch.device("cpu"), ["blue", "green", "red"])
 
 
 @pytest.fixture
@@ -42,13 +43,13 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def passes(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of images of each batch that goes through the network."""
     seen: list[int] = []
-    outputs = Model.outputs
+    outputs = Classifier.outputs
 
-    def counted(self: Model, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(self: Classifier, images: torch.Tensor) -> dict[str, torch.Tensor]:
         seen.append(len(images))
         return outputs(self, images)
 
-    monkeypatch.setattr(Model, "outputs", counted)
+    monkeypatch.setattr(Classifier, "outputs", counted)
     return seen
 
 
@@ -56,7 +57,7 @@ def test_stored_outputs_are_those_of_the_network(model: Model, tmp_path: Path, s
     images = pixels_set()
     outputs = Store(tmp_path).outputs(model, images)
     with torch.inference_mode():
-        features, logits = model.outputs(torch.stack([model.transform(images[i]) for i in range(len(images))]))
+        features, logits = model.outputs(torch.stack([model.transform(images[i]) for i in range(len(images))])).values()
     torch.testing.assert_close(torch.as_tensor(outputs.features[0:10]), features)
     torch.testing.assert_close(torch.as_tensor(outputs.logits[0:10]), logits)
     torch.testing.assert_close(outputs.features[3:9], features[3:9])  # across two borders
@@ -152,7 +153,7 @@ from benchmark.store import Store
 from benchmark.suites import load_suite
 from benchmark.image_sets import load_image_set
 suite = load_suite(sys.argv[1])
-model = load_model("net", suite.models["net"], torch.device("cpu"), 3)
+model = load_model("net", suite.models, torch.device("cpu"), ["blue", "green", "red"])
 images = load_image_set("colours-train", suite.image_sets)
 outputs = Store(Path(sys.argv[2])).outputs(model, images)
 print(float(outputs.logits[0:36].double().sum()))
@@ -219,7 +220,7 @@ def test_values_that_are_not_finite_name_model_and_image(model: Model, tmp_path:
 def test_a_head_that_does_not_explain_the_logits_is_refused(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Model, "__call__", lambda self, images: self.network(images) + 0.01)
+    monkeypatch.setattr(Classifier, "__call__", lambda self, images: self.network(images) + 0.01)
     with pytest.raises(StoreError, match=r"features @ weight.T \+ bias differs from its logits by 0.01"):
         Store(tmp_path).outputs(model, pixels_set())
 

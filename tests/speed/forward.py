@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(suite.models))
     slow = False
     for id in parser.parse_args().models:
-        model = load_model(id, suite.models[id], torch.device("cpu"), classes=8)
+        model = load_model(id, suite.models, torch.device("cpu"), "01234567")
         images = full_shard(load_image_set("digits-train", suite.image_sets))
         images.content_sha256  # noqa: B018  it is needed once a set, not once a model
         prepared = store.PreparedImages(model, images)

@@ -1,0 +1,41 @@
+"""Makes a variant that a suite or the built-in model file names: `python -m benchmark.variants digits-resnet+umap`."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmark.devices import choose_device
+from benchmark.suites import load_suite
+from benchmark.train import THREADS
+from benchmark.variants.making import edit_folder, make
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.variants",
+        description="Make a model variant by its recipe. What was interrupted goes on where it was.",
+    )
+    parser.add_argument("variant", help="a model entry with `base`, `edit` and a `recipe` that names a `method`")
+    parser.add_argument("--suite", default="digits", help="whose images it learns from (default: digits)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: the `edit` of its entry")
+    parser.add_argument("--device", help="as torch names it (default: cuda where there is one, else cpu)")
+    options = parser.parse_args(arguments)
+    started = time.perf_counter()
+    try:
+        suite = load_suite(options.suite)
+        folder = options.output or edit_folder(options.variant, suite)
+        progress_file = folder / ".progress.safetensors"
+        make(options.variant, suite, choose_device(options.device), progress_file).save(folder)
+        progress_file.unlink(missing_ok=True)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    size: int = sum(file.stat().st_size for file in folder.glob("edit.*"))
+    print(f"{folder}: {size / 1e6:.2f} MB, made in {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(THREADS)
+    main()

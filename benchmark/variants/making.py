@@ -1,0 +1,81 @@
+"""From the recipe of a model entry to the edit: the base and the images loaded, the method at work."""
+
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from benchmark.image_sets import ImageSet, load_image_set
+from benchmark.models import base_of, load_model
+from benchmark.suites import Suite
+from benchmark.variants.edits import Edit
+from benchmark.variants.method import Method, TrainingData, TrainingSet
+from benchmark.variants.methods import METHODS
+from benchmark.variants.training import Progress
+from detectors import did_you_mean
+
+
+def make(id: str, suite: Suite, device: torch.device, progress_file: Path | None = None) -> Edit:
+    """The edit that the recipe of a variant gives on the training images of a suite.
+
+    progress_file: where the work keeps what is finished, to go on there after an interruption.
+    Raises ValueError, naming the entry, for a recipe, a model or images that it cannot be made of.
+    """
+    method = recipe_of(id, suite)
+    splits = suite.entry.in_distribution
+    train, val = (load_image_set(split, suite.image_sets) for split in (splits.train, splits.val))
+    outliers = _outliers(suite)
+    entries = suite.known_models
+    base = load_model(base_of(id, entries), entries, device, train.class_names)
+    sets = {"train": train, "val": val, "outliers": outliers}
+    data = TrainingData(**{role: TrainingSet(base, images) for role, images in sets.items() if images})
+    key = {role: images.content_sha256 for role, images in sets.items() if images}
+    return method.make(base, data, Progress(progress_file, method.about(base, **key)))
+
+
+def edit_folder(id: str, suite: Suite) -> Path:
+    """Where the edit of a variant lies. Raises ValueError where the suite knows no such variant."""
+    entries = suite.known_models
+    edited = {known: entry.edit for known, entry in entries.items() if entry.edit}
+    if id in entries and id not in edited:
+        raise ValueError(f"{id} is no edit of another model; what makes it is: {entries[id].recipe or 'not said'}")
+    if id not in edited:
+        raise ValueError(f"no model is called {id!r}{did_you_mean(id, edited)}; variants: {', '.join(edited)}")
+    return edited[id]
+
+
+def recipe_of(id: str, suite: Suite) -> Method:
+    """The method of a variant with its settings. Raises ValueError, naming entry and setting, where they are none."""
+    entry = suite.known_models[id]
+    place = f"{entry.file}: {id}: recipe"
+    if not isinstance(entry.recipe, dict) or "method" not in entry.recipe:
+        raise ValueError(f'{place}: it needs `recipe = {{ method = "...", ... }}`; methods: {", ".join(METHODS)}')
+    settings = dict(entry.recipe)
+    name = settings.pop("method")
+    if name not in METHODS:
+        raise ValueError(
+            f"{place}: no method is called {name!r}{did_you_mean(str(name), METHODS)}; known: {', '.join(METHODS)}"
+        )
+    try:
+        return METHODS[name](**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(str(part) for part in first["loc"]) or name
+        raise ValueError(f"{place}: {setting}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _outliers(suite: Suite) -> ImageSet | None:
+    """The suite's outliers. Raises ValueError where one of their images is also in a set that the suite evaluates."""
+    if suite.entry.outliers is None:
+        return None
+    outliers = load_image_set(suite.entry.outliers, suite.image_sets)
+    hashes = outliers.image_sha256s
+    splits, ood = suite.entry.in_distribution, suite.entry.ood
+    for id in (splits.train, splits.val, splits.test, *ood.near, *ood.far):
+        shared = hashes.keys() & load_image_set(id, suite.image_sets).image_sha256s.keys()
+        if shared:
+            raise ValueError(
+                f"{suite.entry.file}: outliers: {outliers.id} shares {len(shared)} images with {id}, on which the "
+                f"suite evaluates, such as {hashes[min(shared)]}: remove them, or name another set"
+            )
+    return outliers

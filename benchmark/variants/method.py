@@ -1,0 +1,83 @@
+"""The contract of a method: settings, a base model and training data in, an edit out."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from benchmark.image_sets import ImageSet
+from benchmark.models import Model
+from benchmark.store import PreparedImages
+from benchmark.variants.edits import Edit
+from benchmark.variants.training import Progress
+
+IN_MEMORY_BYTES = 2**30
+
+
+class TrainingSet:
+    """Images as a model takes them, in any order, with their labels.
+
+    labels: (N,) int64, or None where the images have no classes. A set of up to a gibibyte is decoded once.
+    """
+
+    def __init__(self, model: Model, image_set: ImageSet) -> None:
+        self.image_set = image_set
+        self.labels = None if image_set.labels is None else torch.from_numpy(image_set.labels).long()
+        self._images = PreparedImages(model, image_set)
+        self._decoded: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.image_set)
+
+    def images(self, rows: Tensor) -> Tensor:
+        """The images (n, 3, H, W) at the indices `rows` (n,), in float32 on the CPU."""
+        shape = self._images.shape
+        if self._decoded is None and 4 * torch.Size(shape).numel() <= IN_MEMORY_BYTES:
+            self._decoded = self._images[:]
+        if self._decoded is not None:
+            return self._decoded[rows]
+        pixels = torch.empty(len(rows), *shape[1:])
+        self._images.prepare(rows.tolist(), pixels)
+        return pixels
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a method may learn from. outliers: images of none of the classes, which no evaluated set holds."""
+
+    train: TrainingSet
+    val: TrainingSet
+    outliers: TrainingSet | None = None
+
+
+class Method(BaseModel, ABC):
+    """A way to change a network. Its fields are its settings, checked when it is made.
+
+    classified_by_base: whether the base model goes on classifying, the variant's outputs serving detection alone.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: ClassVar[str]
+    classified_by_base: ClassVar[bool] = False
+
+    @abstractmethod
+    def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
+        """The edit of a base model, which stays as it was.
+
+        Raises ValueError, naming the setting, for one that does not fit this network or this data.
+        """
+
+    def about(self, base: Model, **more: Any) -> dict[str, Any]:
+        """What an edit says of itself."""
+        settings = self.model_dump(mode="json")
+        return {
+            "method": self.id,
+            "settings": settings,
+            "base_sha256": base.weights_sha256,
+            "classified_by_base": self.classified_by_base,
+            **more,
+        }
