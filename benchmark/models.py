@@ -27,6 +27,7 @@ class ModelEntry(Entry):
     source: a timm checkpoint, or `open-clip:` and a vision-language one; `local-dir:PATH` is relative to the file.
     base: the model that a variant is compared with. edit: the folder of what is changed in it.
     recipe: how it is made: a command, or of an edit the `method` and its settings.
+    method, settings: of a checkpoint that was trained otherwise than its base, how.
     prompt: of a vision-language model, the sentence that makes a class of a word.
     group, seed: models of one group differ in their seed alone.
     """
@@ -38,6 +39,8 @@ class ModelEntry(Entry):
     family: str = ""
     pretraining: str = ""
     recipe: str | dict[str, Any] = ""
+    method: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
     prompt: str = "a photo of a {}"
     group: str | None = None
     seed: int | None = Field(default=None, ge=0)
@@ -64,7 +67,8 @@ class ModelError(ValueError):
 class Model(ABC):
     """A network in evaluation mode on a device, with the preprocessing that its checkpoint asks for.
 
-    edits: what was changed in the checkpoint's network, first to last.
+    edits: what was changed in the checkpoint's network, first to last. base_sha256: the weights hash of the last one's
+    base.
     """
 
     id: str
@@ -74,6 +78,7 @@ class Model(ABC):
     preprocessing: dict[str, Any]
     device: torch.device
     edits: tuple[Edit, ...] = ()
+    base_sha256: str | None = None
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
@@ -118,7 +123,12 @@ class Model(ABC):
 
     @cached_property
     def weights_sha256(self) -> str:
-        """A hash of the network's structure and of every parameter and buffer."""
+        """A hash of the network's structure and of every parameter and buffer; of an edited one, of base and edit.
+
+        Low-rank weights may differ in their last bit on another processor, and yet be the same variant.
+        """
+        if self.edits:
+            return hashlib.sha256(f"{self.base_sha256} {self.edits[-1].sha256}".encode()).hexdigest()
         digest = hashlib.sha256(str(self.network).encode())
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(f"{name}\t{value.dtype}\t{tuple(value.shape)}\n".encode())
@@ -143,16 +153,17 @@ def load_model(id: str, entries: Mapping[str, ModelEntry], device: torch.device,
 
         return load_classifier(id, entry, device, class_names)
     base = load_model(base_of(id, entries), entries, device, class_names)
+    base_sha256 = base.weights_sha256
     try:
         edit = load_edit(entry.edit)
-        if edit.about.get("base_sha256") not in (None, base.weights_sha256):
+        if edit.about.get("base_sha256") not in (None, base_sha256):
             raise EditError(f"it was made for other weights than those of {base.id}")
         edit.apply(base.network)
     except EditError as error:
         raise ModelError(
             f"model {id}: cannot apply {entry.edit} (named in {entry.file}) to {base.id}: {error}{entry.remedy(id)}"
         ) from error
-    return replace(base, id=id, entry=entry, edits=(*base.edits, edit))
+    return replace(base, id=id, entry=entry, edits=(*base.edits, edit), base_sha256=base_sha256)
 
 
 def base_of(id: str, entries: Mapping[str, ModelEntry]) -> str:
