@@ -127,8 +127,6 @@ class ModelBench:
 
     def record(self, run: str, suite: str) -> records.ModelRecord:
         model = self.model
-        network_accuracy = self._accuracy(self.test)
-        edit = model.edits[-1].about if model.edits else {}
         classifying = self.test
         if model.classified_by_base:
             classifying = self.workbench.store.outputs(self.workbench.base_of(model), self.test_set)
@@ -151,13 +149,11 @@ class ModelBench:
             forward_ms_per_image=self.forward_ms_per_image,
             device=device_name(model.device),
             base=model.entry.base,
-            method=edit.get("method"),
-            settings=edit.get("settings", {}),
-            trace=edit.get("trace", []),
             group=model.entry.group,
             seed=model.entry.seed,
             classified_by_base=model.classified_by_base,
-            network_accuracy=network_accuracy,
+            network_accuracy=self._accuracy(self.test),
+            **_how_made(model),
         )
 
     def _accuracy(self, outputs: Outputs) -> Estimate:
@@ -228,6 +224,21 @@ class DetectorBench:
         self._saved = pa.concat_tables([self._saved, scores.table()])
         _write_table(folder / path, self._saved)
         return ScoresFile(path=path, sha256=hashlib.sha256(self.id_scores.lines() + scores.lines()).hexdigest())
+
+
+def _how_made(model: Model) -> dict[str, Any]:
+    """Of a record: the method that made a variant, its settings, and its trace."""
+    if not model.edits:
+        return {"method": model.entry.method, "settings": model.entry.settings}
+    edit = model.edits[-1]
+    found = {name: edit.about[name] for name in ("outliers", "loss_target", "ood_weight", "rank") if name in edit.about}
+    epochs = [{"epoch": epoch, "loss": loss} for epoch, loss in enumerate(edit.about.get("losses", []), start=1)]
+    ratios = [{"layer": layer, "ratio": ratio} for layer, ratio in edit.ratios.items()]
+    return {
+        "method": edit.about.get("method"),
+        "settings": edit.about.get("settings", {}) | {f"{name} used": value for name, value in found.items()},
+        "trace": edit.about.get("trace") or epochs or ratios,
+    }
 
 
 def source_sha256(detector: type[Detector]) -> str:

@@ -26,6 +26,7 @@ RECORDED = {
     "digits-8-9": (354, "206e16aba5e01d0eaaf6200eac40fb1ac59ab885281cf1499260d6f0a982a82d"),
     "letters": (396, "876b91126910b8f8904f38e210734be00428a5d46384273c8f1af13f43fd93b3"),
     "photo-patches": (400, "7c6ae731f55d1361b5796aab0fea6bae25003e236347ea6031666d5eba31b6c8"),
+    "digits-glyphs": (540, "2e3b1656f63091cc13b1898cd628326b41d8d7536e0b79fc3b0de4e7909122d4"),
 }
 RECORDED_FONTS = "16babe5c0753da54aeeea137816d6f96e5c7c2cb606e2973064f5fe7922d4261"
 LETTERS_LIKE_A_DIGIT = set("BCDGIJLOQSTUXYZ")
@@ -90,7 +91,14 @@ def test_no_ood_image_shows_an_id_class(rows: list[Row]) -> None:
     labels = {name: {row["label"] for row in _of_set(rows, name)} for name in ("digits-8-9", "letters")}
     assert labels["digits-8-9"] == {"8", "9"}
     assert not labels["letters"] & (LETTERS_LIKE_A_DIGIT | set(ID_CLASSES))
-    assert {row["split"] for row in rows if row["set"] != "digits"} == {"test"}
+    assert {row["split"] for row in rows if row["set"] not in ("digits", "digits-glyphs")} == {"test"}
+
+
+def test_no_outlier_shows_what_a_test_set_holds(rows: list[Row]) -> None:
+    outliers = _of_set(rows, "digits-glyphs")
+    assert {row["split"] for row in outliers} == {"train"}
+    assert len({row["label"] for row in outliers}) == len(make_digits.GLYPHS) == 15
+    assert not [row["label"] for row in outliers if row["label"].isalnum()]
 
 
 def test_the_image_sets_cover_the_file(rows: list[Row]) -> None:
@@ -109,8 +117,9 @@ def _low_level(rows: Iterable[Row]) -> np.ndarray:
     return np.array([grey.mean(), grey.std(), (grey == 0).mean()])
 
 
-def test_letters_are_not_given_away_by_their_ink(rows: list[Row]) -> None:
-    digits, letters, photos = (_low_level(_of_set(rows, name)) for name in ("digits", "letters", "photo-patches"))
+@pytest.mark.parametrize("printed", ["letters", "digits-glyphs"])
+def test_printed_characters_are_not_given_away_by_their_ink(rows: list[Row], printed: str) -> None:
+    digits, letters, photos = (_low_level(_of_set(rows, name)) for name in ("digits", printed, "photo-patches"))
     np.testing.assert_allclose(letters, digits, atol=0.05)
     assert np.abs(photos - digits).max() > 0.05
 
@@ -130,9 +139,11 @@ def _fonts_sha256() -> str:
 
 
 @pytest.mark.skipif(_fonts_sha256() != RECORDED_FONTS, reason="matplotlib comes with another version of the fonts")
-def test_the_script_still_makes_the_letters(rows: list[Row]) -> None:
-    one_letter = len(FONTS) * IMAGES_A_FONT
-    assert summary([*islice(make_digits.letters(), one_letter)]) == summary(_of_set(rows, "letters")[:one_letter])
+@pytest.mark.parametrize("printed", ["letters", "digits-glyphs"])
+def test_the_script_still_makes_the_printed_characters(rows: list[Row], printed: str) -> None:
+    made = make_digits.letters() if printed == "letters" else make_digits.glyphs()
+    one_character = len(FONTS) * IMAGES_A_FONT
+    assert summary([*islice(made, one_character)]) == summary(_of_set(rows, printed)[:one_character])
 
 
 def test_a_written_file_gives_back_ids_labels_and_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn.functional import mse_loss
 
+from benchmark.entries import read_entries
 from benchmark.evaluation import Workbench
 from benchmark.image_sets import ImageSetEntry
-from benchmark.models import Model, ModelError, load_model, root_of
+from benchmark.models import BUILT_IN as MODELS
+from benchmark.models import Model, ModelEntry, ModelError, load_model, root_of
 from benchmark.store import Store
 from benchmark.suites import Suite, load_suite
+from benchmark.train import RECIPES
 from benchmark.variants import making
 from benchmark.variants.__main__ import main
 from benchmark.variants.edits import Edit, EditError, load_edit
@@ -214,7 +217,7 @@ class Line:
 
     def __init__(self, killed_at: int | None = None) -> None:
         torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        self.network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.2), nn.Linear(4, 1))
         self.inputs, self.targets = torch.randn(20, 4), torch.randn(20, 1)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.0)
         self.killed_at, self.steps = killed_at, 0
@@ -349,6 +352,16 @@ def test_under_a_mask_for_detection_the_base_classifies(variants: Path, tmp_path
     assert blind.network_accuracy.value == pytest.approx(1 / 3)  # the blind network sees all images alike
 
 
+def test_a_checkpoint_that_is_a_variant_says_how_it_was_trained() -> None:
+    for id, recipe in RECIPES.items():
+        entry = read_entries(MODELS, ModelEntry)[id]
+        assert (entry.base is not None) == (entry.method is not None) == (recipe.sharpness is not None)
+        if recipe.sharpness:
+            assert entry.settings == recipe.sharpness.model_dump(include={"variant", "scope", "rho"})
+            assert entry.base == f"digits-thin-s{recipe.seed}"
+        assert entry.seed is None or entry.seed == recipe.seed
+
+
 def test_a_variant_is_not_evaluated_on_what_it_was_trained_with(variants: Path, tmp_path: Path) -> None:
     bench = Workbench(load(variants), Store(tmp_path), CPU)
     bench.model("net").outputs(bench.image_set("outliers"))
@@ -369,7 +382,7 @@ def test_a_variant_is_not_evaluated_on_what_it_was_trained_with(variants: Path, 
         ('base = "net"', 'base = "net+double+blind"', "its bases go in a circle"),
         ('base = "net"\n', "", "an `edit` needs the `base`"),
         ('edit = "edits/double"\n', "", "either `source`, or `base` and `edit`"),
-        ('models = ["net+double", ', 'models = ["net", ', "net names no `base`"),
+        ('models = ["net+double", ', 'models = ["net", ', "net: listed twice"),
     ],
 )
 def test_a_mistake_in_the_suite_is_named(variants: Path, old: str, new: str, says: str) -> None:

@@ -35,6 +35,16 @@ class Edit:
     masks: dict[str, Tensor] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def sha256(self) -> str:
+        """A hash of what it changes."""
+        digest = hashlib.sha256(json.dumps(self.ratios, sort_keys=True).encode())
+        for kind, tensors in (("weight", self.weights), ("mask", self.masks)):
+            for name, value in sorted(tensors.items()):
+                digest.update(f"{kind}\t{name}\t{value.dtype}\t{tuple(value.shape)}\n".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     def apply(self, network: nn.Module) -> None:
         """Changes a network in place. Raises EditError, and changes nothing, where a name or a shape is not its."""
         tensors = network.state_dict()
@@ -82,6 +92,21 @@ class Edit:
         else:
             (folder / "edit.safetensors").unlink(missing_ok=True)
         write_atomically(folder / "edit.json", (json.dumps(described, indent=1) + "\n").encode())
+
+
+def trained_weights(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
+    """The weights and statistics that a training changed, as an edit keeps them: the rounded ones are the variant.
+
+    Kernels and matrices in float16, where they fit into it; vectors as they are, since a BatchNorm variance may not.
+    """
+    old = before.state_dict()
+    new = {name: value for name, value in after.state_dict().items() if value.is_floating_point()}
+    changed = {name: value.detach().clone() for name, value in new.items() if not torch.equal(value, old[name])}
+    largest = torch.finfo(torch.float16).max
+    return {
+        name: value.half() if value.ndim > 1 and value.abs().max() <= largest else value
+        for name, value in changed.items()
+    }
 
 
 def load_edit(folder: Path) -> Edit:

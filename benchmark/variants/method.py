@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Generator, Tensor
 
 from benchmark.image_sets import ImageSet
 from benchmark.models import Model
@@ -81,3 +81,18 @@ class Method(BaseModel, ABC):
             "classified_by_base": self.classified_by_base,
             **more,
         }
+
+
+def images_of_each_class(labels: Tensor | None, count: int, seed: int) -> Tensor:
+    """The indices of `count` images of each class (classes * count,), drawn without replacement.
+
+    Raises ValueError where a class has fewer, or the images have no labels (N,).
+    """
+    if labels is None:
+        raise ValueError("the training images have no labels; the loss needs their classes")
+    generator = Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    fewest = int(labels.bincount().min())
+    if count > fewest:
+        raise ValueError(f"images_per_class is {count}; allowed: an integer from 1 to {fewest}, the smallest class")
+    return torch.cat([order[labels[order] == label][:count] for label in range(int(labels.max()) + 1)])

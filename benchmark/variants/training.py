@@ -97,9 +97,10 @@ def optimise(
     """Trains over `rows` images for the schedule's epochs; returns the mean loss of each epoch.
 
     update(indices (n,), generator) takes one step on those images and returns its loss; all that it draws at random
-    comes from the generator, which hangs on the seed and the step alone: a training that was killed and taken up again
-    ends with the same bits. trained: every tensor that the steps change (parameters, and buffers such as the running
-    statistics of BatchNorm), which are saved with the optimizer's state after each epoch and once a minute.
+    comes from the generator, or from torch's random state, which both hang on the seed and the step alone: a training
+    that was killed and taken up again ends with the same bits.
+    trained: every tensor that the steps change (parameters, and buffers such as the running statistics of BatchNorm),
+    which are saved with the optimizer's state after each epoch and once a minute.
     """
     steps_an_epoch = math.ceil(rows / schedule.batch)
     steps = schedule.epochs * steps_an_epoch
@@ -114,16 +115,22 @@ def optimise(
         _restore_optimizer(optimizer, tensors)
         losses, first = about["losses"], about["steps"]
     saved_at = time.monotonic()
-    with tqdm(total=steps, initial=first, desc=title, unit="step", disable=None, leave=False) as bar:
+    with (
+        torch.random.fork_rng(),
+        tqdm(total=steps, initial=first, desc=title, unit="step", disable=None, leave=False) as bar,
+    ):
         for step in range(first, steps):
             epoch, position = divmod(step, steps_an_epoch)
             if position == 0:
                 losses.append([])
-            order = torch.randperm(rows, generator=_generator(schedule.seed, "order", epoch))
+            if position == 0 or step == first:
+                order = torch.randperm(rows, generator=_generator(schedule.seed, "order", epoch))
             indices = order[position * schedule.batch : (position + 1) * schedule.batch]
             for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(step, steps) * group.get("lr_scale", 1.0)
-            losses[-1].append(update(indices, _generator(schedule.seed, "step", step)))
+                group["lr"] = schedule.rate(step, steps)
+            generator = _generator(schedule.seed, "step", step)
+            torch.manual_seed(generator.initial_seed())  # layers such as dropout draw from torch's own state
+            losses[-1].append(update(indices, generator))
             bar.update()
             bar.set_postfix(epoch=f"{epoch + 1}/{schedule.epochs}", loss=f"{losses[-1][-1]:.4f}")
             if position == steps_an_epoch - 1 or time.monotonic() - saved_at > SAVE_EVERY_S:
