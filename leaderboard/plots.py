@@ -12,8 +12,9 @@ from markupsafe import Markup
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from leaderboard.trace import Trace
 from leaderboard.view import Cell, ModelTable, exceeds_goal
 
 # Matplotlib wants a colour where the page's own (CSS currentColor) is meant; this one stands in and is replaced.
@@ -25,6 +26,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
     "text.color": _INK,
+    "text.parse_math": False,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
     "axes.titlesize": 9,
@@ -158,6 +160,66 @@ def fpr_against_time(tables: Sequence[ModelTable], name: str) -> Markup | None:
         figure.supxlabel("score time ÷ forward time, an image", fontsize=9)
         figure.supylabel("mean FPR@95 in %", fontsize=9)
         return _svg(figure, name)
+
+
+def losses(trace: Trace, name: str) -> Markup | None:
+    """The losses of a making against its steps, a panel each; null where there are none."""
+    if not trace.losses:
+        return None
+    columns = min(len(trace.losses), _PANELS_A_ROW)
+    lines = -(-len(trace.losses) // columns)
+    with _style():
+        figure = Figure(figsize=(0.4 + 2.6 * columns, 0.3 + 1.9 * lines), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
+        for panel in panels[len(trace.losses) :]:
+            panel.remove()
+        for panel, (loss, points) in zip(panels, trace.losses.items(), strict=False):
+            few = len(points) <= 50
+            panel.plot(*zip(*points, strict=True), color=_PASS, linewidth=1.2, marker="o" if few else "", markersize=3)
+            panel.set(title=_short(loss))
+            panel.margins(x=0.03, y=0.08)
+            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            panel.grid(visible=True)
+        figure.supxlabel(trace.place, fontsize=9)
+        return _svg(figure, name)
+
+
+def ratio_strip(trace: Trace, name: str) -> Markup | None:
+    """The share of singular values dropped of each layer (columns) of each tower (rows); null where there is none."""
+    if not trace.ratios:
+        return None
+    layers = range(
+        min(layer for of_tower in trace.ratios.values() for layer in of_tower),
+        1 + max(layer for of_tower in trace.ratios.values() for layer in of_tower),
+    )
+    with _style():
+        figure = Figure(figsize=(1.8 + 0.4 * len(layers), 0.6 + 0.36 * len(trace.ratios)), layout="constrained")
+        panel = figure.subplots()
+        places = [
+            (layer, row, ratio)
+            for row, of_tower in enumerate(trace.ratios.values())
+            for layer, ratio in of_tower.items()
+        ]
+        squares = [
+            [(x - 0.47, y - 0.45), (x + 0.47, y - 0.45), (x + 0.47, y + 0.45), (x - 0.47, y + 0.45)]
+            for x, y, _ in places
+        ]
+        darkest = max(ratio for *_, ratio in places) or 1
+        shades = [to_rgba(_HEAT, 0.05 + 0.5 * ratio / darkest) for *_, ratio in places]
+        panel.add_collection(PolyCollection(squares, facecolors=shades))
+        for x, y, ratio in places:
+            panel.text(x, y, f"{100 * ratio:.3g}", ha="center", va="center", fontsize=7.5, in_layout=False)
+        panel.set(xlim=(layers[0] - 0.5, layers[-1] + 0.5), ylim=(len(trace.ratios) - 0.5, -0.5))
+        panel.set_yticks(range(len(trace.ratios)), [_short(tower) for tower in trace.ratios])
+        panel.set_xticks(layers[:: 1 + len(layers) // 40])
+        panel.set_xlabel("layer, from the input", fontsize=9)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+        return _svg(figure, name)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 24 else f"{text[:23]}…"
 
 
 def _beats(one: tuple[float, float, str], other: tuple[float, float]) -> bool:

@@ -1,4 +1,4 @@
-"""Which detectors cannot be told apart from the best one: a paired comparison of scores on the same images."""
+"""What cannot be told apart: paired comparisons of scores on the same images, of two detectors or of two models."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from benchmark.metrics import fpr_at_tpr, paired_fpr_difference
+from benchmark.metrics import Difference, fpr_at_tpr, paired_fpr_difference
 from leaderboard.results import Result
 
 Standing = Literal["best", "tied", "worse", "unknown"]
@@ -20,8 +20,8 @@ class ScoresError(ValueError):
     """Scores that are missing, or that do not belong to their record; the message names the file."""
 
 
-class Ranking:
-    """Ranks the detectors of one model, reading the file of each at most once.
+class Comparisons:
+    """Compares results on the same images, reading each file of scores at most once.
 
     id_set: the set of the ID test images, null where the run recorded none. problems: why comparisons were impossible.
     """
@@ -44,18 +44,27 @@ class Ranking:
         }
 
     def _against(self, best: list[Result], other: list[Result]) -> Standing:
+        difference = self.difference(best, other)
+        if difference is None:
+            return "unknown"
+        return "tied" if difference.low <= 0 <= difference.high else "worse"
+
+    def difference(self, results: list[Result], others: list[Result]) -> Difference | None:
+        """Mean FPR@95 of some results less that of others, which are of the same OOD sets in the same order.
+
+        All images of a set count alike. Null, and a problem more, where they cannot be compared.
+        """
         try:
-            id_best, ood_best, images_best = self._scores(best)
-            id_other, ood_other, images_other = self._scores(other)
-            if images_best != images_other:
-                raise ScoresError(f"{_name(other[0])}: its images are not those of {_name(best[0])}")
+            id_a, ood_a, images_a = self._scores(results)
+            id_b, ood_b, images_b = self._scores(others)
+            if images_a != images_b:
+                raise ScoresError(f"{_name(others[0])}: its images are not those of {_name(results[0])}")
         except ScoresError as error:
             if str(error) not in self.problems:
                 self.problems.append(str(error))
-            return "unknown"
-        sets = np.repeat(np.arange(len(best)), [len(images_best[result.case.set]) for result in best])
-        _, low, high = paired_fpr_difference(id_best, ood_best, id_other, ood_other, sets)
-        return "tied" if low <= 0 <= high else "worse"
+            return None
+        sets = np.repeat(np.arange(len(results)), [len(images_a[result.case.set]) for result in results])
+        return paired_fpr_difference(id_a, ood_a, id_b, ood_b, sets)
 
     def _scores(self, results: list[Result]) -> tuple[Any, Any, dict[str, pa.Array]]:
         """Scores of the ID test images and of the OOD images of all sets, and the image ids of each set."""

@@ -31,7 +31,8 @@ class Result:
 class Suite:
     """The newest results of a suite, by (model, detector, set), and the newest record of each part.
 
-    runs: those that a result comes from, newest first.
+    runs: those that a result comes from, newest first. outdated: models whose record was made with other images or
+    another base than the newest, and with which.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Suite:
     detectors: dict[str, DetectorRecord]
     sets: dict[str, SetRecord]
     results: dict[CaseKey, Result]
+    outdated: dict[str, str]
 
     @cached_property
     def model_ids(self) -> list[str]:
@@ -58,6 +60,12 @@ class Suite:
     @property
     def unrecorded_sets(self) -> list[str]:
         return sorted({set for _, _, set in self.results}.difference(self.sets))
+
+    @property
+    def id_set(self) -> str | None:
+        """The set of the ID test images; null where none is recorded, or more than one."""
+        ids = [set.id for set in self.sets.values() if set.role == "test"]
+        return ids[0] if len(ids) == 1 else None
 
     @property
     def ood_set_ids(self) -> list[str]:
@@ -182,6 +190,7 @@ def _suite(id: str, newest_first: list[_RunRecords]) -> Suite:
         detectors=dict(sorted(newest.detectors.items())),
         sets=dict(sorted(newest.sets.items(), key=lambda item: _ROLES.index(item[1].role))),
         results=results,
+        outdated=_outdated(newest_first, newest),
     )
 
 
@@ -194,6 +203,20 @@ def _stale(case: Case, then: _RunRecords, now: _RunRecords) -> str | None:
     newest = _hashes(case, now)
     changed = [what for what, value in _hashes(case, then).items() if value != newest.get(what)]
     return f"made with {' and '.join(f'an older {what}' for what in changed)}" if changed else None
+
+
+def _outdated(newest_first: list[_RunRecords], newest: _RunRecords) -> dict[str, str]:
+    outdated = {}
+    for id, model in newest.models.items():
+        then = next(records for records in newest_first if records.models.get(id) is model)
+        tests = [set for set in then.sets.values() if set.role == "test"]
+        changed = [f"version of {set.id}" for set in tests if newest.sets[set.id].content_sha256 != set.content_sha256]
+        base = then.models.get(model.base or "")
+        if base and newest.models[base.id].weights_sha256 != base.weights_sha256:
+            changed.append(f"checkpoint of {base.id}")
+        if changed:
+            outdated[id] = f"made with {' and '.join(f'an older {what}' for what in changed)}"
+    return outdated
 
 
 def _hashes(case: Case, records: _RunRecords) -> dict[str, str]:

@@ -14,9 +14,12 @@ import jinja2
 from markupsafe import Markup, escape
 from pydantic import TypeAdapter
 
-from benchmark.records import Estimate, Limit, Metrics, Record, ScoresFile, Timing
+from benchmark.metrics import Difference
+from benchmark.records import Estimate, Limit, Metrics, ModelRecord, Record, ScoresFile, Timing
 from leaderboard import plots, view
+from leaderboard.board import Board, detector_records, make_board
 from leaderboard.results import Result, Results
+from leaderboard.trace import read_trace, setting_texts
 
 _HERE = Path(__file__).parent
 _DOWNLOADS = ("records.csv", "records.json", "schema.json")
@@ -57,12 +60,11 @@ def _check_replaceable(output: Path) -> None:
 
 
 def _write_site(results: Results, folder: Path) -> list[str]:
-    boards, problems = [], []
+    boards, notes = [], [*results.notes]
     for suite in results.suites:
-        tables, of_suite = view.model_tables(suite)
-        boards.append(view.Board(suite, tables, view.matrix_rows(suite, tables)))
-        problems += of_suite
-    notes = [*results.notes, *(f"no comparison with the best detector: {problem}" for problem in problems)]
+        board, of_suite = make_board(suite)
+        boards.append(board)
+        notes += of_suite
     environment = _environment()
     for path, template, values in _pages(results, boards, notes):
         page = environment.get_template(template).render(values, root="../" * path.count("/"))
@@ -74,16 +76,17 @@ def _write_site(results: Results, folder: Path) -> list[str]:
     return notes[len(results.notes) :]
 
 
-def _pages(results: Results, boards: list[view.Board], notes: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _pages(results: Results, boards: list[Board], notes: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Path, template and values of each page."""
-    yield "index.html", "index.html", {"results": results, "boards": boards, "notes": notes}
+    detectors = detector_records(boards)
+    yield "index.html", "index.html", {"results": results, "boards": boards, "notes": notes, "detectors": detectors}
     yield "methods.html", "methods.html", {}
     for board in boards:
         yield f"suites/{board.suite.id}.html", "suite.html", {"board": board}
     for model in sorted({model for board in boards for model in board.suite.model_ids}):
-        tables = [table for board in boards for table in board.tables if table.model == model]
-        yield f"models/{model}.html", "model.html", {"model": model, "tables": tables}
-    for detector in sorted({detector for board in boards for detector in board.suite.detector_ids}):
+        using = [board for board in boards if model in board.tables]
+        yield f"models/{model}.html", "model.html", {"model": model, "boards": using}
+    for detector in detectors:
         using = [board for board in boards if detector in board.suite.detector_ids]
         yield f"detectors/{detector}.html", "detector.html", {"detector": detector, "boards": using}
 
@@ -99,6 +102,10 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "percent": percent,
         "interval": interval,
+        "points": points,
+        "points_interval": points_interval,
+        "setting_texts": setting_texts,
+        "read_trace": read_trace,
         "count_of": count_of,
         "json_text": json_text,
         "with_links": with_links,
@@ -114,6 +121,18 @@ def percent(fraction: float) -> str:
 def interval(estimate: Estimate) -> str:
     """The ends of the interval in %, which do not break over lines."""
     return f"[{percent(estimate.low)},\u00a0{percent(estimate.high)}]"
+
+
+def points(difference: float) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    rounded = round(100 * difference, 1)
+    return f"{rounded:+.1f}".replace("-", "\u2212") if rounded else "0.0"
+
+
+def points_interval(difference: Difference) -> str:
+    """The ends of its interval, which do not break over lines; one that is not quite 0 keeps its sign."""
+    low, high = (f"{100 * end:+.1f}".replace("-", "\u2212") if end else "0.0" for end in difference[1:])
+    return f"[{low},\u00a0{high}]"
 
 
 def count_of(things: Collection[Any], noun: str) -> str:
@@ -141,14 +160,18 @@ def _write_downloads(results: Results, folder: Path) -> None:
     (folder / "records.json").write_bytes(records.dump_json(results.records, indent=1) + b"\n")
     schema = json.dumps(records.json_schema(), indent=1) + "\n"
     (folder / "schema.json").write_text(schema, encoding="utf-8", newline="\n")
-    rows = [_flat(result) for suite in results.suites for result in suite.results.values()]
+    rows = [
+        _flat(result, suite.models.get(result.case.model))
+        for suite in results.suites
+        for result in suite.results.values()
+    ]
     with (folder / "records.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
 
 
-def _flat(result: Result) -> dict[str, Any]:
+def _flat(result: Result, model: ModelRecord | None) -> dict[str, Any]:
     """One line of the CSV file: fractions as fractions, null as nothing."""
     case = result.case
     row = {name: getattr(case, name) for name in ("suite", "model", "detector", "set", "role", "status")}
@@ -163,4 +186,5 @@ def _flat(result: Result) -> dict[str, Any]:
     row |= {name: getattr(case.timing, name, None) for name in Timing.model_fields}
     row |= {f"limit_{name}": getattr(case.limit, name, None) for name in Limit.model_fields}
     row |= {f"scores_{name}": getattr(case.scores, name, None) for name in ScoresFile.model_fields}
+    row |= {f"model_{name}": getattr(model, name, None) for name in ("base", "method", "group", "seed")}
     return row

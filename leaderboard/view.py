@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from benchmark.records import Case, ClassValue, DetectorRecord, Estimate
-from leaderboard.ranking import Ranking, Standing
+from benchmark.records import Case, ClassValue, Estimate
+from leaderboard.ranking import Comparisons, Standing
 from leaderboard.results import Result, Suite
 
 Verdict = Literal["passed", "known failure", "failed", "error", "skipped", "not run"]
@@ -105,23 +105,22 @@ def count_verdicts(results: Sequence[Result]) -> list[tuple[Verdict, int]]:
 def model_tables(suite: Suite) -> tuple[list[ModelTable], list[str]]:
     """A table for each model of a suite, and why detectors could not be compared where they could not."""
     tables, problems = [], []
-    id_sets = [set.id for set in suite.sets.values() if set.role == "test"]
     for model in suite.model_ids:
-        ranking = Ranking(id_sets[0] if len(id_sets) == 1 else None)
-        tables.append(_model_table(suite, model, ranking))
-        problems += ranking.problems
+        comparisons = Comparisons(suite.id_set)
+        tables.append(_model_table(suite, model, comparisons))
+        problems += comparisons.problems
     return tables, problems
 
 
-def _model_table(suite: Suite, model: str, ranking: Ranking) -> ModelTable:
+def _model_table(suite: Suite, model: str, comparisons: Comparisons) -> ModelTable:
     grid = {
         detector: [Cell(set, suite.results.get((model, detector, set))) for set in suite.ood_set_ids]
         for detector in suite.detector_ids
     }
     means = {detector: _mean(cells) for detector, cells in grid.items()}
     complete = {detector: mean.value.value for detector, mean in means.items() if mean.value}
-    mean_standings = ranking.standings(complete, {detector: _results(grid[detector]) for detector in complete})
-    set_standings = [_set_standings(grid, column, ranking) for column in range(len(suite.ood_set_ids))]
+    mean_standings = comparisons.standings(complete, {detector: results_of(grid[detector]) for detector in complete})
+    set_standings = [_set_standings(grid, column, comparisons) for column in range(len(suite.ood_set_ids))]
     unit_cells = {
         detector: [Cell(set, suite.results.get((model, detector, set))) for set in suite.set_ids("unit-test")]
         for detector in suite.detector_ids
@@ -143,19 +142,19 @@ def _model_table(suite: Suite, model: str, ranking: Ranking) -> ModelTable:
             forward_ratio=_forward_ratio(grid[detector] + unit_cells[detector]),
         )
         for detector, mean in means.items()
-        if _results(grid[detector] + unit_cells[detector])
+        if results_of(grid[detector] + unit_cells[detector])
     ]
     return ModelTable(suite, model, sorted(rows, key=_rank))
 
 
-def _results(cells: Sequence[Cell]) -> list[Result]:
+def results_of(cells: Sequence[Cell]) -> list[Result]:
     return [cell.result for cell in cells if cell.result]
 
 
-def _set_standings(grid: Mapping[str, Sequence[Cell]], column: int, ranking: Ranking) -> dict[str, Standing]:
+def _set_standings(grid: Mapping[str, Sequence[Cell]], column: int, comparisons: Comparisons) -> dict[str, Standing]:
     cells = {detector: row[column] for detector, row in grid.items() if row[column].comparable}
     fprs = {detector: cell.fpr.value for detector, cell in cells.items() if cell.fpr}
-    return ranking.standings(fprs, {detector: _results([cell]) for detector, cell in cells.items()})
+    return comparisons.standings(fprs, {detector: results_of([cell]) for detector, cell in cells.items()})
 
 
 def _mean(cells: Sequence[Cell]) -> Mean:
@@ -187,37 +186,12 @@ def _mark_best(units: UnitTests, fewest: int | None) -> UnitTests:
 
 
 def _forward_ratio(cells: Sequence[Cell]) -> float | None:
-    ratios = [result.case.timing.forward_ratio for result in _results(cells) if result.case.timing]
+    ratios = [result.case.timing.forward_ratio for result in results_of(cells) if result.case.timing]
     return median(ratios) if ratios else None
 
 
 def _rank(row: Row) -> tuple[bool, float, str]:
     return row.mean.value is None, row.mean.value.value if row.mean.value else 0.0, row.detector
-
-
-MatrixRow = tuple[str, list[Row | None]]
-
-
-@dataclass(frozen=True)
-class Board:
-    """All that is shown of a suite. matrix: each detector with its row of each model, in the order of `tables`."""
-
-    suite: Suite
-    tables: list[ModelTable]
-    matrix: list[MatrixRow]
-
-
-def matrix_rows(suite: Suite, tables: Sequence[ModelTable]) -> list[MatrixRow]:
-    """Detectors by models: those with means on all models come first, the best on top, then the rest by name."""
-    by_model = [table.by_detector for table in tables]
-    rows = [(detector, [rows.get(detector) for rows in by_model]) for detector in suite.detector_ids]
-    return sorted(rows, key=_overall_rank)
-
-
-def _overall_rank(row: MatrixRow) -> tuple[bool, float, str]:
-    means = [cells.mean.value.value for cells in row[1] if cells and cells.mean.value]
-    complete = len(means) == len(row[1])
-    return not complete, sum(means) if complete else 0.0, row[0]
 
 
 def rerun_command(result: Result) -> str:
@@ -226,18 +200,6 @@ def rerun_command(result: Result) -> str:
     test = "unit_tests_ood/test_unit_tests.py" if case.role == "unit-test" else "benchmark/test_ood_detection.py"
     suite = "" if case.suite == DEFAULT_SUITE else f"--suite {shlex.quote(result.run.suite_option)} "
     return f'pytest {suite}"{test}::test_case[{case.model}/{case.detector}/{case.set}]"'
-
-
-def rows_of_detector(board: Board, detector: str) -> dict[str, Row]:
-    """The rows of one detector by model."""
-    return {table.model: row for table in board.tables for row in table.rows if row.detector == detector}
-
-
-def detector_records(boards: Sequence[Board]) -> dict[str, DetectorRecord | None]:
-    """Every detector by id, with the record that describes it if there is one."""
-    ids = sorted({detector for board in boards for detector in board.suite.detector_ids})
-    known = {id: record for board in boards for id, record in board.suite.detectors.items()}
-    return {id: known.get(id) for id in ids}
 
 
 @dataclass(frozen=True)

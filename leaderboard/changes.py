@@ -1,0 +1,268 @@
+"""What changing a network did: variants beside their bases, on the same images or over the same seeds."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from scipy.special import stdtrit
+
+from benchmark.metrics import Difference
+from benchmark.records import Estimate, ModelRecord
+from leaderboard.ranking import Comparisons
+from leaderboard.results import Result, Suite
+from leaderboard.view import Cell, ModelTable, Row, results_of
+
+Finding = Literal["better", "worse", "no difference found", "not compared"]
+FINDINGS: tuple[Finding, ...] = ("better", "worse", "no difference found", "not compared")
+Better = Literal["lower", "higher"]
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A fraction. interval: of one model, its sampling interval. deviation: of several seeds, their standard deviation.
+
+    seeds: how many it is the mean over.
+    """
+
+    value: float
+    interval: Estimate | None = None
+    deviation: float | None = None
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure before and after. difference: after less before, with its 95 % interval where there is one.
+
+    finding: 'better' or 'worse' only where that interval excludes 0. reason: why it was not compared.
+    """
+
+    before: Figure | None
+    after: Figure | None
+    finding: Finding = "not compared"
+    difference: Difference | None = None
+    reason: str | None = None
+
+    @property
+    def value(self) -> float | None:
+        return self.after.value - self.before.value if self.before and self.after else None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant beside its base. problem: why nothing of it can be compared; null where something can.
+
+    means: by detector, the mean FPR@95 over the OOD sets. sets: by detector, FPR@95 on each OOD set.
+    """
+
+    record: ModelRecord
+    problem: str | None
+    accuracy: Change
+    means: dict[str, Change]
+    sets: dict[str, list[Change]]
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A line of the table of changes: a variant, or variants that differ in their seed alone.
+
+    base: a model, or the group of the bases. network_accuracy: of the changed network, where the base classifies.
+    """
+
+    id: str
+    base: str
+    variants: list[Variant]
+    accuracy: Change
+    network_accuracy: Figure | None
+    means: dict[str, Change]
+
+    @property
+    def is_group(self) -> bool:
+        return self.variants[0].record.group is not None
+
+    @property
+    def problems(self) -> list[str]:
+        return sorted({variant.problem for variant in self.variants if variant.problem})
+
+    @property
+    def counts(self) -> list[tuple[Finding, int]]:
+        """How many detectors there are of each finding, without those that do not occur."""
+        findings = [change.finding for change in self.means.values()]
+        return [(finding, findings.count(finding)) for finding in FINDINGS if finding in findings]
+
+
+def changed_models(suite: Suite, tables: Mapping[str, ModelTable]) -> tuple[list[Changed], list[str]]:
+    """A line for every variant or group of them, by base and name; and why scores could not be compared."""
+    variants, problems = [], []
+    for id in tables:
+        record = suite.models.get(id)
+        if record and record.base:
+            comparisons = Comparisons(suite.id_set)
+            variants.append(_variant(suite, tables, record, record.base, comparisons))
+            problems += comparisons.problems
+    lines: dict[tuple[bool, str], list[Variant]] = {}
+    for variant in variants:
+        group = variant.record.group
+        lines.setdefault((group is not None, group or variant.record.id), []).append(variant)
+    changed = [_changed(suite, id, members) for (_, id), members in lines.items()]
+    return sorted(changed, key=lambda line: (line.base, line.id)), problems
+
+
+def _variant(
+    suite: Suite, tables: Mapping[str, ModelTable], record: ModelRecord, base: str, comparisons: Comparisons
+) -> Variant:
+    problem = None
+    if base not in tables:
+        problem = f"its base {base} has no results here"
+    elif outdated := suite.outdated.get(record.id):
+        problem = f"{record.id}: {outdated}"
+    elif outdated := suite.outdated.get(base):
+        problem = f"{base}: {outdated}"
+    rows_before = tables[base].by_detector if base in tables else {}
+    means, sets = {}, {}
+    for detector, row in sorted(tables[record.id].by_detector.items()):
+        before = rows_before.get(detector)
+        means[detector] = _mean_change(before, row, problem, comparisons)
+        cells_before = before.ood if before else [Cell(cell.set, None) for cell in row.ood]
+        sets[detector] = [
+            _set_change(*cells, problem, comparisons) for cells in zip(cells_before, row.ood, strict=True)
+        ]
+    return Variant(record, problem, _accuracy_change(suite.models.get(base), record, problem), means, sets)
+
+
+def _mean_change(before: Row | None, after: Row, problem: str | None, comparisons: Comparisons) -> Change:
+    reason = problem
+    if reason is None and before is None:
+        reason = "the detector has no results on the base"
+    for whose, row in (("the base", before), ("the variant", after)):
+        if reason is None and row and not row.mean.value:
+            reason = f"{whose} has a comparable figure on {row.mean.measured} of {row.mean.total} sets"
+    return _fpr_change(
+        before.mean.value if before else None,
+        after.mean.value,
+        results_of(before.ood) if before else [],
+        results_of(after.ood),
+        reason,
+        comparisons,
+    )
+
+
+def _set_change(before: Cell, after: Cell, problem: str | None, comparisons: Comparisons) -> Change:
+    reason = problem
+    for whose, cell in (("base", before), ("variant", after)):
+        if reason is None and not cell.comparable:
+            stale = cell.result.stale if cell.result else None
+            reason = f"{whose}: {'stale, ' + stale if stale else cell.verdict}"
+    return _fpr_change(before.fpr, after.fpr, results_of([before]), results_of([after]), reason, comparisons)
+
+
+def _fpr_change(
+    before: Estimate | None,
+    after: Estimate | None,
+    results_before: list[Result],
+    results_after: list[Result],
+    reason: str | None,
+    comparisons: Comparisons,
+) -> Change:
+    difference = None
+    if reason is None:
+        difference = comparisons.difference(results_after, results_before)
+        reason = None if difference else "no scores to compare"
+    return _change(_figure(before), _figure(after), difference, "lower", reason)
+
+
+def _figure(estimate: Estimate | None) -> Figure | None:
+    return Figure(estimate.value, estimate) if estimate else None
+
+
+def _change(
+    before: Figure | None, after: Figure | None, difference: Difference | None, better: Better, reason: str | None
+) -> Change:
+    """The interval counts all images of a set alike, a headline its classes: it is widened to hold the headline."""
+    if not before or not after or not difference:
+        return Change(before, after, reason=reason)
+    value = after.value - before.value
+    low, high = min(difference.low, value), max(difference.high, value)
+    finding: Finding = "no difference found"
+    if low > 0 or high < 0:
+        finding = "better" if (high < 0) == (better == "lower") else "worse"
+    return Change(before, after, finding, Difference(value, low, high))
+
+
+def _accuracy_change(base: ModelRecord | None, record: ModelRecord, problem: str | None) -> Change:
+    """Records hold no verdict on each image: what is not paired differs where the two intervals do not meet."""
+    after = record.id_accuracy
+    if record.classified_by_base or base is None or problem:
+        reason = "the base goes on classifying" if record.classified_by_base else problem or "the base has no record"
+        return Change(_figure(base.id_accuracy if base else None), _figure(after), reason=reason)
+    before = base.id_accuracy
+    finding: Finding = "no difference found"
+    if after.low > before.high or after.high < before.low:
+        finding = "better" if after.low > before.high else "worse"
+    return Change(_figure(before), _figure(after), finding)
+
+
+def _changed(suite: Suite, id: str, variants: list[Variant]) -> Changed:
+    first = variants[0]
+    own = [v.record.network_accuracy for v in variants if v.record.classified_by_base and v.record.network_accuracy]
+    network_accuracy = mean_over_seeds([accuracy.value for accuracy in own]) if own else None
+    if first.record.group is None:
+        network_accuracy = _figure(own[0]) if own else None
+        return Changed(id, str(first.record.base), variants, first.accuracy, network_accuracy, first.means)
+    bases = {base.group or base.id for v in variants if (base := suite.models.get(str(v.record.base)))}
+    detectors = sorted({detector for variant in variants for detector in variant.means})
+    return Changed(
+        id,
+        ", ".join(sorted(bases or {str(variant.record.base) for variant in variants})),
+        variants,
+        _over_seeds(variants, [variant.accuracy for variant in variants], "higher"),
+        network_accuracy,
+        {
+            detector: _over_seeds(variants, [variant.means.get(detector) for variant in variants], "lower")
+            for detector in detectors
+        },
+    )
+
+
+def _over_seeds(variants: list[Variant], changes: Sequence[Change | None], better: Better) -> Change:
+    """The mean over the seeds with a figure before and after, each beside its own base. changes: a variant each."""
+    pairs = [
+        (str(variant.record.base), change.before.value, change.after.value)
+        for variant, change in zip(variants, changes, strict=True)
+        if change and change.before and change.after and not variant.problem
+    ]
+    if not pairs:
+        after = mean_over_seeds([change.after.value for change in changes if change and change.after])
+        return Change(None, after, reason=next((v.problem for v in variants if v.problem), "no seed has both figures"))
+    of_bases = mean_over_seeds([*{base: before for base, before, _ in pairs}.values()])
+    before = replace(of_bases, value=statistics.fmean(before for _, before, _ in pairs)) if of_bases else None
+    after = mean_over_seeds([after for *_, after in pairs])
+    if all(variant.record.classified_by_base for variant in variants) and better == "higher":
+        return Change(before, after, reason="the base goes on classifying")
+    differences = [after - before for _, before, after in pairs]
+    difference = difference_over_seeds(differences)
+    return _change(before, after, difference, better, None if difference else "too few seeds that differ")
+
+
+def mean_over_seeds(values: Sequence[float]) -> Figure | None:
+    if not values:
+        return None
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Figure(statistics.fmean(values), deviation=deviation, seeds=len(values))
+
+
+def difference_over_seeds(differences: Sequence[float]) -> Difference | None:
+    """The mean with its 95 % t-interval of n - 1 degrees of freedom, the seeds varying and the images not.
+
+    Null for a single one, and where several are the same though not 0: equal by chance, they would give no width.
+    """
+    if len(differences) < 2:
+        return None
+    mean, deviation = statistics.fmean(differences), statistics.stdev(differences)
+    if deviation < _ROUNDING:
+        return Difference(mean, mean, mean) if abs(mean) < _ROUNDING else None
+    reach = float(stdtrit(len(differences) - 1, 0.975)) * deviation / math.sqrt(len(differences))
+    return Difference(mean, mean - reach, mean + reach)
