@@ -38,7 +38,7 @@ class OOD(_Table):
 
 
 class Variants(_Table):
-    """Changed networks, and the detectors that meet them: a core, as all would make every edit a whole suite."""
+    """Changed networks, with bases that serve for comparison alone, and the core of detectors that meets them."""
 
     models: tuple[str, ...]
     detectors: tuple[str, ...]
@@ -178,9 +178,8 @@ def load_suite(name_or_path: str) -> Suite:
         roots = [root_of(_look_up(id, models, "model", file), models) for id in ids]
     except ModelError as error:
         raise ValueError(f"{file}: {error}") from None
-    for id in entry.variants.models:
-        if models[id].base is None:
-            raise ValueError(f"{file}: variants: {id} names no `base` in {models[id].file}; list it under `models`")
+    if twice := sorted(id for id in ids if ids.count(id) > 1):
+        raise ValueError(f"{file}: {', '.join(twice)}: listed twice; name a model once, under `models` or `variants`")
     reads_text = any(root.source.startswith(OPEN_CLIP) for root in roots)
     detectors = _detectors(entry.detectors, file, reads_text)
     of_variants = _detectors(entry.variants.detectors, file, reads_text)

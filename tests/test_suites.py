@@ -35,10 +35,19 @@ def test_unit_tests_meet_a_core_of_the_detectors_and_in_the_whole_suite_all(own_
     assert list(suite.whole().ood_cases()) == list(suite.ood_cases())
 
 
-def test_a_star_stands_for_the_detectors_that_need_no_text_encoder() -> None:
-    suite = load_suite("digits")
+def test_a_star_stands_for_the_detectors_that_a_suites_models_can_serve(own_world: Path) -> None:
     needs = {id: {*describe(id)["needs"]} for id in available()}
-    assert set(suite.detectors) == {id for id in available() if not needs[id] & {"text", "patches"}}
+    of_any = {id for id in available() if not needs[id] & {"text", "patches"}}
+    file = own_world / "colours.toml"
+    file.write_text(file.read_text().replace('detectors = ["msp", "mahalanobis"]', 'detectors = ["*"]'))
+    assert set(load_suite(str(file)).detectors) == of_any
+    digits = load_suite("digits")
+    assert set(digits.detectors) == {*of_any, "mcm", "gl-mcm"}  # neglabel needs words
+    met = {
+        model: {case.detector for case in digits.ood_cases() if case.model == model} for model in digits.entry.models
+    }
+    assert met["digits-resnet"] == of_any
+    assert met["digits-clip"] == {*of_any, "mcm", "gl-mcm"}
 
 
 def test_an_unknown_suite_names_the_closest() -> None:
