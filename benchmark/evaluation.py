@@ -231,13 +231,14 @@ def _how_made(model: Model) -> dict[str, Any]:
     if not model.edits:
         return {"method": model.entry.method, "settings": model.entry.settings}
     edit = model.edits[-1]
-    found = {name: edit.about[name] for name in ("outliers", "loss_target", "ood_weight", "rank") if name in edit.about}
-    epochs = [{"epoch": epoch, "loss": loss} for epoch, loss in enumerate(edit.about.get("losses", []), start=1)]
+    settings, about = edit.about.get("settings", {}), edit.about
+    used = {name: about[name] for name in ("outliers", "loss_target", "ood_weight", "rank") if name in about}
+    epochs = [{"epoch": epoch, "loss": loss} for epoch, loss in enumerate(about.get("losses", []), start=1)]
     ratios = [{"layer": layer, "ratio": ratio} for layer, ratio in edit.ratios.items()]
     return {
-        "method": edit.about.get("method"),
-        "settings": edit.about.get("settings", {}) | {f"{name} used": value for name, value in found.items()},
-        "trace": edit.about.get("trace") or epochs or ratios,
+        "method": about.get("method"),
+        "settings": settings | {f"{name} used": value for name, value in used.items() if settings.get(name) != value},
+        "trace": about.get("trace") or epochs or ratios,
     }
 
 
