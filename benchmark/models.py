@@ -119,7 +119,7 @@ class Model(ABC):
     @property
     def classified_by_base(self) -> bool:
         """Whether the base goes on classifying, this network's outputs serving detection alone."""
-        return any(edit.about.get("classified_by_base") for edit in self.edits)
+        return bool(self.edits and self.edits[-1].about.get("classified_by_base"))
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -18,7 +18,7 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -242,10 +242,16 @@ def _tensors(network: nn.Module, image_set: ImageSet) -> tuple[Tensor, Tensor]:
     return images, torch.as_tensor(image_set.labels)
 
 
-def augment(images: Tensor, generator: Generator | None = None) -> Tensor:
+def black_of(preprocessing: Mapping[str, Any]) -> Tensor:
+    """A black pixel (3, 1, 1) after the preprocessing of a model."""
+    mean, std = (torch.tensor(preprocessing.get(name, PREPROCESSING[name])) for name in ("mean", "std"))
+    return (-mean / std)[:, None, None]
+
+
+def augment(images: Tensor, generator: Generator | None = None, black: Tensor | float = BLACK) -> Tensor:
     """Images (N, 3, H, W) over black, each turned by up to 10 degrees, scaled by up to 10 %, shifted by up to 2 pixels.
 
-    Without a generator it draws from torch's global one.
+    Without a generator it draws from torch's global one. black: the value of such a pixel, of each channel.
     """
     count, _, _, width = images.shape
     angle = torch.empty(count).uniform_(-math.radians(10), math.radians(10), generator=generator)
@@ -254,7 +260,7 @@ def augment(images: Tensor, generator: Generator | None = None) -> Tensor:
     cosine, sine = angle.cos() * scale, angle.sin() * scale
     turn = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
     grid = affine_grid(torch.cat([turn, shift[:, :, None]], 2), list(images.shape), align_corners=False)
-    return grid_sample(images - BLACK, grid, align_corners=False) + BLACK
+    return grid_sample(images - black, grid, align_corners=False) + black
 
 
 @torch.inference_mode()

@@ -115,7 +115,7 @@ class Images:
 
 
 def data(images: Images | None = None) -> TrainingData:
-    return TrainingData(images or Images(), None)  # type: ignore[arg-type]
+    return TrainingData(images or Images())  # type: ignore[arg-type]
 
 
 def method(kind: type, **settings: Any) -> Any:
@@ -381,7 +381,7 @@ def test_the_seed_decides(clip, kind):
     [
         (LoRA, {"adapter_rank": 17}, "adapter_rank is 17; allowed: an integer from 1 to 16"),
         (LoRA, {"rank": 5}, "rank is 5; allowed: an integer from 0 to the number of classes, 4"),
-        (SeTARFineTuning, {"images_per_class": 7}, "images_per_class is 7; allowed: an integer from 1 to 6"),
+        (SeTARFineTuning, {"images_per_class": 7}, "images_per_class is 7; allowed: at most the images of each class"),
         (SeTARFineTuning, {"ratios_of": "nowhere"}, "ratios_of is 'nowhere'; allowed: the folder of a SeTAR edit"),
     ],
 )
@@ -437,11 +437,11 @@ def test_a_network_without_matrices_is_refused(tmp_path):
 
 def test_images_of_each_class_are_drawn_by_the_seed():
     labels = torch.tensor([2, 0, 1, 0, 2, 2, 1, 0])
-    rows = images_of_each_class(labels, 2, seed=0)
+    rows = images_of_each_class(labels, 3, 2, seed=0)
     assert labels[rows].tolist() == [0, 0, 1, 1, 2, 2]
     assert len(set(rows.tolist())) == 6
-    assert torch.equal(rows, images_of_each_class(labels, 2, seed=0))
-    assert any(not torch.equal(rows, images_of_each_class(labels, 2, seed)) for seed in range(1, 5))
+    assert torch.equal(rows, images_of_each_class(labels, 3, 2, seed=0))
+    assert any(not torch.equal(rows, images_of_each_class(labels, 3, 2, seed)) for seed in range(1, 5))
 
 
 def test_whole_images_stay_as_they_are():

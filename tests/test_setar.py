@@ -272,7 +272,7 @@ def search_images(per_class: int = 3) -> Images:
 
 
 def make(method: SeTAR, base: Model, progress: Progress = NOTHING_KEPT, per_class: int = 3) -> Edit:
-    return method.make(base, TrainingData(search_images(per_class), None), progress)  # type: ignore[arg-type]
+    return method.make(base, TrainingData(search_images(per_class)), progress)  # type: ignore[arg-type]
 
 
 def decisions(edit: Edit) -> list[tuple[str, int, float, float]]:
@@ -283,7 +283,7 @@ def decisions(edit: Edit) -> list[tuple[str, int, float, float]]:
 def plain(method: SeTAR, base: Model, about: dict[str, Any], per_class: int = 3) -> Any:
     """The reference on the images that the search draws."""
     every = search_images(per_class)
-    rows = images_of_each_class(every.labels, method.images_per_class, method.seed)
+    rows = images_of_each_class(every.labels, CLASSES, method.images_per_class, method.seed)
     return plain_search(method, base, every.pixels[rows], every.labels[rows], about["ood_weight"], about["rank"])
 
 
@@ -459,7 +459,11 @@ class TestRefused:
         ("method", "base", "message"),
         [
             (SeTAR(rank=5), clip, "rank is 5; allowed: an integer from 0 to the number of classes, 4"),
-            (SeTAR(images_per_class=4), clip, "images_per_class is 4; allowed: an integer from 1 to 3"),
+            (
+                SeTAR(images_per_class=4),
+                clip,
+                "images_per_class is 4; allowed: at most the images of each class, but class 0",
+            ),
             (
                 SeTAR(towers="alternating"),
                 partial(clip, 3, 2),

@@ -85,7 +85,7 @@ def few(pixels: tuple[Tensor, Tensor]) -> Images:
 
 
 def data(train: Images, outliers: Images | None = None) -> TrainingData:
-    return TrainingData(train=train, val=train, outliers=outliers)  # type: ignore[arg-type]
+    return TrainingData(train=train, outliers=outliers)  # type: ignore[arg-type]
 
 
 def noise(count: int = 30) -> Images:
@@ -281,8 +281,6 @@ def test_a_training_goes_on_where_it_was_killed_and_leaves_the_base(
     for part, other in ((edit.weights, expected.weights), (edit.masks, expected.masks)):
         assert part.keys() == other.keys()
         assert all(torch.equal(value, other[name]) for name, value in part.items())
-    progress.clear()
-    assert not list(tmp_path.iterdir())  # nothing is left of the estimate
     assert weights_hash(base) == before
     assert not any(parameter.requires_grad for parameter in base.network.parameters())
     assert not base.network.training
@@ -426,5 +424,7 @@ def test_a_last_batch_of_one_image_is_refused_where_batchnorm_is(base: Model, fe
 
 def test_a_training_that_diverges_is_no_variant(base: Model, few: Images) -> None:
     fast = UM(loss_target=TARGET, schedule=Schedule(epochs=2, batch=16, learning_rate=1e30))
-    with pytest.raises(ValueError, match=r"um: schedule\.learning_rate is 1e\+30; allowed: a smaller one"):
+    with pytest.raises(
+        ValueError, match=r"um: the training diverged .*learning_rate is 1e\+30; allowed: a smaller one"
+    ):
         fast.make(base, data(few), NO_PROGRESS)

@@ -1,12 +1,15 @@
 """What all variants share: edits and their files, the training loop, recipes, and their place in a suite."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as some
 from safetensors.torch import load_file, save_file
@@ -66,6 +69,10 @@ class BiasTimes(Method):
 
     id: ClassVar[str] = "bias-times"
     factor: float
+
+    @property
+    def uses_outliers(self) -> bool:
+        return True
 
     def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
         assert data.outliers is not None
@@ -163,6 +170,8 @@ def test_an_edit_of_ratios_alone_is_one_readable_file(tmp_path: Path) -> None:
         (Edit({}, weights={"0.bias": torch.zeros(5)}, ratios={"0.weight": 1.5}), "0.weight.*between 0 and 1, got 1.5"),
         (Edit({}, weights={"0.bias": torch.zeros(5)}, ratios={"2.bias": 0.5}), "2.bias.*a matrix"),
         (Edit({}, weights={"0.bias": torch.full((5,), torch.nan)}), "0.bias.*not finite"),
+        (Edit({}, weights={"0.bias": torch.full((5,), 1e300, dtype=torch.float64)}), "0.bias.*not finite numbers of"),
+        (Edit({}, weights={"0.bias": torch.ones(5, dtype=torch.complex64)}), "0.bias.*not finite numbers of"),
     ],
 )
 def test_an_edit_of_another_network_is_refused_and_changes_nothing(network: nn.Module, edit: Edit, says: str) -> None:
@@ -195,8 +204,18 @@ def _set(key: str, value: Any) -> Callable[[Path], None]:
         (lambda folder: (folder / "edit.json").write_text('{"about": {'), "holds no edit"),
         (lambda folder: (folder / "edit.json").write_text("[]"), "holds no edit"),
         (_set("ratios", {"0.weight": "much"}), "holds no edit"),
-        (_set("mask_shapes", {"2.weight": [3, 500]}), "holds no edit"),
-        (_set("mask_shapes", {"other": [3, 5]}), "holds no edit"),
+        (_set("ratios", {"0.weight": "0.1"}), "ratios.0.weight: Input should be a valid number"),
+        (_set("ratios", {"0.weight": True}), "ratios.0.weight: Input should be a valid number"),
+        (_set("ratios", {"0.weight": 1.5}), "ratios.0.weight: Input should be less than or equal to 1"),
+        (_set("mask_shapes", {"2.weight": [3, 500]}), r"a mask of shape \[3, 500\] is kept as"),
+        (_set("mask_shapes", {"2.weight": [2**32, 2**32]}), "a mask of shape .* is kept as"),
+        (_set("mask_shapes", {"2.weight": [-3, -5]}), "mask_shapes.2.weight.0: Input should be greater"),
+        (_set("mask_shapes", {"other": [3, 5]}), "holds other tensors than edit.json says"),
+        (_set("mask_shapes", {}), "holds other tensors than edit.json says"),
+        (_set("sha256", None), "edit.safetensors belongs to no edit"),
+        (_set("about", {"settings": []}), "about.settings: Input should be an object"),
+        (_set("about", {"losses": None}), "about.losses: Input should be a valid array"),
+        (lambda folder: (folder / "edit.json").write_text("[" * 10**5), "holds no edit"),
     ],
 )
 def test_a_damaged_folder_is_refused(
@@ -207,6 +226,13 @@ def test_a_damaged_folder_is_refused(
     spoil(tmp_path)
     with pytest.raises(EditError, match=says):
         load_edit(tmp_path)
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    Edit({}, weights={"w": torch.ones(2)}).save(tmp_path)
+    with pytest.raises(EditError, match="w is not finite after the training"):
+        Edit({}, weights={"w": torch.tensor([1.0, torch.inf])}).save(tmp_path)
+    assert torch.equal(load_edit(tmp_path).weights["w"], torch.ones(2))
 
 
 # Training
@@ -278,6 +304,14 @@ def test_what_another_work_kept_is_not_taken_up(tmp_path: Path) -> None:
     assert Progress(file, {"seed": 0}).load() is None
     Progress(file, {}).clear()
     assert not file.exists()
+
+
+def test_a_training_that_diverges_ends_at_once() -> None:
+    line = Line()
+    line.targets *= 1e30
+    with pytest.raises(ValueError, match=r"a line: the training diverged in step 1 of 18; .*allowed: a smaller one"):
+        line.train(NOWHERE)
+    assert line.steps == 1
 
 
 def test_the_seed_decides_order_and_draws() -> None:
@@ -453,6 +487,25 @@ def test_the_command_writes_the_edit_and_leaves_no_progress(variants: Path, tmp_
     shipped, made = load_edit(variants.parent / "edits" / "double"), load_edit(tmp_path / "mine")
     assert made.about == shipped.about
     assert made.about["settings"] == {"factor": 2.0}
+
+
+def test_two_makings_at_once_do_not_meet(variants: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FileLock(tmp_path / ".progress.lock"), pytest.raises(SystemExit):
+        main(["net+double", "--suite", str(variants), "--output", str(tmp_path), "--device", "cpu"])
+    assert "another process is making it" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named_with_what_to_do(
+    variants: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit):
+        main(["net+double", "--suite", str(variants), "--output", str(tmp_path), "--device", "cpu"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"cannot write to {tmp_path}: No space left on device; free some space, or name another folder" in said
 
 
 def test_training_images_are_decoded_once_where_they_fit(variants: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from benchmark.devices import choose_device
 from benchmark.suites import load_suite
@@ -27,10 +28,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         suite = load_suite(options.suite)
         folder = options.output or edit_folder(options.variant, suite)
-        progress_file = folder / ".progress.safetensors"
-        make(options.variant, suite, choose_device(options.device), progress_file).save(folder)
-        progress_file.unlink(missing_ok=True)
-    except (ValueError, OSError) as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".progress.lock", blocking=False):
+            edit = make(options.variant, suite, choose_device(options.device), folder / ".progress.safetensors")
+            edit.save(folder)
+            for file in folder.glob(".progress*"):
+                file.unlink()
+    except Timeout:
+        parser.error(f"{folder}: another process is making it; wait for that, or name another folder with --output")
+    except OSError as error:
+        parser.error(
+            f"cannot write to {folder}: {error.strerror or error}; free some space, or name another folder with "
+            "--output (what is finished is kept there: the same command goes on with it)"
+        )
+    except ValueError as error:
         parser.error(str(error))
     size: int = sum(file.stat().st_size for file in folder.glob("edit.*"))
     print(f"{folder}: {size / 1e6:.2f} MB, made in {time.perf_counter() - started:.0f} s")

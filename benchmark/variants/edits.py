@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -64,8 +66,8 @@ class Edit:
         for name, value in (*self.weights.items(), *self.masks.items()):
             if value.shape != tensors[name].shape:
                 raise EditError(f"{name}: the edit has shape {tuple(value.shape)}, not {tuple(tensors[name].shape)}")
-            if not torch.isfinite(value).all():
-                raise EditError(f"{name}: values of the edit are not finite")
+            if value.is_complex() or not torch.isfinite(value.to(tensors[name].dtype)).all():
+                raise EditError(f"{name}: values of the edit are not finite numbers of {tensors[name].dtype}")
         for name, ratio in self.ratios.items():
             if not 0 <= ratio <= 1:
                 raise EditError(f"{name}: a ratio lies between 0 and 1, got {ratio}")
@@ -75,7 +77,13 @@ class Edit:
                 )
 
     def save(self, folder: Path) -> None:
-        """Writes edit.json and edit.safetensors, the latter first: a folder without the former holds no edit."""
+        """Writes edit.json and edit.safetensors, the latter first: a folder without the former holds no edit.
+
+        Raises EditError, and leaves the folder as it was, where a value is not finite.
+        """
+        for name, value in self.weights.items():
+            if not torch.isfinite(value).all():
+                raise EditError(f"{name} is not finite after the training; allowed: settings that change it less")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"weights/{name}": value.detach().cpu().contiguous() for name, value in self.weights.items()}
         tensors |= {f"masks/{name}": _pack(mask) for name, mask in self.masks.items()}
@@ -87,6 +95,7 @@ class Edit:
             "mask_shapes": shapes,
             "sha256": hashlib.sha256(content).hexdigest() if tensors else None,
         }
+        (folder / "edit.json").unlink(missing_ok=True)
         if tensors:
             write_atomically(folder / "edit.safetensors", content)
         else:
@@ -109,26 +118,61 @@ def trained_weights(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
     }
 
 
+class _About(BaseModel):
+    """What an edit may say of itself; a method may add more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str | None = None
+    settings: dict[str, Any] = {}
+    base_sha256: str | None = None
+    classified_by_base: bool = False
+    outliers_sha256: str | None = None
+    losses: list[float] = []
+    trace: list[dict[str, Any]] = []
+
+
+class _Described(BaseModel):
+    """The content of edit.json."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    about: _About
+    ratios: dict[str, Annotated[float, Field(ge=0, le=1)]]
+    mask_shapes: dict[str, list[Annotated[int, Field(ge=1)]]]
+    sha256: str | None
+
+
 def load_edit(folder: Path) -> Edit:
     """The edit in a folder. Raises EditError where it is missing, damaged, or not of this form."""
     try:
-        described = json.loads((folder / "edit.json").read_text(encoding="utf-8"))
-        tensors = {}
-        if described["sha256"] is not None:
-            content = (folder / "edit.safetensors").read_bytes()
-            if hashlib.sha256(content).hexdigest() != described["sha256"]:
-                raise EditError(f"{folder / 'edit.safetensors'} is damaged: its SHA-256 is not that in edit.json")
-            tensors = load(content)
+        described = _Described.model_validate_json((folder / "edit.json").read_bytes())
+        tensors = _tensors(folder / "edit.safetensors", described.sha256)
         weights = {name[8:]: value for name, value in tensors.items() if name.startswith("weights/")}
-        masks = {name: _unpack(tensors[f"masks/{name}"], shape) for name, shape in described["mask_shapes"].items()}
-        ratios = {str(name): float(ratio) for name, ratio in described["ratios"].items()}
-        return Edit(dict(described["about"]), weights, masks, ratios)
+        masks = {name[6:]: value for name, value in tensors.items() if name.startswith("masks/")}
+        if len(weights) + len(masks) < len(tensors) or masks.keys() != described.mask_shapes.keys():
+            raise EditError(f"{folder}: edit.safetensors holds other tensors than edit.json says")
+        masks = {name: _unpack(masks[name], shape) for name, shape in described.mask_shapes.items()}
     except FileNotFoundError as error:
         raise EditError(f"there is no {error.filename}") from None
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
-        if isinstance(error, EditError):
-            raise
-        raise EditError(f"{folder} holds no edit: {type(error).__name__}: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise EditError(f"{folder / 'edit.json'} holds no edit: {place}: {first['msg']}") from None
+    except (OSError, SafetensorError) as error:
+        raise EditError(f"{folder} cannot be read: {error}") from None
+    return Edit(described.about.model_dump(exclude_unset=True), weights, masks, described.ratios)
+
+
+def _tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:
+    if sha256 is None:
+        if file.exists():
+            raise EditError(f"{file} belongs to no edit: edit.json names no SHA-256 of it")
+        return {}
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise EditError(f"{file} is damaged: its SHA-256 is not that in edit.json")
+    return load(content)
 
 
 def _pack(mask: Tensor) -> Tensor:
@@ -136,7 +180,7 @@ def _pack(mask: Tensor) -> Tensor:
 
 
 def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
-    count = int(np.prod(shape))
-    if len(bits) != -(-count // 8):
-        raise ValueError(f"{len(bits)} bytes for a mask of shape {shape}")
+    count = math.prod(shape)
+    if bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):
+        raise EditError(f"a mask of shape {shape} is kept as {bits.dtype} {tuple(bits.shape)}; its file is damaged")
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).view(shape)

@@ -82,7 +82,7 @@ class LowRankTuning(Method):
                 f"rank is {self.rank}; allowed: an integer from 0 to the number of classes, {base.classes}"
             )
         labels = data.train.labels
-        rows = images_of_each_class(labels, self.images_per_class, self.schedule.seed)
+        rows = images_of_each_class(labels, base.classes, self.images_per_class, self.schedule.seed)
         assert labels is not None
         labels = labels[rows].to(base.device)
         adapters = self.adapters(base)

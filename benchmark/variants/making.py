@@ -22,15 +22,20 @@ def make(id: str, suite: Suite, device: torch.device, progress_file: Path | None
     Raises ValueError, naming the entry, for a recipe, a model or images that it cannot be made of.
     """
     method = recipe_of(id, suite)
-    splits = suite.entry.in_distribution
-    train, val = (load_image_set(split, suite.image_sets) for split in (splits.train, splits.val))
-    outliers = _outliers(suite)
+    train = load_image_set(suite.entry.in_distribution.train, suite.image_sets)
     entries = suite.known_models
     base = load_model(base_of(id, entries), entries, device, train.class_names)
-    sets = {"train": train, "val": val, "outliers": outliers}
+    sets = {"train": train, "outliers": _outliers(suite) if method.uses_outliers else None}
     data = TrainingData(**{role: TrainingSet(base, images) for role, images in sets.items() if images})
-    key = {role: images.content_sha256 for role, images in sets.items() if images}
-    return method.make(base, data, Progress(progress_file, method.about(base, **key)))
+    key = {
+        **method.about(base, **{role: images.content_sha256 for role, images in sets.items() if images}),
+        "preprocessing": base.preprocessing,
+        "computed_by": [torch.__version__, device.type, torch.get_num_threads()],  # what the last bits hang on
+    }
+    try:
+        return method.make(base, data, Progress(progress_file, key))
+    except ValueError as error:
+        raise ValueError(f"{entries[id].file}: {id}: {error}") from error
 
 
 def edit_folder(id: str, suite: Suite) -> Path:
@@ -48,6 +53,8 @@ def recipe_of(id: str, suite: Suite) -> Method:
     """The method of a variant with its settings. Raises ValueError, naming entry and setting, where they are none."""
     entry = suite.known_models[id]
     place = f"{entry.file}: {id}: recipe"
+    if not entry.recipe:
+        raise ValueError(f"{entry.file}: {id}: no recipe makes it; its files are data that came with the entry")
     if not isinstance(entry.recipe, dict) or "method" not in entry.recipe:
         raise ValueError(f'{place}: it needs `recipe = {{ method = "...", ... }}`; methods: {", ".join(METHODS)}')
     settings = dict(entry.recipe)

@@ -49,7 +49,6 @@ class TrainingData:
     """What a method may learn from. outliers: images of none of the classes, which no evaluated set holds."""
 
     train: TrainingSet
-    val: TrainingSet
     outliers: TrainingSet | None = None
 
 
@@ -57,12 +56,17 @@ class Method(BaseModel, ABC):
     """A way to change a network. Its fields are its settings, checked when it is made.
 
     classified_by_base: whether the base model goes on classifying, the variant's outputs serving detection alone.
+    uses_outliers: whether it reads the suite's outliers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: ClassVar[str]
     classified_by_base: ClassVar[bool] = False
+
+    @property
+    def uses_outliers(self) -> bool:
+        return False
 
     @abstractmethod
     def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
@@ -83,16 +87,17 @@ class Method(BaseModel, ABC):
         }
 
 
-def images_of_each_class(labels: Tensor | None, count: int, seed: int) -> Tensor:
+def images_of_each_class(labels: Tensor | None, classes: int, count: int, seed: int) -> Tensor:
     """The indices of `count` images of each class (classes * count,), drawn without replacement.
 
     Raises ValueError where a class has fewer, or the images have no labels (N,).
     """
     if labels is None:
         raise ValueError("the training images have no labels; the loss needs their classes")
-    generator = Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    fewest = int(labels.bincount().min())
+    counts = labels.bincount(minlength=classes)
+    fewest = int(counts.min())
     if count > fewest:
-        raise ValueError(f"images_per_class is {count}; allowed: an integer from 1 to {fewest}, the smallest class")
-    return torch.cat([order[labels[order] == label][:count] for label in range(int(labels.max()) + 1)])
+        scarcest = f"class {int(counts.argmin())} (counted from 0) has {fewest} training images"
+        raise ValueError(f"images_per_class is {count}; allowed: at most the images of each class, but {scarcest}")
+    order = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
+    return torch.cat([order[labels[order] == label][:count] for label in range(classes)])

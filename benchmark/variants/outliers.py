@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmark.models import Model
-from benchmark.train import augment
+from benchmark.train import augment, black_of
 from benchmark.variants.edits import Edit, trained_weights
 from benchmark.variants.method import Method, TrainingData
 from benchmark.variants.training import Progress, Schedule, optimise
@@ -117,6 +117,10 @@ class _TrainingWithOutliers(Method):
     augmentation: Literal["none", "affine"] = "none"
 
     @property
+    def uses_outliers(self) -> bool:
+        return True
+
+    @property
     @abstractmethod
     def term(self) -> OutlierTerm: ...
 
@@ -134,11 +138,13 @@ class _TrainingWithOutliers(Method):
         model = replace(base, network=network)
         optimizer = torch.optim.SGD(network.parameters(), momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
 
+        black = black_of(base.preprocessing)
+
         def update(rows: Tensor, generator: Generator) -> float:
             drawn = torch.randint(len(outliers), (len(rows),), generator=generator)
             images = torch.cat([train.images(rows), outliers.images(drawn)])
             if self.augmentation == "affine":
-                images = augment(images, generator)
+                images = augment(images, generator, black)
             id_logits, outlier_logits = model(images).split(len(rows))
             loss = self.id_loss(base, images[: len(rows)], id_logits, labels[rows])
             loss = loss + self.term(id_logits, outlier_logits)
@@ -148,9 +154,6 @@ class _TrainingWithOutliers(Method):
             return loss.item()
 
         losses = optimise(optimizer, self.schedule, len(train), update, network.state_dict(), progress, self.id)
-        if not math.isfinite(losses[-1]):
-            rate = self.schedule.learning_rate
-            raise ValueError(f"{self.id}: learning_rate is {rate}; allowed: a smaller one, the training diverged")
         about = self.about(
             base,
             outliers=outliers.image_set.id,

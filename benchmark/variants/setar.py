@@ -96,7 +96,7 @@ class SeTAR(Method):
         towers = towers_of(model)
         layers = self._layers(base, towers)
         rank = self._rank(base.classes)
-        rows = images_of_each_class(data.train.labels, self.images_per_class, self.seed)
+        rows = images_of_each_class(data.train.labels, base.classes, self.images_per_class, self.seed)
         with torch.no_grad():
             ood_weight = self._ood_weight(base, towers, data.train.images(rows[:1]))
             images, labels = (

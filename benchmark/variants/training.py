@@ -32,7 +32,7 @@ class Schedule(BaseModel):
 
     epochs: int = Field(ge=1)
     batch: int = Field(default=64, ge=1)
-    learning_rate: float = Field(ge=0)
+    learning_rate: float = Field(ge=0, allow_inf_nan=False)
     warm_up: float = Field(default=0.0, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
 
@@ -101,6 +101,7 @@ def optimise(
     that was killed and taken up again ends with the same bits.
     trained: every tensor that the steps change (parameters, and buffers such as the running statistics of BatchNorm),
     which are saved with the optimizer's state after each epoch and once a minute.
+    Raises ValueError where a loss is not finite.
     """
     steps_an_epoch = math.ceil(rows / schedule.batch)
     steps = schedule.epochs * steps_an_epoch
@@ -131,6 +132,11 @@ def optimise(
             generator = _generator(schedule.seed, "step", step)
             torch.manual_seed(generator.initial_seed())  # layers such as dropout draw from torch's own state
             losses[-1].append(update(indices, generator))
+            if not math.isfinite(losses[-1][-1]):
+                raise ValueError(
+                    f"{title}: the training diverged in step {step + 1} of {steps}; schedule.learning_rate is "
+                    f"{schedule.learning_rate}; allowed: a smaller one"
+                )
             bar.update()
             bar.set_postfix(epoch=f"{epoch + 1}/{schedule.epochs}", loss=f"{losses[-1][-1]:.4f}")
             if position == steps_an_epoch - 1 or time.monotonic() - saved_at > SAVE_EVERY_S:

@@ -27,18 +27,18 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from benchmark.classifier import Classifier
 from benchmark.models import Model
-from benchmark.train import augment
+from benchmark.train import augment, black_of
 from benchmark.variants.edits import Edit, trained_weights
 from benchmark.variants.method import Method, TrainingData, TrainingSet
 from benchmark.variants.outliers import OutlierTerm
 from benchmark.variants.training import Progress, Schedule, optimise
 
 PASS_BATCH = 256
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 Augmentation = Literal["none", "affine"]
 
@@ -162,6 +162,7 @@ class _Training(Method):
 
     def _train(
         self,
+        base: Model,
         forward: Callable[[Tensor], Tensor],
         objective: Callable[[Tensor], Tensor],
         outliers: OutlierTerm | None,
@@ -170,7 +171,7 @@ class _Training(Method):
         trained: Mapping[str, Tensor],
         progress: Progress,
     ) -> list[float]:
-        """The mean cross-entropy of the training images in each epoch; that of the last is finite.
+        """The mean cross-entropy of the training images in each epoch.
 
         forward: images (n, 3, H, W) to logits (n, C), by way of the parameters. objective: of the cross-entropy.
         """
@@ -184,7 +185,7 @@ class _Training(Method):
                 assert data.outliers is not None  # as checked
                 drawn = torch.randint(len(data.outliers), (len(rows),), generator=generator)
                 images = torch.cat([images, data.outliers.images(drawn)])
-            logits = forward(_augmented(images, self.augmentation, generator))
+            logits = forward(_augmented(images, self.augmentation, generator, base))
             cross_entropy_of_rows = cross_entropy(logits[: len(rows)], labels[rows])
             loss = objective(cross_entropy_of_rows)
             if outliers is not None:
@@ -194,12 +195,7 @@ class _Training(Method):
             optimizer.step()
             return cross_entropy_of_rows.item()
 
-        losses = optimise(optimizer, self.schedule, len(data.train), update, trained, progress, self.id)
-        rate = self.schedule.learning_rate
-        _require(
-            math.isfinite(losses[-1]), "schedule.learning_rate", rate, "a smaller one, the training diverged", self.id
-        )
-        return losses
+        return optimise(optimizer, self.schedule, len(data.train), update, trained, progress, self.id)
 
     def _check(self, base: Model, data: TrainingData, outliers: OutlierTerm | None = None) -> None:
         """Raises ValueError, before any work, for what does not fit the network or the data."""
@@ -210,9 +206,9 @@ class _Training(Method):
             allowed = "none, as the suite names no `outliers`"
             _require(data.outliers is not None, "outliers", outliers.loss, allowed, self.id)
         batch, images = self.schedule.batch, len(data.train)
-        if outliers is None and any(isinstance(module, _BATCH_NORMS) for module in base.network.modules()):
+        if outliers is None and any(isinstance(module, _BatchNorm) for module in base.network.modules()):
             allowed = f"a size that leaves no batch of a single one of the {images} images, which BatchNorm cannot take"
-            _require(images % batch != 1, "schedule.batch", batch, allowed, self.id)
+            _require(batch > 1 and images % batch != 1, "schedule.batch", batch, allowed, self.id)
 
 
 class _Targeted(_Training):
@@ -231,6 +227,10 @@ class _Targeted(_Training):
     target_kept: float = Field(default=0.975, gt=0, le=1)
     target_masks: int = Field(default=5, ge=1)
     outliers: OutlierTerm | None = None
+
+    @property
+    def uses_outliers(self) -> bool:
+        return self.outliers is not None
 
     def _target(self, base: Model, train: TrainingSet, progress: Progress) -> LossTarget:
         if self.loss_target is not None:
@@ -264,14 +264,12 @@ class UM(_Targeted):
 
     def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
         self._check(base, data, self.outliers)
-        target_progress = _beside(progress)
-        target = self._target(base, data.train, target_progress)
+        target = self._target(base, data.train, _beside(progress))
         model = _copy(base)
         network = model.network.requires_grad_(True).train()
         losses = self._train(
-            model, flooded(target.mean), self.outliers, data, network.parameters(), network.state_dict(), progress
+            base, model, flooded(target.mean), self.outliers, data, network.parameters(), network.state_dict(), progress
         )
-        target_progress.clear()
         return Edit(self._about(base, data, target, losses), trained_weights(base.network, network))
 
 
@@ -310,7 +308,7 @@ class _MaskLearning(_Training):
 
         buffers = dict(network.named_buffers())
         trained = buffers | {f"score of {name}": score.detach() for name, score in scores.items()}
-        losses = self._train(forward, objective, outliers, data, scores.values(), trained, progress)
+        losses = self._train(base, forward, objective, outliers, data, scores.values(), trained, progress)
         masks = keep_largest({name: score.detach().abs() for name, score in scores.items()}, self.kept)
         return Edit({}, trained_weights(base.network, network), masks), losses
 
@@ -322,10 +320,8 @@ class UMAP(_MaskLearning, _Targeted):
 
     def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
         self._check(base, data, self.outliers)
-        target_progress = _beside(progress)
-        target = self._target(base, data.train, target_progress)
+        target = self._target(base, data.train, _beside(progress))
         edit, losses = self._learn_mask(base, data, progress, flooded(target.mean), self.outliers)
-        target_progress.clear()
         return replace(edit, about=self._about(base, data, target, losses))
 
 
@@ -346,13 +342,13 @@ def _mean_loss(model: Model, train: TrainingSet, rows: Tensor, augmentation: Aug
     total = 0.0
     with torch.inference_mode():
         for part in tqdm(rows.split(PASS_BATCH), desc="loss target", unit="batch", disable=None, leave=False):
-            logits = model(_augmented(train.images(part), augmentation, draw))
+            logits = model(_augmented(train.images(part), augmentation, draw, model))
             total += cross_entropy(logits.double(), train.labels[part], reduction="sum").item()
     return total / len(rows)
 
 
-def _augmented(images: Tensor, augmentation: Augmentation, generator: Generator) -> Tensor:
-    return augment(images, generator) if augmentation == "affine" else images
+def _augmented(images: Tensor, augmentation: Augmentation, generator: Generator, model: Model) -> Tensor:
+    return augment(images, generator, black_of(model.preprocessing)) if augmentation == "affine" else images
 
 
 def _first_scores(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

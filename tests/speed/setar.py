@@ -38,12 +38,12 @@ def main() -> int:
     base = load_model("digits-clip", suite.known_models, torch.device("cpu"), train.class_names)
     data = TrainingSet(base, train)
     assert data.labels is not None
-    rows = images_of_each_class(data.labels, method.images_per_class, method.seed)
+    rows = images_of_each_class(data.labels, base.classes, method.images_per_class, method.seed)
     images, labels = data.images(rows), data.labels[rows]
     search_s, plain_s = [], []
     for _ in range(ROUNDS):
         started = perf_counter()
-        about = method.make(base, TrainingData(data, data), Progress(None, {})).about
+        about = method.make(base, TrainingData(data), Progress(None, {})).about
         search_s.append(perf_counter() - started)
         started = perf_counter()
         decisions, evaluations = plain_search(method, base, images, labels, about["ood_weight"], about["rank"])

@@ -24,9 +24,9 @@ LIMIT_S = 120.0
 def main() -> None:
     torch.set_num_threads(THREADS)
     id = sys.argv[1] if len(sys.argv) > 1 else "digits-resnet"
-    train_set, val_set = load_image_set("digits-train"), load_image_set("digits-val")
+    train_set = load_image_set("digits-train")
     model = load_model(id, load_suite("digits").known_models, torch.device("cpu"), train_set.class_names)
-    data = TrainingData(TrainingSet(model, train_set), TrainingSet(model, val_set))
+    data = TrainingData(TrainingSet(model, train_set))
     method = UMAP(augmentation="affine", schedule=Schedule(epochs=20, batch=64, learning_rate=0.1))
     started = time.perf_counter()
     method.make(model, data, Progress(None, {}))
