@@ -295,12 +295,18 @@ def load_zero_shot(id: str, entry: ModelEntry, device: torch.device, class_names
         raise ModelError(f'model {id}: {entry.source} needs open_clip: pip install "ood-benchmark[clip]"') from error
     try:
         network, tokenizer = _checkpoint(id, entry)
+        config = open_clip.transform.PreprocessCfg(**network.visual.preprocess_cfg)
+        transform = open_clip.transform.image_transform_v2(config, is_train=False)
     except Exception as error:  # open_clip, safetensors and the Hub's client raise many kinds
+        reason = str(error) or type(error).__name__
         raise ModelError(
-            f"model {id}: cannot load {entry.source} (named in {entry.file}): {error}{entry.remedy(id)}"
+            f"model {id}: cannot load {entry.source} (named in {entry.file}): {reason}{entry.remedy(id)}"
         ) from error
-    config = open_clip.transform.PreprocessCfg(**network.visual.preprocess_cfg)
-    transform = open_clip.transform.image_transform_v2(config, is_train=False)
+    if not class_names or len(set(class_names)) < len(class_names):
+        raise ModelError(
+            f"model {id}: its head is made of the classes' names, which are {', '.join(class_names) or 'none'}; "
+            "give the training image set different `class_names`"
+        )
     prompts = [entry.prompt.replace("{}", name) for name in class_names]
     model = ZeroShotClassifier(
         id,
@@ -358,6 +364,7 @@ def _local_checkpoint(id: str, folder: Path) -> tuple[Any, Callable[[list[str]],
     vocabulary = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("vocabulary")
     if vocabulary is None:
         return network, tokenizer
-    if len(vocabulary) != network.vocab_size or vocabulary != sorted(set(vocabulary)):
+    whole = all(type(token) is int and token >= 0 for token in vocabulary)
+    if not whole or len(vocabulary) != network.vocab_size or vocabulary != sorted(set(vocabulary)):
         raise ValueError(f"vocabulary in {CONFIG} must be {network.vocab_size} ascending ids, as vocab_size says")
     return network, CutTokenizer(tokenizer, tuple(vocabulary), id)

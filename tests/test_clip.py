@@ -398,6 +398,12 @@ def _without_config(folder: Path) -> None:
     (folder / "open_clip_config.json").unlink()
 
 
+def _no_interpolation(folder: Path) -> None:
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] = {**config.get("preprocess_cfg", {}), "interpolation": "guessed"}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+
+
 def _other_vocabulary(folder: Path) -> None:
     config = json.loads((folder / "open_clip_config.json").read_text())
     (folder / "open_clip_config.json").write_text(json.dumps({**config, "vocabulary": [3, 2]}))
@@ -411,6 +417,7 @@ def _other_vocabulary(folder: Path) -> None:
         (_cut_short, "incomplete|MetadataIncomplete|deserializing"),
         (_of_another_network, "visual.proj"),
         (_without_config, "config file missing"),
+        (_no_interpolation, "cannot load .*AssertionError"),
         (_other_vocabulary, "vocabulary in open_clip_config.json must be 49408 ascending ids"),
     ],
 )
