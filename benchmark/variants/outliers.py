@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmark.augmentation import Augmentation, augmented
 from benchmark.models import Model
-from benchmark.train import augment, black_of
 from benchmark.variants.edits import Edit, trained_weights
 from benchmark.variants.method import Method, TrainingData
 from benchmark.variants.training import Progress, Schedule, optimise
@@ -107,14 +107,14 @@ class _TrainingWithOutliers(Method):
     One forward pass takes ID images and outliers together, as in the first two: BatchNorm normalises them as one batch,
     and its running statistics become those of the mixture.
     Ours: each outlier batch is drawn with replacement; theirs goes through the outliers from a random place on.
-    augmentation: of ID images and outliers, "none", or "affine", the small turns, scalings and shifts over black of the
-    digits suite's trainings. The authors augment both as in the base's own training (crops and flips).
+    augmentation: of ID images and outliers, see benchmark/augmentation.py. The authors augment both as in the base's own
+    training (crops and flips).
     The edit holds what changed, BatchNorm's buffers included (see `trained_weights`).
     """
 
     schedule: Schedule = Schedule(epochs=10, batch=128, learning_rate=0.01)
     weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
-    augmentation: Literal["none", "affine"] = "none"
+    augmentation: Augmentation = "none"
 
     @property
     def uses_outliers(self) -> bool:
@@ -138,13 +138,10 @@ class _TrainingWithOutliers(Method):
         model = replace(base, network=network)
         optimizer = torch.optim.SGD(network.parameters(), momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
 
-        black = black_of(base.preprocessing)
-
         def update(rows: Tensor, generator: Generator) -> float:
             drawn = torch.randint(len(outliers), (len(rows),), generator=generator)
             images = torch.cat([train.images(rows), outliers.images(drawn)])
-            if self.augmentation == "affine":
-                images = augment(images, generator, black)
+            images = augmented(images, self.augmentation, generator, base.preprocessing)
             id_logits, outlier_logits = model(images).split(len(rows))
             loss = self.id_loss(base, images[: len(rows)], id_logits, labels[rows])
             loss = loss + self.term(id_logits, outlier_logits)

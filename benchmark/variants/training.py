@@ -94,7 +94,7 @@ def optimise(
     progress: Progress,
     title: str,
 ) -> list[float]:
-    """Trains over `rows` images for the schedule's epochs; returns the mean loss of each epoch.
+    """Trains over `rows` images for the schedule's epochs; returns the mean over the batches of each epoch.
 
     update(indices (n,), generator) takes one step on those images and returns its loss; all that it draws at random
     comes from the generator, or from torch's random state, which both hang on the seed and the step alone: a training
