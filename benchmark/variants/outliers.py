@@ -107,8 +107,8 @@ class _TrainingWithOutliers(Method):
     One forward pass takes ID images and outliers together, as in the first two: BatchNorm normalises them as one batch,
     and its running statistics become those of the mixture.
     Ours: each outlier batch is drawn with replacement; theirs goes through the outliers from a random place on.
-    augmentation: of ID images and outliers, see benchmark/augmentation.py. The authors augment both as in the base's own
-    training (crops and flips).
+    augmentation: of ID images and outliers, see benchmark/augmentation.py. The authors augment both as in the base's
+    own training (crops and flips).
     The edit holds what changed, BatchNorm's buffers included (see `trained_weights`).
     """
 
