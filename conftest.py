@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--device", "where networks run, as torch names it (default: cuda where there is one, else cpu)")
     add("--fpr-limit", "hold OOD sets to this FPR@95 (0 to 1) instead of their thresholds", type=_fraction)
     add("--unit-test-limit", "FPR@95 above which a unit test fails (default: the suite's goal)", type=_fraction)
-    group.addoption("--full", action="store_true", help="all detectors meet the unit tests, not only the suite's core")
+    group.addoption("--full", action="store_true", help="all detectors meet unit tests and changed networks")
     group.addoption("--record-baselines", action="store_true", help="write what this run measures to the thresholds")
 
 

@@ -111,10 +111,12 @@ class ModelBench:
 
     def _make_outputs(self, image_set: ImageSet) -> Outputs:
         for edit in self.model.edits:
-            if edit.about.get("outliers_sha256") == image_set.content_sha256:
+            seen = image_set.image_sha256s.keys() & set(edit.about.get("outliers_sha256", ()))
+            if seen:
                 raise ValueError(
-                    f"{self.model.id} was trained with the images of {image_set.id} as outliers: what it makes of them "
-                    "proves nothing; evaluate it on another set"
+                    f"{self.model.id} was trained with {len(seen)} of the {len(image_set)} images of {image_set.id} as "
+                    f"outliers, such as {image_set.image_sha256s[min(seen)]}: what it makes of them proves nothing; "
+                    "evaluate it on another set"
                 )
         return self.workbench.store.outputs(self.model, image_set)
 

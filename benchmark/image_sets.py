@@ -40,6 +40,8 @@ class ImageSetEntry(Entry):
             raise ValueError("name where the images are: either `parquet` or `folder`")
         if self.class_names and len(self.class_names) != len(self.classes):
             raise ValueError(f"{len(self.class_names)} `class_names` for {len(self.classes)} `classes`")
+        if len({name.strip() for name in self.class_names} - {""}) < len(self.class_names):
+            raise ValueError("`class_names` must differ from each other, and none be blank")
         return self
 
     def may_overlap(self, other: "ImageSetEntry") -> bool:
@@ -107,9 +109,9 @@ class ImageSet:
 
     @cached_property
     def image_sha256s(self) -> dict[str, str]:
-        """The ids of the images by the hash of each one's content."""
+        """The ids of the images by the first 16 digits of the hash of each one's content."""
         contents = ((image_id, self.encoded(index)) for index, image_id in enumerate(self.image_ids))
-        return {hashlib.sha256(bytes(content)).hexdigest(): image_id for image_id, content in contents}
+        return {hashlib.sha256(bytes(content)).hexdigest()[:16]: image_id for image_id, content in contents}
 
 
 def load_image_set(id: str, entries: dict[str, ImageSetEntry] | None = None) -> ImageSet:

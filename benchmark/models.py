@@ -51,11 +51,14 @@ class ModelEntry(Entry):
             raise ValueError("name where the weights come from: either `source`, or `base` and `edit`")
         if self.edit is not None and self.base is None:
             raise ValueError("an `edit` needs the `base` that it changes")
+        if self.edit is not None and self.edit == self.file.parent:
+            raise ValueError("`edit` must name a folder of its own")
         return self
 
     def remedy(self, id: str) -> str:
         """What to do where its files are missing or damaged, as the end of a message."""
-        command = self.recipe if isinstance(self.recipe, str) else f"python -m benchmark.variants {id}"
+        suite = "" if self.file == BUILT_IN else f" --suite {self.file}"
+        command = self.recipe if isinstance(self.recipe, str) else f"python -m benchmark.variants {id}{suite}"
         return f"; make it again with: {command}" if command else ""
 
 
@@ -152,6 +155,7 @@ def load_model(id: str, entries: Mapping[str, ModelEntry], device: torch.device,
         from benchmark.classifier import load_classifier
 
         return load_classifier(id, entry, device, class_names)
+    root_of(id, entries)  # which ends where bases go in a circle
     base = load_model(base_of(id, entries), entries, device, class_names)
     base_sha256 = base.weights_sha256
     try:

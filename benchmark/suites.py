@@ -178,7 +178,7 @@ def load_suite(name_or_path: str) -> Suite:
         roots = [root_of(_look_up(id, models, "model", file), models) for id in ids]
     except ModelError as error:
         raise ValueError(f"{file}: {error}") from None
-    if twice := sorted(id for id in ids if ids.count(id) > 1):
+    if twice := sorted({id for id in ids if ids.count(id) > 1}):
         raise ValueError(f"{file}: {', '.join(twice)}: listed twice; name a model once, under `models` or `variants`")
     reads_text = any(root.source.startswith(OPEN_CLIP) for root in roots)
     detectors = _detectors(entry.detectors, file, reads_text)

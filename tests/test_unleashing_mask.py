@@ -48,7 +48,7 @@ class Images:
 
     def __init__(self, images: Tensor, labels: Tensor | None, stop: int | None = None) -> None:
         self.pixels, self.labels, self.stop, self.calls = images, labels, stop, 0
-        self.image_set = SimpleNamespace(id="some", content_sha256="0")
+        self.image_set = SimpleNamespace(id="some", image_sha256s={"0": "some"})
 
     def __len__(self) -> int:
         return len(self.pixels)

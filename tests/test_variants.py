@@ -30,6 +30,7 @@ from benchmark.variants.edits import Edit, EditError, load_edit
 from benchmark.variants.making import make, recipe_of
 from benchmark.variants.method import IN_MEMORY_BYTES, Method, TrainingData, TrainingSet
 from benchmark.variants.training import Progress, Schedule, optimise
+from tests.conftest import IMAGE_SET
 from unit_tests_ood import names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,9 +77,8 @@ class BiasTimes(Method):
 
     def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
         assert data.outliers is not None
-        outliers = data.outliers.image_set.content_sha256
-        bias = base.head.bias * self.factor
-        return Edit(self.about(base, outliers_sha256=outliers), weights={"fc.bias": bias})
+        about = self.about(base, **self.about_outliers(data.outliers))
+        return Edit(about, weights={"fc.bias": base.head.bias * self.factor})
 
 
 @pytest.fixture
@@ -369,7 +369,7 @@ def test_an_edit_of_other_weights_is_refused_with_what_makes_it_anew(variants: P
 
 def test_a_missing_edit_is_refused_with_what_makes_it(variants: Path) -> None:
     (variants.parent / "edits" / "double" / "edit.json").unlink()
-    says = r"there is no .*edit.json; make it again with: python -m benchmark.variants net\+double"
+    says = r"there is no .*edit.json; make it again with: python -m benchmark.variants net\+double --suite .*colours"
     with pytest.raises(ModelError, match=says):
         load_model("net+double", load(variants).known_models, CPU, COLOURS)
 
@@ -380,7 +380,11 @@ def test_under_a_mask_for_detection_the_base_classifies(variants: Path, tmp_path
     blind = bench.model("net+double+blind").record("run", "colours")
     assert not double.classified_by_base
     assert double.network_accuracy == double.id_accuracy
-    assert (double.base, double.method, double.settings) == ("net", "bias-times", {"factor": 2.0})
+    assert (double.base, double.method, double.settings) == (
+        "net",
+        "bias-times",
+        {"factor": 2.0, "outliers used": "outliers"},
+    )
     assert blind.classified_by_base
     assert blind.id_accuracy == double.id_accuracy
     assert blind.network_accuracy.value == pytest.approx(1 / 3)  # the blind network sees all images alike
@@ -399,10 +403,21 @@ def test_a_checkpoint_that_is_a_variant_says_how_it_was_trained() -> None:
 def test_a_variant_is_not_evaluated_on_what_it_was_trained_with(variants: Path, tmp_path: Path) -> None:
     bench = Workbench(load(variants), Store(tmp_path), CPU)
     bench.model("net").outputs(bench.image_set("outliers"))
-    with pytest.raises(ValueError, match=r"net\+double was trained with the images of outliers as outliers"):
+    with pytest.raises(ValueError, match=r"net\+double was trained with 4 of the 4 images of outliers as outliers"):
         bench.model("net+double").outputs(bench.image_set("outliers"))
     with pytest.raises(ValueError, match=r"net\+double\+blind was trained with"):
         bench.model("net+double+blind").outputs(bench.image_set("outliers"))
+
+
+def test_nor_on_a_set_that_holds_one_of_them_under_another_name(variants: Path, tmp_path: Path) -> None:
+    copied = next((variants.parent / "images" / "outliers").iterdir()).read_bytes()
+    (variants.parent / "images" / "noise" / "other.png").write_bytes(copied)
+    old = IMAGE_SET.format(id="noise", classes=[], images=20)
+    assert old in variants.read_text()
+    variants.write_text(variants.read_text().replace(old, IMAGE_SET.format(id="noise", classes=[], images=21)))
+    bench = Workbench(load(variants), Store(tmp_path), CPU)
+    with pytest.raises(ValueError, match=r"trained with 1 of the 21 images of noise as outliers, such as other.png"):
+        bench.model("net+double").outputs(bench.image_set("noise"))
 
 
 @pytest.mark.parametrize(
@@ -415,6 +430,7 @@ def test_a_variant_is_not_evaluated_on_what_it_was_trained_with(variants: Path, 
         ('base = "net"', 'base = "nett"', "no model is called 'nett' .did you mean 'net'"),
         ('base = "net"', 'base = "net+double+blind"', "its bases go in a circle"),
         ('base = "net"\n', "", "an `edit` needs the `base`"),
+        ('edit = "edits/double"', 'edit = ""', "`edit` must name a folder of its own"),
         ('edit = "edits/double"\n', "", "either `source`, or `base` and `edit`"),
         ('models = ["net+double", ', 'models = ["net", ', "net: listed twice"),
     ],
@@ -455,6 +471,7 @@ def test_sets_overlap_where_their_rows_or_folders_may() -> None:
         ('{ method = "bias-times", factor = 2.0, facto = 1 }', "recipe: facto: Extra inputs are not permitted"),
         ('{ method = "bias-tims" }', "no method is called 'bias-tims' .did you mean 'bias-times'"),
         ('"some command"', "it needs `recipe = "),
+        ('{ method = ["bias-times"] }', "no method is called"),
     ],
 )
 def test_a_wrong_recipe_is_named(variants: Path, recipe: str, says: str) -> None:

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             edit.save(folder)
             for file in folder.glob(".progress*"):
                 file.unlink()
+    except KeyboardInterrupt:
+        parser.exit(130, f"\ninterrupted; what is finished is kept in {folder}: the same command goes on with it\n")
     except Timeout:
         parser.error(f"{folder}: another process is making it; wait for that, or name another folder with --output")
     except OSError as error:

@@ -127,7 +127,8 @@ class _About(BaseModel):
     settings: dict[str, Any] = {}
     base_sha256: str | None = None
     classified_by_base: bool = False
-    outliers_sha256: str | None = None
+    outliers: str | None = None
+    outliers_sha256: list[str] = []
     losses: list[float] = []
     trace: list[dict[str, Any]] = []
 

@@ -75,6 +75,11 @@ class Method(BaseModel, ABC):
         Raises ValueError, naming the setting, for one that does not fit this network or this data.
         """
 
+    @staticmethod
+    def about_outliers(outliers: TrainingSet) -> dict[str, Any]:
+        """What an edit says of the outliers that it was trained with, so that none of them is evaluated."""
+        return {"outliers": outliers.image_set.id, "outliers_sha256": sorted(outliers.image_set.image_sha256s)}
+
     def about(self, base: Model, **more: Any) -> dict[str, Any]:
         """What an edit says of itself."""
         settings = self.model_dump(mode="json")

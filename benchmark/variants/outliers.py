@@ -153,8 +153,7 @@ class _TrainingWithOutliers(Method):
         losses = optimise(optimizer, self.schedule, len(train), update, network.state_dict(), progress, self.id)
         about = self.about(
             base,
-            outliers=outliers.image_set.id,
-            outliers_sha256=outliers.image_set.content_sha256,
+            **self.about_outliers(outliers),
             losses=losses,
         )
         return Edit(about, weights=trained_weights(base.network, network))

@@ -248,8 +248,7 @@ class _Targeted(_Training):
     def _about(self, base: Model, data: TrainingData, target: LossTarget, losses: list[float]) -> dict[str, Any]:
         more: dict[str, Any] = {"loss_target": target.mean, "loss_target_spread": target.spread}
         if self.outliers is not None and data.outliers is not None:
-            image_set = data.outliers.image_set
-            more |= {"outliers": image_set.id, "outliers_sha256": image_set.content_sha256}
+            more |= self.about_outliers(data.outliers)
         return self.about(base, **more, losses=losses)
 
 
