@@ -467,6 +467,7 @@ def test_sets_overlap_where_their_rows_or_folders_may() -> None:
     ("recipe", "says"),
     [
         ('{ method = "bias-times", factor = "big" }', r"net\+double: recipe: factor: .*valid number.*got 'big'"),
+        ('{ method = "bias-times", factor = true }', "recipe: factor: .*valid number, got True"),
         ('{ method = "bias-times" }', "recipe: factor: Field required"),
         ('{ method = "bias-times", factor = 2.0, facto = 1 }', "recipe: facto: Extra inputs are not permitted"),
         ('{ method = "bias-tims" }', "no method is called 'bias-tims' .did you mean 'bias-times'"),

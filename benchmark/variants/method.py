@@ -59,7 +59,7 @@ class Method(BaseModel, ABC):
     uses_outliers: whether it reads the suite's outliers.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     id: ClassVar[str]
     classified_by_base: ClassVar[bool] = False

@@ -48,7 +48,7 @@ class OutlierTerm(BaseModel):
     the scale of the energies is each network's own, so another network needs other margins.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     loss: OutlierLoss
     weight: float = Field(default_factory=_default_weight, ge=0, allow_inf_nan=False)

@@ -67,7 +67,7 @@ class SeTAR(Method):
     ood_weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     rank: int | None = Field(default=None, ge=0)
     ratios: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
-        default=(0.0, 0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40), min_length=1
+        default=(0.0, 0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40), min_length=1, strict=False
     )
     towers: Literal["vision-then-text", "text-then-vision", "vision", "text", "alternating"] = "vision-then-text"
     search: Literal["greedy", "best-pair"] = "greedy"

@@ -28,7 +28,7 @@ class Schedule(BaseModel):
     warm_up: share of the steps over which the rate rises from 0.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     epochs: int = Field(ge=1)
     batch: int = Field(default=64, ge=1)
