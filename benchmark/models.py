@@ -1,5 +1,6 @@
 """Models: networks with their own preprocessing, named by entries of a TOML file, and the variants made of them."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -118,6 +119,10 @@ class Model(ABC):
     @property
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def copy(self) -> Self:
+        """The same model with a network of its own, to be changed."""
+        return replace(self, network=copy.deepcopy(self.network))
 
     @property
     def classified_by_base(self) -> bool:

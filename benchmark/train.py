@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe, folder = RECIPES[options.model], options.output or CHECKPOINTS / options.model
     train_set, val_set = load_image_set("digits-train"), load_image_set("digits-val")
     started = time.perf_counter()
-    progress = _progress(recipe, train_set, folder)
+    progress = progress_beside(folder, recipe, train_set)
     network = train(recipe, train_set, progress)
     save(network, recipe, train_set.classes, folder)
     progress.clear()
@@ -207,8 +207,8 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
     return torch.optim.AdamW(network.parameters(), **settings)
 
 
-def _progress(recipe: Recipe, train_set: ImageSet, folder: Path) -> Progress:
-    """What is finished, beside the folder: in it, it would be taken for a part of the checkpoint."""
+def progress_beside(folder: Path, recipe: object, train_set: ImageSet) -> Progress:
+    """What is finished of a recipe, beside the folder: in it, it would be taken for a part of the checkpoint."""
     key = {
         "recipe": repr(recipe),
         "train_set": train_set.content_sha256,

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from benchmark.clip import CONFIG, WEIGHTS, CutTokenizer
 from benchmark.files import write_atomically
 from benchmark.image_sets import ImageSet, load_image_set
-from benchmark.train import CHECKPOINTS, PREPROCESSING, augment
+from benchmark.train import CHECKPOINTS, PREPROCESSING, augment, progress_beside
 from benchmark.variants.training import Progress, Schedule, optimise
 
 NAME = "digits-clip"
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = parser.parse_args(arguments).output or CHECKPOINTS / NAME
     train_set, val_set = load_image_set("digits-train"), load_image_set("digits-val")
     started = time.perf_counter()
-    progress = _progress(RECIPE, train_set, folder)
+    progress = progress_beside(folder, (RECIPE, NETWORK, TEMPLATES, PREPROCESS), train_set)
     network, tokenizer = train(RECIPE, train_set, progress)
     save(network, tokenizer, folder)
     progress.clear()
@@ -156,18 +156,6 @@ def accuracy(network: Any, tokenizer: CutTokenizer, image_set: ImageSet, class_n
     seen = network.encode_image(_images(image_set))
     said = network.encode_text(tokenizer([TEMPLATES[0].format(name) for name in class_names]), normalize=True)
     return (seen @ said.T).argmax(1).eq(torch.as_tensor(image_set.labels)).double().mean().item()
-
-
-def _progress(recipe: Recipe, train_set: ImageSet, folder: Path) -> Progress:
-    """What is finished, beside the folder: in it, it would be taken for a part of the checkpoint."""
-    key = {
-        "recipe": repr((recipe, NETWORK, TEMPLATES, PREPROCESS)),
-        "train_set": train_set.content_sha256,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    place = folder.resolve()
-    return Progress(place.with_name(f".{place.name}.progress.safetensors"), key)
 
 
 def _architecture(tokenizer: CutTokenizer) -> dict[str, Any]:

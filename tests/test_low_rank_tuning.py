@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from benchmark.classifier import Classifier
-from benchmark.models import Model, ModelEntry
+from benchmark.models import Model
 from benchmark.variants import training
 from benchmark.variants.edits import Edit
 from benchmark.variants.low_rank import drop_minor_components, removed_components
@@ -34,9 +34,9 @@ from benchmark.variants.low_rank_tuning import (
 )
 from benchmark.variants.method import TrainingData, images_of_each_class
 from benchmark.variants.training import Progress
+from tests.references.networks import clip_network, model_fields, zero_shot
 
 open_clip = pytest.importorskip("open_clip")
-from benchmark.clip import ZeroShotClassifier  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,16 +51,7 @@ SCHEDULE = {"epochs": 3, "batch": 8, "learning_rate": 0.01}
 
 
 def _clip(folder: Path) -> Model:
-    vision = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
-    text = {"context_length": 4, "vocab_size": 9, "width": 16, "heads": 2, "layers": 2}
-    network = open_clip.model.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)
-    names = tuple("abcd")
-    return ZeroShotClassifier(
-        *_common("clip", folder, network),
-        tokenizer=lambda texts: torch.tensor([[1, names.index(text) + 2, 8, 0] for text in texts]),
-        class_names=names,
-        prompt="{}",
-    )
+    return zero_shot(clip_network(), folder)
 
 
 def _vit(folder: Path) -> Model:
@@ -68,12 +59,7 @@ def _vit(folder: Path) -> Model:
         img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=CLASSES
     )
     nn.init.normal_(network.head.weight)
-    return Classifier(*_common("vit", folder, network))
-
-
-def _common(id: str, folder: Path, network: nn.Module) -> tuple[Any, ...]:
-    entry = ModelEntry(title=id, source="none", file=folder / "models.toml")
-    return id, entry, network.eval().requires_grad_(False), None, {}, torch.device("cpu")
+    return Classifier(*model_fields("vit", network, folder))
 
 
 @pytest.fixture(params=["clip", "vit"])
@@ -420,7 +406,7 @@ def test_images_without_labels_are_refused(clip):
 
 
 def test_a_network_without_local_features_has_the_cross_entropy_alone(tmp_path):
-    convnext = Classifier(*_common("convnext", tmp_path, timm.create_model("test_convnext", num_classes=CLASSES)))
+    convnext = Classifier(*model_fields("convnext", timm.create_model("test_convnext", num_classes=CLASSES), tmp_path))
     with pytest.raises(ValueError, match=r"ood_weight is 0\.1; allowed: 0"):
         method(LoRA).make(convnext, data(Images(size=32)), nothing_kept())
     assert method(LoRA, ood_weight=0).make(convnext, data(Images(size=32)), nothing_kept()).about["losses"][0] > 0
@@ -429,7 +415,7 @@ def test_a_network_without_local_features_has_the_cross_entropy_alone(tmp_path):
 def test_a_network_without_matrices_is_refused(tmp_path):
     network = timm.create_model("test_resnet", num_classes=CLASSES)
     with pytest.raises(ValueError, match="resnet has no MLPs"):
-        method(LoRA).make(Classifier(*_common("resnet", tmp_path, network)), data(), nothing_kept())
+        method(LoRA).make(Classifier(*model_fields("resnet", network, tmp_path)), data(), nothing_kept())
 
 
 # -- The images

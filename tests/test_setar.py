@@ -18,11 +18,11 @@ from timm.models.mlp_mixer import MlpMixer
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmark.classifier import Classifier
-from benchmark.models import Model, ModelEntry
+from benchmark.models import Model
 from benchmark.variants import setar
 from benchmark.variants.edits import Edit, load_edit
 from benchmark.variants.locoop import locoop_loss
@@ -31,10 +31,10 @@ from benchmark.variants.method import TrainingData, images_of_each_class
 from benchmark.variants.network_towers import vision_tower
 from benchmark.variants.setar import Evaluator, SeTAR
 from benchmark.variants.training import Progress
+from tests.references.networks import clip_network, model_fields, zero_shot
 from tests.references.setar import losses_of_batch, plain_search
 
 open_clip = pytest.importorskip("open_clip")
-from benchmark.clip import ZeroShotClassifier  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -236,24 +236,11 @@ class TestTowers:
 
 
 def clip(vision_layers: int = 2, text_layers: int = 2) -> Model:
-    vision = {"image_size": SIZE, "patch_size": 8, "width": 32, "layers": vision_layers, "head_width": 16}
-    text = {"context_length": 4, "vocab_size": 9, "width": 16, "heads": 2, "layers": text_layers}
-    network = network_of(lambda: open_clip.model.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text))
-    names = tuple("abcd")
-    return ZeroShotClassifier(
-        *_common("clip", network),
-        tokenizer=lambda texts: torch.tensor([[1, names.index(text) + 2, 8, 0] for text in texts]),
-        class_names=names,
-        prompt="{}",
-    )
+    return zero_shot(network_of(lambda: clip_network(vision_layers, text_layers)))
 
 
 def timm_model(make: Any) -> Model:
-    return Classifier(*_common("net", network_of(make)))
-
-
-def _common(id: str, network: nn.Module) -> tuple[Any, ...]:
-    return id, ModelEntry(title=id, source="none", file=Path("models.toml")), network, None, {}, torch.device("cpu")
+    return Classifier(*model_fields("net", network_of(make)))
 
 
 @dataclass

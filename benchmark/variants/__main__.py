@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         suite = load_suite(options.suite)
         folder = options.output or edit_folder(options.variant, suite)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".progress.lock", blocking=False):
             edit = make(options.variant, suite, choose_device(options.device), folder / ".progress.safetensors")

@@ -1,10 +1,8 @@
 """Low-rank fine-tuning: SeTAR+FT, which trains the minor components of some weights, and LoRA, its baseline."""
 
-import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -207,14 +205,15 @@ def adapted(base: Model, adapters: Mapping[str, Adapter]) -> Model:
 
     The frozen part is the weight less what the adapter adds at first, so that the copy starts as the base.
     """
-    network = copy.deepcopy(base.network)
+    tuned = base.copy()
+    network = tuned.network
     for name, adapter in adapters.items():
         path, _, tensor = name.rpartition(".")
         module = network.get_submodule(path)
         with torch.no_grad():
             weight_of(network, name).sub_(adapter(torch.zeros_like(weight_of(network, name))))
         register_parametrization(module, tensor, adapter)
-    return replace(base, network=network)
+    return tuned
 
 
 def weight_of(network: nn.Module, name: str) -> Tensor:

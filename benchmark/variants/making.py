@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from benchmark.image_sets import ImageSet, load_image_set
-from benchmark.models import base_of, load_model, root_of
+from benchmark.models import base_of, load_model
 from benchmark.suites import Suite
 from benchmark.variants.edits import Edit
 from benchmark.variants.method import Method, TrainingData, TrainingSet
@@ -24,7 +24,6 @@ def make(id: str, suite: Suite, device: torch.device, progress_file: Path | None
     method = recipe_of(id, suite)
     train = load_image_set(suite.entry.in_distribution.train, suite.image_sets)
     entries = suite.known_models
-    root_of(id, entries)  # which ends where bases go in a circle
     base = load_model(base_of(id, entries), entries, device, train.class_names)
     sets = {"train": train, "outliers": _outliers(suite) if method.uses_outliers else None}
     data = TrainingData(**{role: TrainingSet(base, images) for role, images in sets.items() if images})

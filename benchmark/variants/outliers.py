@@ -1,9 +1,7 @@
 """Training with outliers: a classifier that is fine-tuned to be unsure of images that show none of its classes."""
 
-import copy
 import math
 from abc import abstractmethod
-from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -134,8 +132,8 @@ class _TrainingWithOutliers(Method):
         train, outliers, labels = data.train, data.outliers, data.train.labels
         if labels is None:
             raise ValueError(f"{self.id}: the training images have no labels; allowed: an image set with `classes`")
-        network = copy.deepcopy(base.network).requires_grad_(True).train()
-        model = replace(base, network=network)
+        model = base.copy()
+        network = model.network.requires_grad_(True).train()
         optimizer = torch.optim.SGD(network.parameters(), momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
 
         def update(rows: Tensor, generator: Generator) -> float:

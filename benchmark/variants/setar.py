@@ -1,10 +1,9 @@
 """SeTAR: low-rank approximation of weights, layer by layer, by a greedy search on a loss of in-distribution images."""
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
@@ -92,7 +91,7 @@ class SeTAR(Method):
         and the network after it: total, id and ood (the losses), share (of the OOD patches), accuracy (on the search
         images) and the evaluations until then.
         """
-        model = replace(base, network=copy.deepcopy(base.network))
+        model = base.copy()
         towers = towers_of(model)
         layers = self._layers(base, towers)
         rank = self._rank(base.classes)

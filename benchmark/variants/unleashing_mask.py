@@ -14,7 +14,6 @@ absolute value is taken of a batch's mean loss; trainings use the batch's BatchN
 ones; outliers go through the network in one batch with as many training images. No result was compared with theirs.
 """
 
-import copy
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
@@ -83,7 +82,7 @@ def estimate_loss_target(
     _require(0 < kept <= 1, "kept", kept, "a number above 0, up to 1")
     _require(masks >= 1, "masks", masks, "an integer from 1")
     _require(batches is None or batches >= 1, "batches", batches, "an integer from 1, or none")
-    masked = _copy(model)
+    masked = model.copy()
     weights = maskable_weights(masked)
     base = {name: weight.clone() for name, weight in weights.items()}
     done = progress.load() if progress else None
@@ -264,7 +263,7 @@ class UM(_Targeted):
     def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
         self._check(base, data, self.outliers)
         target = self._target(base, data.train, _beside(progress))
-        model = _copy(base)
+        model = base.copy()
         network = model.network.requires_grad_(True).train()
         losses = self._train(
             base, model, flooded(target.mean), self.outliers, data, network.parameters(), network.state_dict(), progress
@@ -292,7 +291,7 @@ class _MaskLearning(_Training):
         outliers: OutlierTerm | None,
     ) -> tuple[Edit, list[float]]:
         """An edit that says nothing about itself yet, and the training loss of each epoch."""
-        model = _copy(base)
+        model = base.copy()
         network = model.network.train()
         weights = maskable_weights(model)
         scores = _first_scores(weights, self.schedule.seed)
@@ -353,10 +352,6 @@ def _first_scores(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]
     for start in starts.values():
         nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
     return {name: start.to(weights[name].device).requires_grad_() for name, start in starts.items()}
-
-
-def _copy(model: Model) -> Model:
-    return replace(model, network=copy.deepcopy(model.network))
 
 
 def _beside(progress: Progress) -> Progress:
