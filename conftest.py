@@ -11,7 +11,7 @@ import pytest
 
 from benchmark.devices import choose_device, device_name, share_processor
 from benchmark.evaluation import Workbench
-from benchmark.image_sets import ImageSet
+from benchmark.image_sets import ImageSet, MissingImageSetError
 from benchmark.records import Record, parse_record
 from benchmark.session import Draft, Limits, PreparedCase, Recorder, Session, new_run_id, run_record
 from benchmark.store import Store
@@ -31,6 +31,7 @@ SUITE = pytest.StashKey[Suite]()
 # Options and their defaults; what differs from them is needed to run a case again.
 OPTIONS = {
     "--suite": "digits",
+    "--data-dir": "data",
     "--store": ".store",
     "--results": "results",
     "--device": None,
@@ -46,6 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(name, default=OPTIONS[name], help=help, **how)
 
     add("--suite", "a suite by name, or the path of its TOML file (default: digits)")
+    add("--data-dir", "folder of downloaded images and weights (default: data)")
     add("--store", "folder for the outputs of networks (default: .store)")
     add("--results", "folder for records and scores (default: results)")
     add("--device", "where networks run, as torch names it (default: cuda where there is one, else cpu)")
@@ -106,7 +108,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def suite_of(config: pytest.Config) -> Suite:
     """The suite that the command line names, read once."""
     if SUITE not in config.stash:
-        suite = load_suite(config.getoption("--suite"))
+        suite = load_suite(config.getoption("--suite"), config.rootpath / config.getoption("--data-dir"))
         config.stash[SUITE] = suite.whole() if config.getoption("--full") else suite
     return config.stash[SUITE]
 
@@ -116,9 +118,11 @@ def _check_options(config: pytest.Config) -> None:
     try:
         read_baselines(suite_of(config).entry.thresholds, all_cases(config))
         _device(config)
-        ood = suite_of(config).entry.ood
-        if twice := {*ood.near, *ood.far} & {*unit_tests}:
-            raise ValueError(f"{suite_of(config).entry.file}: {sorted(twice)} are names of unit tests; rename the sets")
+        entry = suite_of(config).entry
+        if twice := {set for set, _ in entry.ood.by_role()} & {*unit_tests}:
+            raise ValueError(f"{entry.file}: {sorted(twice)} are names of unit tests; rename the sets")
+        if config.getoption("--record-baselines") and entry.thresholds is None:
+            raise ValueError(f"{entry.file}: thresholds: name the file that --record-baselines shall write")
     except (ValueError, OSError) as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -166,7 +170,7 @@ def prepare(
     def prepare(case: CaseId, image_set: Callable[[], ImageSet]) -> PreparedCase:
         draft = request.node.stash[DRAFT] = Draft(case)
         with _uncaptured(request.config), _one_line(case):
-            return session.prepare(draft, image_set())
+            return session.prepare(draft, _found(image_set))
 
     return prepare
 
@@ -185,6 +189,15 @@ def hold(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[PreparedCa
             pytest.fail(f"{problem}; alone: {_command(request)}", pytrace=False)
 
     return hold
+
+
+def _found(image_set: Callable[[], ImageSet]) -> ImageSet:
+    """An OOD set; a case whose set nobody has fetched is skipped, with what to do about it as the reason."""
+    try:
+        return image_set()
+    except MissingImageSetError as error:
+        missing = str(error)
+    pytest.skip(f"data missing: {missing}")
 
 
 def _command(request: pytest.FixtureRequest) -> str:
@@ -286,6 +299,7 @@ class Controller:
     def pytest_sessionfinish(self) -> None:
         if self._recorder and self._config.getoption("--record-baselines"):
             thresholds = suite_of(self._config).entry.thresholds
+            assert thresholds  # which _check_options saw to
             try:
                 self._recorder.record_baselines(thresholds, all_cases(self._config))
             except OSError as error:

@@ -6,21 +6,28 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+# Where downloaded images and weights lie, unless --data-dir says otherwise.
+DATA_DIR = Path("data")
+
 
 class Entry(BaseModel):
-    """A table of a TOML file. Relative paths in it start from the file's folder."""
+    """A table of a TOML file. Relative paths in it start from the file's folder.
+
+    data_dir: what the entry's `local` starts from: the folder of all that is too large to lie beside the file.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: Path
+    data_dir: Path = DATA_DIR
 
     @classmethod
-    def parse(cls, table: dict[str, Any], file: Path, where: str) -> Any:
+    def parse(cls, table: dict[str, Any], file: Path, where: str, data_dir: Path = DATA_DIR) -> Any:
         """The entry, or a ValueError that names the file, the place in it and what is wrong there."""
         paths = {name for name, field in cls.model_fields.items() if "Path" in str(field.annotation)} & table.keys()
         resolved = {name: file.parent / str(table[name]) for name in paths}
         try:
-            return cls(**(table | resolved), file=file)
+            return cls(**(table | resolved), file=file, data_dir=data_dir)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
@@ -38,7 +45,9 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not valid TOML: {error}") from None
 
 
-def read_entries(file: Path, kind: type[_Entry], tables: dict[str, Any] | None = None) -> dict[str, _Entry]:
+def read_entries(
+    file: Path, kind: type[_Entry], tables: dict[str, Any] | None = None, data_dir: Path = DATA_DIR
+) -> dict[str, _Entry]:
     """The entries of a file by id; `tables` where they are only a part of it."""
     tables = read_toml(file) if tables is None else tables
-    return {id: kind.parse(table, file, id) for id, table in tables.items()}
+    return {id: kind.parse(table, file, id, data_dir) for id, table in tables.items()}

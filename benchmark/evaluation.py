@@ -15,7 +15,7 @@ import torch
 
 from benchmark import records
 from benchmark.devices import device_name
-from benchmark.image_sets import ImageSet, load_image_set
+from benchmark.image_sets import ImageSet, ImageSetError, load_image_set
 from benchmark.metrics import accuracy, measure
 from benchmark.models import Model, base_of, load_model
 from benchmark.records import Estimate, Metrics, ScoresFile, SetRole, Timing
@@ -80,16 +80,29 @@ class Workbench:
         """A model with its outputs on the in-distribution splits."""
         if self._model[0] != id:
             self._model = (id, Once())
-        return self._model[1](id, lambda: self._load(id))
+        return self._model[1](id, lambda: ModelBench(self, self.load_model(id)))
 
-    def _load(self, id: str) -> "ModelBench":
-        class_names = self.image_set(self.suite.entry.in_distribution.train).class_names
-        return ModelBench(self, load_model(id, self.suite.known_models, self.device, class_names))
+    def load_model(self, id: str) -> Model:
+        """A model for the suite's classes, without its outputs."""
+        splits = self.suite.entry.in_distribution
+        class_names = self.image_set(splits.train or splits.test).class_names
+        return load_model(id, self.suite.known_models, self.device, class_names)
 
     def base_of(self, model: Model) -> Model:
         """The base of a variant, for what is asked of it beside the variant."""
-        class_names = self.image_set(self.suite.entry.in_distribution.train).class_names
-        return load_model(base_of(model.id, self.suite.known_models), self.suite.known_models, self.device, class_names)
+        return self.load_model(base_of(model.id, self.suite.known_models))
+
+    def check_is_ood(self, image_set: ImageSet) -> None:
+        """Raises ImageSetError where a set holds files of an in-distribution split too."""
+        for role, id in self.suite.splits():
+            shared = sorted(image_set.image_sha256s.keys() & self.image_set(id).image_sha256s.keys())
+            if shared:
+                one, other = image_set.image_sha256s[shared[0]], self.image_set(id).image_sha256s[shared[0]]
+                raise ImageSetError(
+                    f"image set {image_set.id}: {len(shared)} of its {len(image_set)} images are also in {id}, the "
+                    f"{role} images of this suite, such as {one} ({other} there): what is ID cannot be OOD; "
+                    "remove them, or name another set"
+                )
 
 
 class ModelBench:
@@ -100,8 +113,9 @@ class ModelBench:
         self._outputs = Once()
         self._detectors = Once()
         splits = workbench.suite.entry.in_distribution
-        self.train = self.outputs(workbench.image_set(splits.train))
-        self.val = self.outputs(workbench.image_set(splits.val))
+        self.train, self.val = (
+            self.outputs(workbench.image_set(id)) if id is not None else None for id in (splits.train, splits.val)
+        )
         self.test_set = workbench.image_set(splits.test)
         self.test = self.outputs(self.test_set)
         self.forward_ms_per_image = workbench.store.forward_ms_per_image(model, self.test)
@@ -158,8 +172,10 @@ class ModelBench:
             **_how_made(model),
         )
 
-    def _accuracy(self, outputs: Outputs) -> Estimate:
-        """The share of the in-distribution test images that some outputs classify right."""
+    def _accuracy(self, outputs: Outputs) -> Estimate | None:
+        """The share of the in-distribution test images that some outputs classify right; null without labels."""
+        if self.test_set.labels is None:
+            return None
         predicted = torch.cat([batch.logits.argmax(dim=1) for batch in outputs.batches(4096)])  # type: ignore[union-attr]
         return accuracy(int((predicted.numpy() == self.test_set.labels).sum()), len(self.test_set))
 
@@ -197,14 +213,15 @@ class DetectorBench:
         image_set = scores.image_set
         return measure(self.id_scores.values, scores.values, image_set.labels, image_set.classes)
 
-    def timing(self, scores: Scores, forward_ms_per_image: float) -> Timing:
+    def timing(self, scores: Scores, forward_ms_per_image: float | None) -> Timing:
         milliseconds = 1000 * scores.seconds / len(scores.image_set)
+        ratio = None if forward_ms_per_image is None else milliseconds / forward_ms_per_image
         return Timing(
             device=device_name(self.bench.model.device),
             fit_s=self.fit_s,
             score_ms_per_image=milliseconds,
             forward_ms_per_image=forward_ms_per_image,
-            forward_ratio=milliseconds / forward_ms_per_image,
+            forward_ratio=ratio,
         )
 
     def record(self, run: str, suite: str) -> records.DetectorRecord:
@@ -267,6 +284,7 @@ def set_record(image_set: ImageSet, role: SetRole, run: str, suite: str) -> reco
         coding=image_set.coding,
         licence=image_set.licence,
         source=image_set.source,
+        **image_set.about,
     )
 
 

@@ -3,41 +3,100 @@
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from benchmark.entries import Entry, read_entries
+from benchmark.sources import Source
 from detectors import did_you_mean
 
 BUILT_IN = Path(__file__).parent / "image_sets.toml"
 
 
-class ImageSetEntry(Entry):
-    """One entry of an image-set file: either a Parquet file, of which `rows` picks some, or a folder.
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+class Columns(_Table):
+    """The columns of a Parquet file. id: rows are numbered where there is none of that name."""
+
+    image: str = "image"
+    label: str = "label"
+    id: str = "id"
+
+
+class Part(_Table):
+    """The first images of each class, in the set's order, or all the others."""
+
+    per_class: int = Field(ge=1)
+    others: bool = False
+
+
+class Contamination(_Table):
+    """The share of a set's images that show a class of some ID classes, as somebody found by looking at a sample."""
+
+    of: str
+    share: float = Field(ge=0, le=1)
+    inspected: int = Field(ge=1)
+    source: str
+
+
+class Decoding(_Table):
+    """What is decided about files that decoders treat differently.
+
+    orientation: whether an EXIF orientation is applied. truncated: whether a JPEG's missing end is an error or grey.
+    """
+
+    orientation: Literal["as-stored", "exif"] = "as-stored"
+    truncated: Literal["refuse", "grey"] = "refuse"
+
+
+class ImageSetEntry(Entry):
+    """One entry of an image-set file. Its images lie in a `parquet` file or a `folder` beside the entry's own file, or
+    at `local` under the data folder, as a Parquet file, a folder of them, or a folder of images.
+
+    source: whose images these are, in words. sources: where `local` comes from, tried in order.
+    list_id: which images of a set that exists in several forms. list_file: their paths, a file under the data folder.
+    images: the expected count, or those of each form that is accepted.
     classes: as the files name them. class_names: a word for each where those are none, for vision-language models.
+    class_list: a CSV file of both, with the columns class and name. labels: whether files name a class or its index.
+    class_groups: classes to be looked at together. rows: which rows of a Parquet file belong to the set, by column.
+    leave_out: folders that do not belong to it. redistributable: whether the licence lets anyone pass it on.
     """
 
     title: str
     licence: str
     source: str
-    images: int | None = None
+    images: int | tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    class_list: Path | None = None
+    class_groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    labels: Literal["name", "index"] = "name"
     parquet: Path | None = None
-    rows: dict[str, str] = Field(default_factory=dict)
     folder: Path | None = None
+    local: str | None = None
+    sources: tuple[Source, ...] = ()
+    list_id: str | None = None
+    list_file: str | None = None
+    columns: Columns = Columns()
+    rows: dict[str, str] = Field(default_factory=dict)
+    leave_out: tuple[str, ...] = ()
+    part: Part | None = None
+    redistributable: bool | None = None
+    contamination: tuple[Contamination, ...] = ()
+    decoding: Decoding = Decoding()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.parquet is None) == (self.folder is None):
-            raise ValueError("name where the images are: either `parquet` or `folder`")
+        if [self.parquet, self.folder, self.local].count(None) != 2:
+            raise ValueError("name where the images are: one of `parquet`, `folder` and `local`")
         if self.class_names and len(self.class_names) != len(self.classes):
             raise ValueError(f"{len(self.class_names)} `class_names` for {len(self.classes)} `classes`")
         if len({name.strip() for name in self.class_names} - {""}) < len(self.class_names):
@@ -59,11 +118,16 @@ class ImageSetError(ValueError):
     """An image set, or one of its images, that cannot be used; the message names the file and the remedy."""
 
 
+class MissingImageSetError(ImageSetError):
+    """An image set that nobody has fetched yet."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images with their ids and, where they have classes, the index of each one's class and a word for it.
 
     `encoded(i)` gives the bytes of an image file or the pixels (height, width, 3) of an image that has none.
+    about: what else a record says of it: its list, contamination, groups of classes and decoding.
     """
 
     id: str
@@ -76,6 +140,7 @@ class ImageSet:
     classes: tuple[str, ...]
     encoded: Callable[[int], bytes | np.ndarray]
     class_names: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image_ids)

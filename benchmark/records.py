@@ -20,8 +20,10 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
-Role = Literal["near", "far", "unit-test"]
-SetRole = Literal["train", "val", "test", "near", "far", "unit-test"]
+OODRole = Literal["near", "far", "cleaned", "contaminated"]
+OOD_ROLES: tuple[OODRole, ...] = ("near", "far", "cleaned", "contaminated")
+Role = OODRole | Literal["unit-test"]
+SetRole = Role | Literal["train", "val", "test", "shifted", "tuning"]
 Status = Literal["passed", "failed", "error", "skipped"]
 
 
@@ -58,6 +60,9 @@ class Metrics(_Value):
     unweighted mean of the classes' shares. fpr_at_95_pooled: over all images alike. fpr_at_95_ood_positive: the other
     convention in use: share of ID test images rejected when 95 % of OOD images are. threshold: the score from which an
     image is accepted; null where it is infinite. aupr_id, aupr_ood: average precision with that class positive.
+    Where the ID images have labels: oscr, the area under the share of ID images accepted and classified right over the
+    share of OOD images accepted; aurc, the mean risk over all coverages, where an accepted OOD image and a
+    misclassified ID image are errors, ID and OOD images having the same weight in all; aurc_id, that of the ID images.
     """
 
     fpr_at_95: Estimate
@@ -70,16 +75,20 @@ class Metrics(_Value):
     id_images: Count
     ood_images: Count
     classes: list[ClassValue] = Field(default_factory=list)
+    oscr: Estimate | None = None
+    aurc: Estimate | None = None
+    aurc_id: Estimate | None = None
 
 
 class Timing(_Value):
-    """Times of one case. forward_ratio: score time over the model's forward time, an image, on the same device."""
+    """Times of one case. forward_ratio: score time over the model's forward time, an image, on the same device; both
+    null for outputs that somebody else's machine made."""
 
     device: str
     fit_s: Seconds
     score_ms_per_image: Seconds
-    forward_ms_per_image: Seconds
-    forward_ratio: Seconds
+    forward_ms_per_image: Seconds | None
+    forward_ratio: Seconds | None
 
 
 class Limit(_Value):
@@ -94,6 +103,29 @@ class Limit(_Value):
     forward_ratio: Seconds | None
     source: str
     known_failure: str | None = None
+
+
+class PublishedValue(_Value):
+    """An FPR@95 that somebody published for a case, and how this one compares.
+
+    tolerance: how far apart the two may lie and still say the same. difference: measured minus published, null where
+    nothing was measured. note: what was different there.
+    """
+
+    fpr_at_95: Fraction
+    tolerance: Fraction
+    source: str
+    note: str | None = None
+    difference: float | None
+    status: Literal["reproduced", "differs", "not run"]
+
+
+class Tuned(_Value):
+    """How a detector's options were chosen: tried, with the AUROC of each between val split and `ood`."""
+
+    ood: Id
+    options: dict[str, Any]
+    tried: list[dict[str, Any]]
 
 
 class ScoresFile(_Value):
@@ -132,7 +164,8 @@ class ModelRecord(_Record):
 
     base: what a variant is compared with. method, settings: how it was changed; trace: its making, step by step.
     group, seed: models of one group differ in their seed alone. id_accuracy: of the network that classifies, which is
-    the base's where classified_by_base says so; network_accuracy: of this network itself.
+    the base's where classified_by_base says so; network_accuracy: of this network itself. id_accuracy is null where the
+    ID images have no labels. shifted_accuracy: on ID images that look otherwise, by set.
     """
 
     kind: Literal["model"] = "model"
@@ -147,7 +180,7 @@ class ModelRecord(_Record):
     parameters: Count
     feature_dimensions: Count
     classes: Count
-    id_accuracy: Estimate
+    id_accuracy: Estimate | None
     id_images: Count
     forward_ms_per_image: Seconds | None
     device: str
@@ -159,6 +192,7 @@ class ModelRecord(_Record):
     seed: Count | None = None
     classified_by_base: bool = False
     network_accuracy: Estimate | None = None
+    shifted_accuracy: dict[str, Estimate] = Field(default_factory=dict)
 
 
 class DetectorRecord(_Record):
@@ -179,7 +213,12 @@ class DetectorRecord(_Record):
 
 
 class SetRecord(_Record):
-    """An image set. coding: how its pixels were stored ('pixels' for none, 'jpeg', 'png', 'half jpeg, half png')."""
+    """An image set. coding: how its pixels were stored ('pixels' for none, 'jpeg', 'png', 'half jpeg, half png').
+
+    list_id: which images of a set that exists in several forms. decoding: what was decided about files that decoders
+    treat differently. contamination: shares of images that show an ID class, as somebody found. class_groups: classes
+    that are looked at together.
+    """
 
     kind: Literal["set"] = "set"
     id: Id
@@ -191,12 +230,19 @@ class SetRecord(_Record):
     coding: str
     licence: str
     source: str
+    list_id: str | None = None
+    redistributable: bool | None = None
+    contamination: list[dict[str, Any]] = Field(default_factory=list)
+    class_groups: dict[str, list[str]] = Field(default_factory=dict)
+    decoding: dict[str, Any] = Field(default_factory=dict)
 
 
 class Case(_Record):
     """One (model, detector, OOD set). metrics, timing and scores are null where the case ended before them.
 
-    expected: the case failed as its baseline says it does.
+    expected: the case failed as its baseline says it does. published: what others report of it. full_spectrum: the
+    metrics where shifted ID images count as ID too. shifted_accepted: the share of each shifted set that is accepted at
+    the threshold. tuned: how the detector's options were chosen, null where they were not.
     """
 
     kind: Literal["case"] = "case"
@@ -211,6 +257,10 @@ class Case(_Record):
     timing: Timing | None
     limit: Limit | None
     scores: ScoresFile | None
+    published: list[PublishedValue] = Field(default_factory=list)
+    full_spectrum: Metrics | None = None
+    shifted_accepted: dict[str, Estimate] = Field(default_factory=dict)
+    tuned: Tuned | None = None
 
     @model_validator(mode="after")
     def _measured(self) -> Self:

@@ -29,6 +29,7 @@ from benchmark.thresholds import (
     limit_of_baseline,
     limit_of_goal,
     read_baselines,
+    too_slow,
     write_baselines,
 )
 
@@ -77,13 +78,15 @@ class Limits:
 
     def goal(self, role: Role) -> float:
         if role == "unit-test":
-            return self.suite.entry.goals.unit_test if self.unit_test_limit is None else self.unit_test_limit
-        return getattr(self.suite.entry.goals, role) if self.fpr_limit is None else self.fpr_limit
+            return self.suite.entry.goals.of(role) if self.unit_test_limit is None else self.unit_test_limit
+        return self.suite.entry.goals.of(role) if self.fpr_limit is None else self.fpr_limit
 
     def verdict(self, case: CaseId, fpr_at_95: float, timing: Timing) -> Verdict:
         goal, baseline = self.goal(case.role), self.baselines.get(str(case))
         if self.recording:
-            baseline = Baseline(fpr_at_95, timing.forward_ratio, "this run", datetime.now(UTC).date().isoformat())
+            baseline = Baseline(
+                fpr_at_95, timing.forward_ratio or 0.0, "this run", datetime.now(UTC).date().isoformat()
+            )
         return judge(fpr_at_95, timing, self._limit(case.role, goal, baseline), baseline)
 
     def _limit(self, role: Role, goal: float, baseline: Baseline | None) -> Limit | None:
@@ -91,8 +94,9 @@ class Limits:
         if role != "unit-test" and option is not None:
             return limit_of_goal(goal, "--fpr-limit")
         if baseline is not None:
-            return limit_of_baseline(baseline, role, goal, self.suite.entry.thresholds.name)
-        if role == "unit-test":
+            file = self.suite.entry.thresholds
+            return limit_of_baseline(baseline, role, goal, file.name if file else "this run")
+        if role == "unit-test" or self.suite.entry.thresholds is None:
             return limit_of_goal(
                 goal, f"goals in {self.suite.entry.file.name}" if option is None else "--unit-test-limit"
             )
@@ -116,6 +120,8 @@ class Session:
         self._tell(draft, "model", case.model, bench.record)
         for role, id in self.workbench.suite.splits():
             self._tell(draft, "set", id, partial(set_record, self.workbench.image_set(id), role))
+        if case.role != "unit-test":
+            self.workbench.check_is_ood(image_set)
         bench.outputs(image_set)
         self._tell(draft, "set", image_set.id, partial(set_record, image_set, case.role))
         detector = bench.detector(case.detector)
@@ -149,7 +155,7 @@ class PreparedCase:
     def _shortest(self, first: Timing, forwards_ms_per_image: Iterable[float]) -> Timing:
         """The shortest of a first time and of one beside each forward time: what slows the machine slows both."""
         again = (self.detector.timing(self.score(), forward) for forward in forwards_ms_per_image)
-        return min((first, *again), key=lambda timing: timing.forward_ratio)
+        return min((first, *again), key=lambda timing: timing.forward_ratio or 0.0)
 
     def judge(self, scores: Scores) -> str | None:
         """Measures and judges the scores. Returns one line for a case that failed, None for one that passed."""
@@ -158,11 +164,11 @@ class PreparedCase:
         draft.parts["scores"] = self.detector.save(session.results, session.run, scores)
         draft.parts["metrics"] = metrics
         timing = self.detector.timing(scores, self.detector.bench.forward_ms_per_image)
-        if session.limits.recording and TIME_FACTOR * timing.forward_ratio > TIME_FLOOR:
-            forward = self.detector.bench.forward_ms_per_image
+        forward = self.detector.bench.forward_ms_per_image
+        if session.limits.recording and timing.forward_ratio and TIME_FACTOR * timing.forward_ratio > TIME_FLOOR:
             timing = self._shortest(timing, [forward] * TIME_RETRIES)
         verdict = session.limits.verdict(draft.case, metrics.fpr_at_95.value, timing)
-        if verdict.limit and verdict.limit.forward_ratio and timing.forward_ratio > verdict.limit.forward_ratio:
+        if verdict.limit and too_slow(timing, verdict.limit):
             forwards = (self.detector.bench.forward_ms_per_image_now() for _ in range(TIME_RETRIES))
             timing = self._shortest(timing, forwards)
             verdict = session.limits.verdict(draft.case, metrics.fpr_at_95.value, timing)
@@ -230,7 +236,7 @@ class Recorder:
                 self._run.started[:10],
             )
             for case in self.cases
-            if case.metrics and case.timing
+            if case.metrics and case.timing and case.timing.forward_ratio is not None
         }
         write_baselines(file, read_baselines(file, list(known)) | measured)
         return len(measured)

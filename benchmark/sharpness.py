@@ -415,7 +415,7 @@ def _of_suite(suite: Suite, id: str, device: torch.device, count: int, seed: int
         raise ValueError(f"no model is called {id!r}{did_you_mean(id, known)}; known: {', '.join(known)}")
     if is_vision_language(id, known):
         raise ValueError(f"model {id} was not trained on the suite's images; allowed: classifiers, not zero-shot ones")
-    image_set = load_image_set(suite.entry.in_distribution.train, suite.image_sets)
+    image_set = load_image_set(suite.train, suite.image_sets)
     model = load_model(id, known, device, image_set.class_names)
     train = TrainingSet(model, image_set)
     if train.labels is None:

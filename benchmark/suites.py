@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmark.entries import Entry, read_entries, read_toml
+from benchmark.entries import DATA_DIR, Entry, read_entries, read_toml
 from benchmark.image_sets import BUILT_IN as IMAGE_SETS
 from benchmark.image_sets import ImageSetEntry
 from benchmark.models import BUILT_IN as MODELS
 from benchmark.models import OPEN_CLIP, ModelEntry, ModelError, is_vision_language, root_of
-from benchmark.records import ID_PATTERN, Role, SetRole
+from benchmark.records import ID_PATTERN, OOD_ROLES, OODRole, Role, SetRole
 from detectors import available, create, describe, did_you_mean
 
 FOLDER = Path(__file__).parent / "suites"
@@ -25,16 +25,26 @@ class _Table(BaseModel):
 
 
 class InDistribution(_Table):
-    """The splits: detectors learn from `train` (and `val`), 95 % of `test` set the threshold."""
+    """The splits: detectors learn from `train` (and `val`), 95 % of `test` set the threshold.
 
-    train: str
-    val: str
+    Without `train`, or without `val`, the detectors that need it have no cases.
+    """
+
+    train: str | None = None
+    val: str | None = None
     test: str
 
 
 class OOD(_Table):
+    """The OOD sets by role. contaminated, cleaned: a set with the images in it that show an ID class, and without."""
+
     near: tuple[str, ...] = ()
     far: tuple[str, ...] = ()
+    cleaned: tuple[str, ...] = ()
+    contaminated: tuple[str, ...] = ()
+
+    def by_role(self) -> list[tuple[str, OODRole]]:
+        return [(set, role) for role in OOD_ROLES for set in getattr(self, role)]
 
 
 class Variants(_Table):
@@ -47,21 +57,41 @@ class Variants(_Table):
 class UnitTests(_Table):
     """The synthetic sets: height and width of their images, images a set, and the detectors that meet them."""
 
-    size: tuple[int, int]
+    size: tuple[int, int] = (224, 224)
     images: int = Field(default=400, ge=1)
     detectors: tuple[str, ...] = ("*",)
 
 
 class Goals(_Table):
-    """The FPR@95 that no case of a role should exceed."""
+    """The FPR@95 that no case of a role should exceed; that of `far` where a role has none of its own."""
 
     near: float = Field(ge=0, le=1)
     far: float = Field(ge=0, le=1)
     unit_test: float = Field(alias="unit-test", ge=0, le=1)
+    cleaned: float | None = Field(default=None, ge=0, le=1)
+    contaminated: float | None = Field(default=None, ge=0, le=1)
+
+    def of(self, role: Role) -> float:
+        goal = getattr(self, role.replace("-", "_"))
+        return self.far if goal is None else goal
+
+
+class Tuning(_Table):
+    """Detector options that are chosen: each list's value with the best AUROC between the val split and an OOD set that
+    serves this alone. options: the values to try, by detector and option."""
+
+    ood: str
+    options: dict[str, dict[str, tuple[Any, ...]]]
 
 
 class SuiteEntry(Entry):
-    """A suite file. outliers: images of none of the classes to train variants with, which no OOD set may hold."""
+    """A suite file.
+
+    shifted: ID images that look otherwise: they count as ID in the full-spectrum figures, and are classified too.
+    outliers: images of none of the classes to train variants with, which no OOD set may hold.
+    thresholds: the recorded baselines; without them, and without a published figure, the goals hold.
+    published: what papers report of the suite's cases and means. means: OOD sets whose FPR@95 papers average, by name.
+    """
 
     title: str
     about: str = ""
@@ -69,12 +99,26 @@ class SuiteEntry(Entry):
     detectors: tuple[str, ...]
     variants: Variants = Variants(models=(), detectors=())
     outliers: str | None = None
-    thresholds: Path
+    thresholds: Path | None = None
+    published: Path | None = None
     in_distribution: InDistribution
+    shifted: tuple[str, ...] = ()
     ood: OOD
+    means: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    tuning: Tuning | None = None
     goals: Goals
-    unit_tests: UnitTests
+    unit_tests: UnitTests = UnitTests()
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def evaluated(self) -> list[str]:
+        """The image sets that models are fitted to or evaluated on."""
+        splits = self.in_distribution
+        named = (splits.train, splits.val, splits.test, *self.shifted, *(set for set, _ in self.ood.by_role()))
+        return [id for id in named if id is not None]
+
+    def image_sets(self) -> list[str]:
+        """Every image set that it names."""
+        return [*self.evaluated(), *filter(None, [self.outliers, self.tuning.ood if self.tuning else None])]
 
 
 @dataclass(frozen=True)
@@ -116,8 +160,7 @@ class Suite:
 
     def ood_cases(self) -> Iterator[CaseId]:
         """One case a (model or variant, detector, OOD set)."""
-        sets: list[tuple[str, Role]] = [(set, "near") for set in self.entry.ood.near]
-        sets += [(set, "far") for set in self.entry.ood.far]
+        sets = self.entry.ood.by_role()
         for model in self.models:
             of_variants = model in self.entry.variants.models
             for detector in self._served(model, self.variant_detectors if of_variants else self.detectors):
@@ -131,15 +174,23 @@ class Suite:
                 yield from (CaseId(model, detector, name, "unit-test") for name in names)
 
     def _served(self, model: str, detectors: Iterable[str]) -> list[str]:
-        """The detectors that a model can serve: those that read texts or patches need a vision-language model."""
-        if is_vision_language(model, self.known_models):
-            return list(detectors)
-        return [id for id in detectors if not _OF_VISION_LANGUAGE & set(describe(id)["needs"])]
+        """The detectors that a model and the splits can serve: texts and patches need a vision-language model."""
+        lacking = set() if is_vision_language(model, self.known_models) else set(_OF_VISION_LANGUAGE)
+        lacking |= {"train", "val"} - {role for role, _ in self.splits()}
+        return [id for id in detectors if not lacking & set(describe(id)["needs"])]
 
-    def splits(self) -> tuple[tuple[SetRole, str], ...]:
-        """The in-distribution splits: role and image set."""
+    def splits(self) -> list[tuple[SetRole, str]]:
+        """The in-distribution splits that there are: role and image set."""
         splits = self.entry.in_distribution
-        return (("train", splits.train), ("val", splits.val), ("test", splits.test))
+        named: list[tuple[SetRole, str | None]] = [("train", splits.train), ("val", splits.val), ("test", splits.test)]
+        return [(role, id) for role, id in named if id is not None]
+
+    @property
+    def train(self) -> str:
+        """The training split; a ValueError where the suite has none."""
+        if self.entry.in_distribution.train is None:
+            raise ValueError(f"{self.entry.file}: in_distribution.train is needed here: name the training images")
+        return self.entry.in_distribution.train
 
     def options(self, detector: str) -> dict[str, Any]:
         return self.entry.options.get(detector, {})
@@ -149,8 +200,8 @@ def suite_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load_suite(name_or_path: str) -> Suite:
-    """A built-in suite by name, or the one in a TOML file.
+def load_suite(name_or_path: str, data_dir: Path = DATA_DIR) -> Suite:
+    """A built-in suite by name, or the one in a TOML file; data_dir: where downloaded images and weights lie.
 
     The file may add models and image sets of its own, as tables `model.ID` and `image_set.ID`. Raises ValueError for
     anything that it names and that is not there, before any work.
@@ -163,14 +214,12 @@ def load_suite(name_or_path: str) -> Suite:
         )
     tables = read_toml(file)
     _check_ids([file.stem, *tables.get("model", {}), *tables.get("image_set", {})], file)
-    own_models = read_entries(file, ModelEntry, tables.pop("model", {}))
-    own_sets = read_entries(file, ImageSetEntry, tables.pop("image_set", {}))
-    entry = SuiteEntry.parse(tables, file, "")
-    models = read_entries(MODELS, ModelEntry) | own_models
-    image_sets = read_entries(IMAGE_SETS, ImageSetEntry) | own_sets
-    splits = entry.in_distribution
-    outliers = [entry.outliers] if entry.outliers else []
-    for id in (splits.train, splits.val, splits.test, *entry.ood.near, *entry.ood.far, *outliers):
+    own_models = read_entries(file, ModelEntry, tables.pop("model", {}), data_dir)
+    own_sets = read_entries(file, ImageSetEntry, tables.pop("image_set", {}), data_dir)
+    entry = SuiteEntry.parse(tables, file, "", data_dir)
+    models = read_entries(MODELS, ModelEntry, data_dir=data_dir) | own_models
+    image_sets = read_entries(IMAGE_SETS, ImageSetEntry, data_dir=data_dir) | own_sets
+    for id in entry.image_sets():
         _look_up(id, image_sets, "image set", file)
     _check_outliers(entry, image_sets)
     ids = (*entry.models, *entry.variants.models)
@@ -213,9 +262,8 @@ def _check_outliers(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) 
     """Raises ValueError where the outliers to train with are, by their id or their files, a set that is evaluated."""
     if entry.outliers is None:
         return
-    splits = entry.in_distribution
     outliers = image_sets[entry.outliers]
-    for id in (splits.train, splits.val, splits.test, *entry.ood.near, *entry.ood.far):
+    for id in entry.evaluated():
         if id == entry.outliers or image_sets[id].may_overlap(outliers):
             raise ValueError(
                 f"{entry.file}: outliers: {entry.outliers} holds images of {id}, on which this suite evaluates; "

@@ -10,7 +10,7 @@ Piece = tuple[str, bool]  # text, and whether it is bold
 
 def summary(cases: Sequence[Case], models: Sequence[ModelRecord]) -> Iterator[list[Piece]]:
     """Lines: a table a model with the best of each set in bold, then the cases that need somebody's attention."""
-    accuracies = {model.id: f" (ID accuracy {model.id_accuracy.value:.1%})" for model in models}
+    accuracies = {model.id: f" (ID accuracy {model.id_accuracy.value:.1%})" for model in models if model.id_accuracy}
     for model in dict.fromkeys(case.model for case in cases):
         yield []
         yield [(f"{model}{accuracies.get(model, '')}", True), (": FPR@95 in %, lower is better; best in bold", False)]

@@ -37,12 +37,12 @@ class Verdict:
     expected: bool = False
 
 
-def read_baselines(file: Path, cases: Collection[str]) -> dict[str, Baseline]:
-    """The baselines of a suite by case (`model/detector/set`); none where the file is not there yet.
+def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Baseline]:
+    """The baselines of a suite by case (`model/detector/set`); none where it has no file, or none yet.
 
     Raises ValueError naming file and line for a case that the suite does not have, and for a value that is none.
     """
-    if not file.is_file():
+    if file is None or not file.is_file():
         return {}
     known = set(cases)
     baselines: dict[str, Baseline] = {}
@@ -106,6 +106,12 @@ def limit_of_goal(goal: float, source: str) -> Limit:
     return Limit(goal=goal, fpr_at_95=goal, forward_ratio=None, source=source)
 
 
+def too_slow(timing: Timing, limit: Limit) -> bool:
+    if timing.forward_ratio is None or limit.forward_ratio is None:
+        return False
+    return timing.forward_ratio > limit.forward_ratio
+
+
 def judge(fpr_at_95: float, timing: Timing, limit: Limit | None, baseline: Baseline | None) -> Verdict:
     """Holds a case to its limit, in quality and in time.
 
@@ -118,7 +124,7 @@ def judge(fpr_at_95: float, timing: Timing, limit: Limit | None, baseline: Basel
         )
     if fpr_at_95 > limit.fpr_at_95:
         return Verdict("failed", f"allowed {limit.fpr_at_95:.1%} ({limit.source})", limit)
-    if limit.forward_ratio is not None and timing.forward_ratio > limit.forward_ratio:
+    if too_slow(timing, limit):
         reason = (
             f"score time {timing.score_ms_per_image:.3g} ms an image is {timing.forward_ratio:.2f} of a forward pass, "
             f"allowed {limit.forward_ratio:.2f} ({limit.source})"

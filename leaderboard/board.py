@@ -125,7 +125,9 @@ def _seed_group(id: str, records: Sequence[ModelRecord], tables: Mapping[str, Mo
         for row in tables[model].rows:
             fprs.setdefault(row.detector, []).extend([row.mean.value.value] if row.mean.value else [])
     means = {detector: figure for detector, values in fprs.items() if (figure := mean_over_seeds(values))}
-    return SeedGroup(id, models, mean_over_seeds([record.id_accuracy.value for record in records]), means)
+    return SeedGroup(
+        id, models, mean_over_seeds([record.id_accuracy.value for record in records if record.id_accuracy]), means
+    )
 
 
 def detector_records(boards: Sequence[Board]) -> dict[str, DetectorRecord | None]:

@@ -195,10 +195,10 @@ def _change(
 def _accuracy_change(base: ModelRecord | None, record: ModelRecord, problem: str | None) -> Change:
     """Records hold no verdict on each image: what is not paired differs where the two intervals do not meet."""
     after = record.id_accuracy
-    if record.classified_by_base or base is None or problem:
+    before = base.id_accuracy if base else None
+    if record.classified_by_base or before is None or after is None or problem:
         reason = "the base goes on classifying" if record.classified_by_base else problem or "the base has no record"
-        return Change(_figure(base.id_accuracy if base else None), _figure(after), reason=reason)
-    before = base.id_accuracy
+        return Change(_figure(before), _figure(after), reason=reason)
     finding: Finding = "no difference found"
     if after.low > before.high or after.high < before.low:
         finding = "better" if after.low > before.high else "worse"

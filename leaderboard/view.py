@@ -186,7 +186,8 @@ def _mark_best(units: UnitTests, fewest: int | None) -> UnitTests:
 
 
 def _forward_ratio(cells: Sequence[Cell]) -> float | None:
-    ratios = [result.case.timing.forward_ratio for result in results_of(cells) if result.case.timing]
+    timings = [result.case.timing for result in results_of(cells) if result.case.timing]
+    ratios = [timing.forward_ratio for timing in timings if timing.forward_ratio is not None]
     return median(ratios) if ratios else None
 
 

@@ -69,7 +69,7 @@ def test_an_unknown_suite_names_the_closest() -> None:
         ('title = "Colours"', 'title = "Colours"\n[options.knn]\nk = 0', "no detector of the suite is called 'knn'"),
         ('title = "Colours"', 'title = "Colours"\n[options.mahalanobis]\nkk = 5', "mahalanobis has no option 'kk'"),
         ("[model.net]", '[model."my/net"]', "'my/net' cannot be an id"),
-        ('folder = "images/greys"', "", "greys: .*either `parquet` or `folder`"),
+        ('folder = "images/greys"', "", "greys: .*one of `parquet`, `folder` and `local`"),
     ],
 )
 def test_a_mistake_in_a_suite_is_named_with_its_file(own_world: Path, old: str, new: str, says: str) -> None:

@@ -22,7 +22,7 @@ def make(id: str, suite: Suite, device: torch.device, progress_file: Path | None
     Raises ValueError, naming the entry, for a recipe, a model or images that it cannot be made of.
     """
     method = recipe_of(id, suite)
-    train = load_image_set(suite.entry.in_distribution.train, suite.image_sets)
+    train = load_image_set(suite.train, suite.image_sets)
     entries = suite.known_models
     base = load_model(base_of(id, entries), entries, device, train.class_names)
     sets = {"train": train, "outliers": _outliers(suite) if method.uses_outliers else None}
@@ -77,8 +77,7 @@ def _outliers(suite: Suite) -> ImageSet | None:
         return None
     outliers = load_image_set(suite.entry.outliers, suite.image_sets)
     hashes = outliers.image_sha256s
-    splits, ood = suite.entry.in_distribution, suite.entry.ood
-    for id in (splits.train, splits.val, splits.test, *ood.near, *ood.far):
+    for id in suite.entry.evaluated():
         shared = hashes.keys() & load_image_set(id, suite.image_sets).image_sha256s.keys()
         if shared:
             raise ValueError(
