@@ -145,10 +145,12 @@ class _Record(_Value):
 
 
 class Run(_Record):
-    """Provenance of all that one run recorded. suite_option: what its --suite was."""
+    """Provenance of all that one run recorded. suite_option: what its --suite was; suite_about: what it says of itself."""
 
     kind: Literal["run"] = "run"
     suite_option: str
+    suite_title: str = ""
+    suite_about: str = ""
     started: str
     command: str
     git_commit: str | None

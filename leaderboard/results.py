@@ -6,11 +6,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from benchmark.records import Case, DetectorRecord, ModelRecord, Record, RecordError, Run, SetRecord, read_records
+from benchmark.records import (
+    OOD_ROLES,
+    Case,
+    DetectorRecord,
+    ModelRecord,
+    Record,
+    RecordError,
+    Run,
+    SetRecord,
+    read_records,
+)
 
 CaseKey = tuple[str, str, str]
 _Part = TypeVar("_Part")
-_ROLES = ("near", "far", "unit-test", "test", "val", "train")
+_ROLES = (*OOD_ROLES, "unit-test", "test", "shifted", "val", "train", "tuning")
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,13 @@ class Suite:
 
     @property
     def ood_set_ids(self) -> list[str]:
+        """The sets that figures are averaged over."""
         return self.set_ids("near") + self.set_ids("far")
+
+    @property
+    def tracks(self) -> dict[str, list[str]]:
+        """The sets that stand beside those, by role."""
+        return {role: ids for role in ("contaminated", "cleaned") if (ids := self.set_ids(role))}
 
 
 @dataclass(frozen=True)
@@ -227,6 +243,6 @@ def _hashes(case: Case, records: _RunRecords) -> dict[str, str]:
     if detector := records.detectors.get(case.detector):
         hashes["source file of the detector"] = detector.source_sha256
     for set in records.sets.values():
-        if set.id == case.set or set.role in ("train", "val", "test"):
+        if set.id == case.set or set.role in ("train", "val", "test") or set.id in case.shifted_accepted:
             hashes[f"version of {set.id}"] = set.content_sha256
     return hashes

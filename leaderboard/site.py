@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 import jinja2
@@ -179,7 +179,7 @@ def _flat(result: Result, model: ModelRecord | None) -> dict[str, Any]:
     row |= {"run": case.run, "started": result.run.started}
     for name, field in Metrics.model_fields.items():
         value = getattr(case.metrics, name, None)
-        if field.annotation is Estimate:
+        if Estimate in (field.annotation, *get_args(field.annotation)):
             row |= {f"{name}{end}": getattr(value, of, None) for end, of in _ENDS.items()}
         elif name != "classes":
             row[name] = value

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
-from benchmark.records import Case, ClassValue, Estimate
+from benchmark.records import Case, ClassValue, DetectorRecord, Estimate, PublishedValue
 from leaderboard.ranking import Comparisons, Standing
 from leaderboard.results import Result, Suite
 
@@ -62,12 +62,21 @@ class UnitTests:
 
 
 @dataclass(frozen=True)
+class Track:
+    """One detector on the sets of a role that stands beside the near and the far one."""
+
+    cells: list[Cell]
+    mean: Mean
+
+
+@dataclass(frozen=True)
 class Row:
-    """One detector on one model. forward_ratio: score time over forward time, the median over its cases."""
+    """One detector on one model. tracks: by role. forward_ratio: score time over forward time, median of its cases."""
 
     detector: str
     ood: list[Cell]
     mean: Mean
+    tracks: dict[str, Track]
     unit_cells: list[Cell]
     units: UnitTests
     forward_ratio: float | None
@@ -76,6 +85,11 @@ class Row:
     def meets_unit_tests(self) -> bool:
         """Whether it ran on any of them; most suites spare all but a core of their detectors."""
         return any(cell.result for cell in self.unit_cells)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All its cases, unit tests last."""
+        return [*self.ood, *(cell for track in self.tracks.values() for cell in track.cells), *self.unit_cells]
 
 
 @dataclass(frozen=True)
@@ -137,14 +151,20 @@ def _model_table(suite: Suite, model: str, comparisons: Comparisons) -> ModelTab
                 for cell, standings in zip(grid[detector], set_standings, strict=True)
             ],
             mean=Mean(mean.value, mean.measured, mean.total, mean_standings.get(detector)),
+            tracks={role: _track(suite, model, detector, ids) for role, ids in suite.tracks.items()},
             unit_cells=unit_cells[detector],
             units=_mark_best(units[detector], fewest),
             forward_ratio=_forward_ratio(grid[detector] + unit_cells[detector]),
         )
         for detector, mean in means.items()
-        if results_of(grid[detector] + unit_cells[detector])
     ]
+    rows = [row for row in rows if results_of(row.cells)]
     return ModelTable(suite, model, sorted(rows, key=_rank))
+
+
+def _track(suite: Suite, model: str, detector: str, sets: Sequence[str]) -> Track:
+    cells = [Cell(set, suite.results.get((model, detector, set))) for set in sets]
+    return Track(cells, _mean(cells))
 
 
 def results_of(cells: Sequence[Cell]) -> list[Result]:
@@ -162,10 +182,7 @@ def _mean(cells: Sequence[Cell]) -> Mean:
     fprs = [cell.fpr for cell in cells if cell.comparable and cell.fpr]
     if not fprs or len(fprs) < len(cells):
         return Mean(None, len(fprs), len(cells))
-    value, low, high = (
-        sum(ends) / len(fprs) for ends in zip(*((fpr.value, fpr.low, fpr.high) for fpr in fprs), strict=True)
-    )
-    return Mean(Estimate(value=value, low=low, high=high), len(fprs), len(cells))
+    return Mean(_mean_estimate(fprs), len(fprs), len(cells))
 
 
 def _unit_tests(cells: Sequence[Cell]) -> UnitTests:
@@ -212,19 +229,71 @@ class ClassTable:
     rows: list[tuple[str, int, list[Estimate | None]]]
 
 
-def class_tables(columns: Mapping[str, Row]) -> list[ClassTable]:
-    """A table for each OOD set with classes, in which every row of results becomes a column."""
+def class_tables(columns: Mapping[str, Row], suite: Suite) -> list[ClassTable]:
+    """A table for each OOD set with classes, groups of them first; every row of results becomes a column."""
     tables = []
     for cells in zip(*(row.ood for row in columns.values()), strict=True):
         found = [{value.name: value for value in _classes(cell)} for cell in cells]
         images = {name: value.images for of_column in found for name, value in of_column.items()}
         if images:
+            record = suite.sets.get(cells[0].set)
+            groups = record.class_groups if record else {}
             rows = [
+                (
+                    f"mean of {name}, {len(members)} classes",
+                    sum(images.get(member, 0) for member in members),
+                    [_mean_of_classes([of_column.get(member) for member in members]) for of_column in found],
+                )
+                for name, members in groups.items()
+            ]
+            rows += [
                 (name, count, [of_column[name].fpr_at_95 if name in of_column else None for of_column in found])
                 for name, count in images.items()
             ]
             tables.append(ClassTable(cells[0].set, list(columns), rows))
     return tables
+
+
+def _mean_of_classes(values: Sequence[ClassValue | None]) -> Estimate | None:
+    """The unweighted mean, where all have a figure; the classes share one threshold, so the ends are averaged, too."""
+    if not values or None in values:
+        return None
+    fprs = [value.fpr_at_95 for value in values if value]
+    return _mean_estimate(fprs)
+
+
+def _mean_estimate(fprs: Sequence[Estimate]) -> Estimate:
+    value, low, high = (
+        sum(ends) / len(fprs) for ends in zip(*((fpr.value, fpr.low, fpr.high) for fpr in fprs), strict=True)
+    )
+    return Estimate(value=value, low=low, high=high)
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """What somebody published of a case, beside what was measured."""
+
+    cell: Cell
+    published: PublishedValue
+
+
+def published_rows(suite: Suite) -> list[PublishedRow]:
+    """Every published figure of a suite's cases, in the order of the cases."""
+    return [
+        PublishedRow(Cell(set, result), value)
+        for (_, _, set), result in suite.results.items()
+        for value in result.case.published
+    ]
+
+
+def count_published(rows: Sequence[PublishedRow]) -> list[tuple[str, int]]:
+    counts = Counter(row.published.status for row in rows)
+    return [(name, counts[name]) for name in ("reproduced", "differs", "not run") if counts[name]]
+
+
+def options_set(record: DetectorRecord) -> dict[str, Any]:
+    """The options that a suite gave a detector, where they differ from the defaults."""
+    return {name: value for name, value in record.options_used.items() if value != record.defaults.get(name)}
 
 
 def _classes(cell: Cell) -> Sequence[ClassValue]:

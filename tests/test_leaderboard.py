@@ -400,12 +400,12 @@ def test_the_tables_of_a_suite_say_what_the_records_say(built: Path, results: Pa
     page = pages(built)["suites/digits.html"]
     suite = read_results(results).suites[0]
     for number, model in enumerate(MODELS):
-        of_sets, of_unit_tests = page.tables[2 * number : 2 * number + 2]
+        of_sets, _, of_unit_tests = page.tables[3 * number : 3 * number + 3]
         for detector in ("msp", "knn", "mahalanobis++"):
             metrics = {set: suite.results[model, detector, set].case.metrics for set in (*OOD, *UNIT_TESTS)}
             fprs = {set: value.fpr_at_95.value for set, value in metrics.items() if value}
             failed = sum(fprs[set] > 0.1 for set in UNIT_TESTS)
-            row = of_sets[detector]
+            row = of_sets[f"{detector} k = 10"]  # the option that the suite set
             assert plain(row[1]).startswith(f"{100 * sum(fprs[set] for set in OOD) / 3:.1f} [")
             assert plain(row[2]) == f"{failed} of 17"
             for column, set in enumerate(OOD):
@@ -428,7 +428,7 @@ def plain(cell: str) -> str:
 
 
 def test_errors_and_skips_say_why_in_the_suite_table(built: Path) -> None:
-    row = pages(built)["suites/digits.html"].tables[0]["energy"]
+    row = pages(built)["suites/digits.html"].tables[0]["energy k = 10"]
     assert "error" in row[5]
     assert "row 3 is not finite" in row[5]
     assert "skipped" in row[7]
@@ -528,7 +528,7 @@ def test_figures_of_an_older_checkpoint_are_stale_and_not_averaged(small: Path, 
     write_suite(folder, run="b", started="2026-06-01", models=["digits-vit"], detectors=["msp"], change=retrained)
     assert build(folder, tmp_path / "site") == 0
     found = pages(tmp_path / "site")
-    row = found["suites/digits.html"].tables[0]["msp"]
+    row = found["suites/digits.html"].tables[0]["msp k = 10"]
     assert row[1] == "1 of 3 sets"
     assert "Stale: made with an older checkpoint of the model." in row[3]
     assert "Stale" not in row[5]
