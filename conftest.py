@@ -2,8 +2,10 @@
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,25 +14,33 @@ import pytest
 from benchmark.devices import choose_device, device_name, share_processor
 from benchmark.evaluation import Workbench
 from benchmark.image_sets import ImageSet, MissingImageSetError
+from benchmark.models import MissingWeightsError
+from benchmark.own import DEFAULT_SUITE, Named, load_detectors, near_chance, split_name
+from benchmark.own import FILE as OWN_SUITE
+from benchmark.precomputed import OutputsFolder, OutputsWorkbench
+from benchmark.published import comparisons
 from benchmark.records import Record, parse_record
 from benchmark.session import Draft, Limits, PreparedCase, Recorder, Session, new_run_id, run_record
 from benchmark.store import Store
-from benchmark.suites import CaseId, Suite, load_suite
+from benchmark.suites import CaseId, Suite
 from benchmark.summary import summary
 from benchmark.thresholds import read_baselines
+from detectors.contract import checks
 from unit_tests_ood import names as unit_tests
 
 if TYPE_CHECKING:
     import torch
 
 DRAFT = pytest.StashKey[Draft]()
+OWN_DETECTORS = pytest.StashKey[tuple[str, ...]]()
 RUN = pytest.StashKey[str]()
 SUITE = pytest.StashKey[Suite]()
 
 
 # Options and their defaults; what differs from them is needed to run a case again.
-OPTIONS = {
-    "--suite": "digits",
+OPTIONS: dict[str, Any] = {
+    "--suite": DEFAULT_SUITE,
+    **dict.fromkeys(OWN := ("--model", "--id", "--train", "--val", "--ood", "--outputs", "--detectors")),
     "--data-dir": "data",
     "--store": ".store",
     "--results": "results",
@@ -38,6 +48,7 @@ OPTIONS = {
     "--fpr-limit": None,
     "--unit-test-limit": None,
 }
+MANY = {"action": "append"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +58,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(name, default=OPTIONS[name], help=help, **how)
 
     add("--suite", "a suite by name, or the path of its TOML file (default: digits)")
+    add("--model", "an id, hf-hub:.., a timm name, local-dir:.., open-clip:.. or MODULE:FUNCTION", **MANY)
+    add("--id", "in-distribution test images: a folder of class folders, Parquet, or an id of image_sets.toml")
+    add("--train", "in-distribution training images, for the detectors that learn")
+    add("--val", "in-distribution images that are neither (default: a part of --id)")
+    add("--ood", "out-of-distribution images: a folder, Parquet, or an id of image_sets.toml", **MANY)
+    add("--outputs", "a folder of precomputed outputs in place of a network and images (docs/your-own.md)")
+    add("--detectors", "a Python file that registers detectors of yours", **MANY)
     add("--data-dir", "folder of downloaded images and weights (default: data)")
     add("--store", "folder for the outputs of networks (default: .store)")
     add("--results", "folder for records and scores (default: results)")
@@ -96,20 +114,53 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["device"] = device_name(_device(config))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out a module of cases where the suite, or the command line, has none for it."""
+    has_cases: dict[str, Callable[[], Any]] = {
+        "test_detector_contract.py": lambda: own_detectors(config),
+        "test_ood_detection.py": lambda: next(suite_of(config).ood_cases(), None),
+        "test_unit_tests.py": lambda: next(suite_of(config).unit_test_cases(unit_tests), None),
+    }
+    return True if not has_cases.get(collection_path.name, lambda: True)() else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `ood_case` or `unit_test_case` runs once for each of the suite's."""
-    suite = suite_of(metafunc.config) if {"ood_case", "unit_test_case"} & {*metafunc.fixturenames} else None
-    if suite and "ood_case" in metafunc.fixturenames:
-        metafunc.parametrize("ood_case", list(suite.ood_cases()), ids=str)
-    if suite and "unit_test_case" in metafunc.fixturenames:
-        metafunc.parametrize("unit_test_case", list(suite.unit_test_cases(unit_tests)), ids=str)
+    """A test that takes `ood_case`, `unit_test_case` or `own_detector` runs once for each that there is."""
+    config, names = metafunc.config, metafunc.fixturenames
+    if "ood_case" in names:
+        metafunc.parametrize("ood_case", list(suite_of(config).ood_cases()), ids=str)
+    if "unit_test_case" in names:
+        metafunc.parametrize("unit_test_case", list(suite_of(config).unit_test_cases(unit_tests)), ids=str)
+    if "own_detector" in names:
+        pairs = list(product(own_detectors(config), checks()))
+        metafunc.parametrize(("own_detector", "check"), pairs, ids=["/".join(pair) for pair in pairs])
+
+
+def own_detectors(config: pytest.Config) -> tuple[str, ...]:
+    """The detectors of the user's files, which are run once."""
+    if OWN_DETECTORS not in config.stash:
+        files = dict.fromkeys(config.getoption("--detectors") or ())
+        config.stash[OWN_DETECTORS] = tuple(id for file in files for id in load_detectors(file))
+    return config.stash[OWN_DETECTORS]
 
 
 def suite_of(config: pytest.Config) -> Suite:
     """The suite that the command line names, read once."""
     if SUITE not in config.stash:
-        suite = load_suite(config.getoption("--suite"), config.rootpath / config.getoption("--data-dir"))
-        config.stash[SUITE] = suite.whole() if config.getoption("--full") else suite
+        option = config.getoption
+        suite = Named(
+            suite=option("--suite"),
+            data_dir=config.rootpath / option("--data-dir"),
+            models=option("--model") or (),
+            id=option("--id"),
+            train=option("--train"),
+            val=option("--val"),
+            ood=option("--ood") or (),
+            outputs=option("--outputs"),
+            detectors=own_detectors(config),
+        ).make_suite()
+        # Precomputed outputs come without the network that the unit tests of a whole suite need.
+        config.stash[SUITE] = suite.whole() if option("--full") and not option("--outputs") else suite
     return config.stash[SUITE]
 
 
@@ -121,6 +172,8 @@ def _check_options(config: pytest.Config) -> None:
         entry = suite_of(config).entry
         if twice := {set for set, _ in entry.ood.by_role()} & {*unit_tests}:
             raise ValueError(f"{entry.file}: {sorted(twice)} are names of unit tests; rename the sets")
+        if config.getoption("--record-baselines") and (own := [name for name in OWN if config.getoption(name)]):
+            raise ValueError(f"--record-baselines: a threshold file is of what its suite file names, without {own[0]}")
         if config.getoption("--record-baselines") and entry.thresholds is None:
             raise ValueError(f"{entry.file}: thresholds: name the file that --record-baselines shall write")
     except (ValueError, OSError) as error:
@@ -141,6 +194,12 @@ def _results(config: pytest.Config) -> Path:
     return config.rootpath / str(config.getoption("--results")) / suite_of(config).id
 
 
+def _workbench(config: pytest.Config) -> Workbench:
+    if outputs := config.getoption("--outputs"):
+        return OutputsWorkbench(suite_of(config), OutputsFolder(Path(split_name(outputs)[1])))
+    return Workbench(suite_of(config), Store(config.rootpath / config.getoption("--store")), _device(config))
+
+
 @pytest.fixture(scope="session")
 def session(request: pytest.FixtureRequest) -> Session:
     """The suite at work in this process."""
@@ -148,13 +207,14 @@ def session(request: pytest.FixtureRequest) -> Session:
     suite = suite_of(config)
     option = config.getoption
     return Session(
-        workbench=Workbench(suite, Store(config.rootpath / option("--store")), _device(config)),
+        workbench=_workbench(config),
         limits=Limits(
             suite,
             read_baselines(suite.entry.thresholds, all_cases(config)),
             option("--fpr-limit"),
             option("--unit-test-limit"),
             option("--record-baselines"),
+            own_detectors(config),
         ),
         results=_results(config),
         run=config.stash[RUN],
@@ -169,8 +229,8 @@ def prepare(
 
     def prepare(case: CaseId, image_set: Callable[[], ImageSet]) -> PreparedCase:
         draft = request.node.stash[DRAFT] = Draft(case)
-        with _uncaptured(request.config), _one_line(case):
-            return session.prepare(draft, _found(image_set))
+        with _uncaptured(request.config), _one_line(case), _fetched():
+            return session.prepare(draft, image_set())
 
     return prepare
 
@@ -191,21 +251,29 @@ def hold(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[PreparedCa
     return hold
 
 
-def _found(image_set: Callable[[], ImageSet]) -> ImageSet:
-    """An OOD set; a case whose set nobody has fetched is skipped, with what to do about it as the reason."""
+@contextmanager
+def _fetched() -> Iterator[None]:
+    """A case whose images or weights nobody has fetched is skipped, with what to do about it as the reason."""
+    missing = None
     try:
-        return image_set()
-    except MissingImageSetError as error:
+        yield
+    except (MissingImageSetError, MissingWeightsError) as error:
         missing = str(error)
-    pytest.skip(f"data missing: {missing}")
+    if missing is not None:  # outside of `except`, which would chain the tracebacks that nobody asked for
+        pytest.skip(f"data missing: {missing}")
 
 
 def _command(request: pytest.FixtureRequest) -> str:
     """What runs this case alone, under the same options."""
-    given = {name: request.config.getoption(name) for name in OPTIONS}
-    options = [text for name, value in given.items() if value != OPTIONS[name] for text in (name, str(value))]
     full = ["--full"] if request.config.getoption("--full") else []
-    return shlex.join(["pytest", request.node.nodeid, *options, *full])
+    return shlex.join(["pytest", request.node.nodeid, *_given(request.config, OPTIONS), *full])
+
+
+def _given(config: pytest.Config, options: Iterable[str]) -> list[str]:
+    """What of these options the command line said."""
+    said = {name: value for name in options if (value := config.getoption(name)) != OPTIONS[name]}
+    pairs = [(name, value) for name, all in said.items() for value in (all if isinstance(all, list) else [all])]
+    return [str(text) for pair in pairs for text in pair]
 
 
 @contextmanager
@@ -236,7 +304,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         draft = item.stash.get(DRAFT, Draft(case))
         message = str(call.excinfo.value) if call.excinfo else ""
         skipped = report.skipped and not hasattr(report, "wasxfail")
-        records = draft.finished(item.config.stash[RUN], suite_of(item.config).id, message, skipped=skipped)
+        records = draft.finished(item.config.stash[RUN], suite_of(item.config), message, skipped=skipped)
         report.ood_records = [record.model_dump(mode="json") for record in records]
 
 
@@ -255,8 +323,9 @@ class Controller:
     def recorder(self) -> Recorder:
         if self._recorder is None:
             config, suite = self._config, suite_of(self._config)
-            option = config.getoption("--suite")
-            run = run_record(config.stash[RUN], suite.id, option, config.rootpath, _device(config))
+            own = _given(config, ("--suite", *OWN)) if _given(config, OWN) else None
+            option = shlex.join(own) if own else config.getoption("--suite")
+            run = run_record(config.stash[RUN], suite, option, config.rootpath, _device(config))
             self._recorder = Recorder(_results(config) / f"{run.run}.jsonl", run)
         return self._recorder
 
@@ -266,7 +335,7 @@ class Controller:
         elif report.when == "???":  # what xdist says of a test whose process died
             case = all_cases(self._config).get(report.nodeid.partition("[")[2].rstrip("]"))
             if case:
-                self._add(Draft(case).finished(self._config.stash[RUN], suite_of(self._config).id, "its process died"))
+                self._add(Draft(case).finished(self._config.stash[RUN], suite_of(self._config), "its process died"))
 
     def _add(self, records: list[Record]) -> None:
         try:
@@ -284,11 +353,31 @@ class Controller:
             if self._core_alone(terminalreporter):
                 terminalreporter.line("the unit tests meet a core of the suite's detectors; --full adds all others")
             return
-        for line in summary(self._recorder.cases, self._recorder.models):
+        compared = comparisons(suite_of(self._config), self._recorder.cases)
+        for line in summary(self._recorder.cases, self._recorder.models, compared):
             for text, bold in line:
                 terminalreporter.write(text, bold=bold)
             terminalreporter.line("")
+        for text in self._remarks():
+            terminalreporter.line(text)
         terminalreporter.line(f"records: {self._recorder.file}")
+
+    def _remarks(self) -> Iterator[str]:
+        """What a reader should know of the figures: what was left out, and what is odd."""
+        assert self._recorder
+        if suite_of(self._config).entry.file == OWN_SUITE and suite_of(self._config).entry.about:
+            yield suite_of(self._config).entry.about
+        if _given(self._config, ("--model", "--outputs")):
+            yield from near_chance(self._recorder.models)
+        missing = Counter(case.reason for case in self._recorder.cases if case.status == "skipped")
+        yield from (f"{reason} ({count} cases skipped)" for reason, count in missing.items())
+        if self._none_ran:
+            yield "no case ran"
+
+    @property
+    def _none_ran(self) -> bool:
+        """Whether all cases were skipped, which is no success."""
+        return self._recorder is not None and all(case.status == "skipped" for case in self._recorder.cases)
 
     def _core_alone(self, terminalreporter: Any) -> bool:
         """Whether nothing was selected from unit tests, which may be there for other detectors."""
@@ -296,7 +385,9 @@ class Controller:
         none_left = not terminalreporter.stats.keys() - {"deselected", ""}
         return none_left and "test_unit_tests.py" in deselected and not self._config.getoption("--full")
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._none_ran and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         if self._recorder and self._config.getoption("--record-baselines"):
             thresholds = suite_of(self._config).entry.thresholds
             assert thresholds  # which _check_options saw to

@@ -1,14 +1,18 @@
-"""Image classifiers: timm checkpoints, split into features and a linear head."""
+"""Image classifiers: networks with timm's interface, split into features and a linear head."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from benchmark.models import Model, ModelEntry, ModelError
+from benchmark.models import MODULE, MissingWeightsError, Model, ModelEntry, ModelError
+from benchmark.own_network import load_own_network
+from benchmark.preprocessing import timm_transform
+from benchmark.state_dicts import StateDictError, load_state_dict
 from detectors import Head
 
 
@@ -23,7 +27,7 @@ class Classifier(Model):
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         hidden = self.network.forward_features(images.to(self.device, non_blocking=True))  # type: ignore[operator]
         features = self.network.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
-        return {"features": features, "logits": self.classifier(features)}
+        return {"features": features, "logits": linear(features, *self.linear_head)}
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled pre-logit features (N, D) of images (N, 3, H, W), on their device; torch can differentiate them."""
@@ -45,6 +49,8 @@ class Classifier(Model):
     def feature_map(self, images: Tensor) -> Tensor:
         """The last feature map (N, positions, channels) before pooling; for a transformer all its tokens."""
         hidden = self.network.forward_features(images.to(self.device)).to(images.device)  # type: ignore[operator]
+        if hidden.ndim == 2:
+            raise ModelError(f"model {self.id}: {self.architecture} shows its pooled features alone, no feature map")
         if hidden.ndim == 4 and not self._channels_last:
             hidden = hidden.movedim(1, 3)
         return hidden.flatten(1, -2)
@@ -72,49 +78,85 @@ class Classifier(Model):
         return tuple(shape[1:3] if self._channels_last else shape[2:4])
 
     @property
-    def classifier(self) -> nn.Linear:
+    def classifier(self) -> nn.Linear | nn.Conv2d:
         return self.network.get_classifier()  # type: ignore[operator]
 
     @property
-    def head(self) -> Head:
+    def linear_head(self) -> tuple[Tensor, Tensor]:
+        """The head's weight (C, D) and bias (C,), as the network holds them; a 1 x 1 convolution is a linear layer."""
         layer = self.classifier
-        bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().cpu()
-        return Head(layer.weight.detach().cpu(), bias)
+        weight = layer.weight.flatten(1)
+        return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
+
+    @property
+    def head(self) -> Head:
+        return Head(*(tensor.detach().cpu() for tensor in self.linear_head))
 
     @property
     def architecture(self) -> str:
-        return str(self.network.pretrained_cfg.get("architecture", type(self.network).__name__))  # type: ignore[union-attr, operator]
+        config: Any = getattr(self.network, "pretrained_cfg", {})
+        return str(config.get("architecture", type(self.network).__name__))
 
 
 def load_classifier(id: str, entry: ModelEntry, device: torch.device, class_names: Sequence[str]) -> Classifier:
-    """The timm model of an entry, for these classes.
+    """The timm checkpoint, the state dict or the user's own network of an entry, for these classes.
 
-    Raises ModelError when the checkpoint is missing or damaged, has another number of classes, or has no linear head.
+    Raises ModelError when the weights are missing or damaged, have another number of classes, or no linear head.
     """
-    import timm  # here, since it is slow to import and a run that only collects has no use for it
+    # Here, since timm is slow to import and a run that only collects has no use for it.
+    import benchmark.cifar_networks  # noqa: F401  # it registers them with timm
+
+    classes = len(class_names)
+    if entry.source.startswith(MODULE):
+        network, transform, preprocessing = load_own_network(id, entry, classes)
+    else:
+        network = _timm_network(id, entry, classes)
+        transform, preprocessing = timm_transform(entry.preprocessing, network)
+    _check_head(id, entry, network.get_classifier(), classes)  # type: ignore[operator]
+    network = network.eval().requires_grad_(False).to(device)
+    return Classifier(id, entry, network, transform, preprocessing, device)
+
+
+def _timm_network(id: str, entry: ModelEntry, classes: int) -> nn.Module:
+    import timm
 
     kind, _, place = entry.source.partition(":")
-    source = f"{kind}:{(entry.file.parent / place).resolve()}" if kind == "local-dir" else entry.source
+    if entry.weights is not None and not entry.weights_file.is_file():
+        raise MissingWeightsError(
+            f"model {id}: there are no weights at {entry.weights_file} (named in {entry.file}){entry.remedy(id)}"
+        )
     try:
+        if entry.weights is not None:
+            network = timm.create_model(place, num_classes=classes)
+            load_state_dict(network, entry.weights_file, entry.weights_sha256)
+            return network
+        source = f"{kind}:{(entry.file.parent / place).resolve()}" if kind == "local-dir" else entry.source
         # Without pretrained=True a local folder gives random weights in silence.
-        network = timm.create_model(source, pretrained=True)
-    except Exception as error:  # timm, safetensors and the Hub's client raise many kinds
+        return timm.create_model(source, pretrained=True)
+    except StateDictError as error:
+        raise ModelError(
+            f"model {id}: cannot use {entry.weights_file} (named in {entry.file}) for {entry.source}: {error}"
+        ) from error
+    except Exception as error:  # timm, torch, safetensors and the Hub's client raise many kinds
         raise ModelError(
             f"model {id}: cannot load {entry.source} (named in {entry.file}): {error}{entry.remedy(id)}"
         ) from error
-    layer = network.get_classifier()
-    if not isinstance(layer, nn.Linear):
+
+
+def _check_head(id: str, entry: ModelEntry, layer: Any, classes: int) -> None:
+    """Raises ModelError where the head is not one linear layer, or is for another number of classes."""
+    if not isinstance(layer, nn.Linear) and not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
+        kind = type(layer).__name__
+        if isinstance(layer, nn.Identity):
+            kind = "missing (it gives features alone)"
+        elif isinstance(layer, (tuple, list, nn.ModuleList)):  # of distilled DeiT and LeViT: one for each token
+            kind = f"the mean of {len(layer)} ({', '.join(type(part).__name__ for part in layer)})"
         raise ModelError(
-            f"model {id}: the head of {entry.source} is {type(layer).__name__}, not one linear layer; "
-            "detectors that read the head need logits = features @ weight.T + bias"
+            f"model {id}: the head of {entry.source} is {kind}, not one linear layer; "
+            "detectors that read the head need logits = features @ weight.T + bias: use a checkpoint with such a head"
         )
-    if layer.out_features != len(class_names):
+    if len(layer.weight) != classes:
         raise ModelError(
-            f"model {id}: {entry.source} has {layer.out_features} classes, the in-distribution set has "
-            f"{len(class_names)}; use a checkpoint for these classes, or correct the set's `classes`"
+            f"model {id}: {entry.source} has {len(layer.weight)} classes, the in-distribution set has {classes}; "
+            "use a checkpoint for these classes, or correct the set's `classes`"
         )
-    config = timm.data.resolve_data_config({}, model=network, use_test_size=True)
-    transform = timm.data.create_transform(**config)
-    network = network.eval().requires_grad_(False).to(device)
-    preprocessing = {**json.loads(json.dumps(config)), "transform": " | ".join(map(str, transform.transforms))}
-    return Classifier(id, entry, network, transform, preprocessing, device)

@@ -25,13 +25,18 @@ class Entry(BaseModel):
     def parse(cls, table: dict[str, Any], file: Path, where: str, data_dir: Path = DATA_DIR) -> Any:
         """The entry, or a ValueError that names the file, the place in it and what is wrong there."""
         paths = {name for name, field in cls.model_fields.items() if "Path" in str(field.annotation)} & table.keys()
-        resolved = {name: file.parent / str(table[name]) for name in paths}
+        resolved = {name: _from_folder(file.parent, table[name]) for name in paths}
         try:
             return cls(**(table | resolved), file=file, data_dir=data_dir)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
             raise ValueError(f"{file}: {place}: {first['msg']}") from None
+
+
+def _from_folder(folder: Path, named: Any) -> Path | list[Path]:
+    """What a path, or each of a list of them, is from a folder."""
+    return [folder / str(path) for path in named] if isinstance(named, list) else folder / str(named)
 
 
 _Entry = TypeVar("_Entry", bound=Entry)

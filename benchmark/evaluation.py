@@ -4,7 +4,9 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +17,13 @@ import torch
 
 from benchmark import records
 from benchmark.devices import device_name
-from benchmark.image_sets import ImageSet, ImageSetError, load_image_set
-from benchmark.metrics import accuracy, measure
+from benchmark.image_sets import ImageSet, ImageSetError, MissingImageSetError, load_image_set
+from benchmark.metrics import accepted, accuracy, auroc, measure
 from benchmark.models import Model, base_of, load_model
-from benchmark.records import Estimate, Metrics, ScoresFile, SetRole, Timing
+from benchmark.records import Estimate, Metrics, ScoresFile, SetRole, Timing, Tuned
 from benchmark.store import BATCH_ROWS, Store, forward_ms_per_image
 from benchmark.suites import Suite
+from benchmark.tuning import tune
 from detectors import Detector, Outputs, create, describe
 from detectors.base import option_fields
 
@@ -92,17 +95,68 @@ class Workbench:
         """The base of a variant, for what is asked of it beside the variant."""
         return self.load_model(base_of(model.id, self.suite.known_models))
 
+    def shifted_sets(self) -> list[ImageSet]:
+        """The shifted sets that somebody has fetched."""
+        found = []
+        for id in self.suite.entry.shifted:
+            with suppress(MissingImageSetError):
+                found.append(self.image_set(id))
+        return found
+
+    def id_labels(self, image_set: ImageSet) -> np.ndarray | None:
+        """The labels of in-distribution images (N,), as the network counts them; None where there are none.
+
+        A shifted set may hold some of the classes only, in another order.
+        """
+        splits = self.suite.entry.in_distribution
+        classes = self.image_set(splits.test).classes or self.image_set(splits.train or splits.test).classes
+        if image_set.labels is None or image_set.classes == classes:
+            return image_set.labels
+        if not classes:
+            return None
+        if unknown := sorted(set(image_set.classes) - set(classes)):
+            raise ImageSetError(
+                f"image set {image_set.id}: {len(unknown)} of its classes are none of the in-distribution images', "
+                f"such as {unknown[0]!r}; a shifted set shows ID classes: leave the others out of `classes`"
+            )
+        return np.array([classes.index(name) for name in image_set.classes])[image_set.labels]
+
     def check_is_ood(self, image_set: ImageSet) -> None:
         """Raises ImageSetError where a set holds files of an in-distribution split too."""
         for role, id in self.suite.splits():
-            shared = sorted(image_set.image_sha256s.keys() & self.image_set(id).image_sha256s.keys())
-            if shared:
-                one, other = image_set.image_sha256s[shared[0]], self.image_set(id).image_sha256s[shared[0]]
-                raise ImageSetError(
-                    f"image set {image_set.id}: {len(shared)} of its {len(image_set)} images are also in {id}, the "
-                    f"{role} images of this suite, such as {one} ({other} there): what is ID cannot be OOD; "
-                    "remove them, or name another set"
-                )
+            _refuse_shared(
+                image_set, self.image_set(id), f"the {role} images of this suite", "what is ID cannot be OOD"
+            )
+
+    def tuning_set(self) -> ImageSet:
+        """The OOD images that options are chosen with, which are in no in-distribution set."""
+        assert self.suite.entry.tuning
+        image_set = self.image_set(self.suite.entry.tuning.ood)
+        self.check_is_ood(image_set)
+        for shifted in self.shifted_sets():
+            self.check_not_tuned_on(shifted)
+        return image_set
+
+    def check_not_tuned_on(self, image_set: ImageSet) -> None:
+        """Raises ImageSetError where a set holds files that options were chosen with."""
+        assert self.suite.entry.tuning
+        _refuse_shared(
+            image_set,
+            self.image_set(self.suite.entry.tuning.ood),
+            "the tuning images of this suite",
+            "what options were chosen with proves nothing",
+        )
+
+
+def _refuse_shared(image_set: ImageSet, other: ImageSet, what: str, why: str) -> None:
+    """Raises ImageSetError where a set holds files of another one too. what: the other one is."""
+    shared = sorted(image_set.image_sha256s.keys() & other.image_sha256s.keys())
+    if shared:
+        one, there = image_set.image_sha256s[shared[0]], other.image_sha256s[shared[0]]
+        raise ImageSetError(
+            f"image set {image_set.id}: {len(shared)} of its {len(image_set)} images are also in {other.id}, {what}, "
+            f"such as {one} ({there} there): {why}; remove them, or name another set"
+        )
 
 
 class ModelBench:
@@ -112,12 +166,14 @@ class ModelBench:
         self.workbench, self.model = workbench, model
         self._outputs = Once()
         self._detectors = Once()
+        self._correct = Once()
         splits = workbench.suite.entry.in_distribution
         self.train, self.val = (
             self.outputs(workbench.image_set(id)) if id is not None else None for id in (splits.train, splits.val)
         )
         self.test_set = workbench.image_set(splits.test)
         self.test = self.outputs(self.test_set)
+        self.shifted_sets = workbench.shifted_sets()
         self.forward_ms_per_image = workbench.store.forward_ms_per_image(model, self.test)
 
     def outputs(self, image_set: ImageSet) -> Outputs:
@@ -139,13 +195,46 @@ class ModelBench:
         return forward_ms_per_image(self.model, next(self.test.only({"images"}).batches(BATCH_ROWS)).images)
 
     def detector(self, id: str) -> "DetectorBench":
-        return self._detectors(id, lambda: DetectorBench(self, id, self.workbench.suite.options(id)))
+        return self._detectors(id, lambda: DetectorBench(self, id, self.tuned(id)))
+
+    def tuned(self, id: str) -> Tuned | None:
+        """How the suite's tuning chooses a detector's options for this model; None where it leaves them."""
+        suite = self.workbench.suite
+        tuning = suite.entry.tuning
+        if tuning is None or id not in tuning.options:
+            return None
+        ood = self.outputs(self.workbench.tuning_set())
+
+        def auroc_with(options: dict[str, Any]) -> float:
+            try:
+                detector = self.fit(id, suite.options(id) | options)
+                return auroc(detector.score(self.val), detector.score(ood))  # type: ignore[arg-type]
+            except ValueError as error:
+                raise ValueError(f"{self.model.id}/{id}: tuning with {options}: {error}") from error
+
+        return tune(tuning.ood, tuning.options[id], auroc_with)
+
+    def fit(self, id: str, options: dict[str, Any]) -> Detector:
+        """A new detector, fitted to the training images (and the val split)."""
+        return create(id, **options).fit(self.train, self.model.head, val=self.val, model=self.model)
+
+    def correct(self, image_set: ImageSet) -> np.ndarray | None:
+        """Whether the network that classifies is right about each of some in-distribution images (N,); None where they
+        have no labels. It is the base's where that goes on classifying."""
+        return self._correct(image_set.id, lambda: self._find_correct(image_set))
+
+    def _find_correct(self, image_set: ImageSet) -> np.ndarray | None:
+        if not self.model.classified_by_base:
+            return self._correct_of(self.outputs(image_set), image_set)
+        return self._correct_of(self.workbench.store.outputs(self._base, image_set), image_set)
+
+    @cached_property
+    def _base(self) -> Model:
+        return self.workbench.base_of(self.model)
 
     def record(self, run: str, suite: str) -> records.ModelRecord:
         model = self.model
-        classifying = self.test
-        if model.classified_by_base:
-            classifying = self.workbench.store.outputs(self.workbench.base_of(model), self.test_set)
+        shifted = {image_set.id: _accuracy(self.correct(image_set)) for image_set in self.shifted_sets}
         return records.ModelRecord(
             run=run,
             suite=suite,
@@ -160,7 +249,7 @@ class ModelBench:
             parameters=model.parameters,
             feature_dimensions=model.feature_dimensions,
             classes=model.classes,
-            id_accuracy=self._accuracy(classifying),
+            id_accuracy=_accuracy(self.correct(self.test_set)),
             id_images=len(self.test_set),
             forward_ms_per_image=self.forward_ms_per_image,
             device=device_name(model.device),
@@ -168,29 +257,36 @@ class ModelBench:
             group=model.entry.group,
             seed=model.entry.seed,
             classified_by_base=model.classified_by_base,
-            network_accuracy=self._accuracy(self.test),
+            network_accuracy=_accuracy(self._correct_of(self.test, self.test_set)),
+            shifted_accuracy={id: estimate for id, estimate in shifted.items() if estimate},
             **_how_made(model),
         )
 
-    def _accuracy(self, outputs: Outputs) -> Estimate | None:
-        """The share of the in-distribution test images that some outputs classify right; null without labels."""
-        if self.test_set.labels is None:
+    def _correct_of(self, outputs: Outputs, image_set: ImageSet) -> np.ndarray | None:
+        """Whether some outputs are right about each in-distribution image (N,); None where they have no labels."""
+        labels = self.workbench.id_labels(image_set)
+        if labels is None:
             return None
-        predicted = torch.cat([batch.logits.argmax(dim=1) for batch in outputs.batches(4096)])  # type: ignore[union-attr]
-        return accuracy(int((predicted.numpy() == self.test_set.labels).sum()), len(self.test_set))
+        batches = outputs.only({"logits"}).batches(4096)
+        predicted = torch.cat([batch.logits.argmax(dim=1) for batch in batches])  # type: ignore[union-attr]
+        return predicted.numpy() == labels
 
 
 class DetectorBench:
-    """One detector on one model: fitted once, and the in-distribution test images scored once."""
+    """One detector on one model: fitted once, and the in-distribution images that are evaluated scored once.
 
-    def __init__(self, bench: ModelBench, id: str, options: dict[str, Any]) -> None:
-        self.bench, self.id = bench, id
+    tuned: how its options were chosen, in place of the suite's; None where they were not.
+    """
+
+    def __init__(self, bench: ModelBench, id: str, tuned: Tuned | None = None) -> None:
+        self.bench, self.id, self.tuned = bench, id, tuned
         self._saved: pa.Table | None = None
-        self._detector = create(id, **options)
+        options = bench.workbench.suite.options(id) | (tuned.options if tuned else {})
         started = time.perf_counter()
-        self._detector.fit(bench.train, bench.model.head, val=bench.val, model=bench.model)
+        self._detector = bench.fit(id, options)
         self.fit_s = time.perf_counter() - started
         self.id_scores = self.score(bench.test_set)
+        self.shifted_scores = [self.score(image_set) for image_set in bench.shifted_sets]
 
     def score(self, image_set: ImageSet) -> Scores:
         """The scores of a set; a ValueError that names model, detector and set where they cannot be made."""
@@ -210,8 +306,35 @@ class DetectorBench:
         return Scores(image_set, values, seconds)
 
     def metrics(self, scores: Scores) -> Metrics:
-        image_set = scores.image_set
-        return measure(self.id_scores.values, scores.values, image_set.labels, image_set.classes)
+        return self._measure([self.id_scores], scores)
+
+    def full_spectrum(self, scores: Scores) -> Metrics | None:
+        """The metrics where test and shifted images count as ID alike, and set the threshold together: OpenOOD v1.5's.
+
+        None in a suite without shifted sets, and where one of them is missing.
+        """
+        shifted = self.bench.workbench.suite.entry.shifted
+        if not shifted or len(self.shifted_scores) < len(shifted):
+            return None
+        return self._measure([self.id_scores, *self.shifted_scores], scores)
+
+    @cached_property
+    def shifted_accepted(self) -> dict[str, Estimate]:
+        """The share of each shifted set that the threshold of the test images accepts."""
+        return {
+            shifted.image_set.id: accepted(self.id_scores.values, shifted.values) for shifted in self.shifted_scores
+        }
+
+    def _measure(self, id_scores: list[Scores], scores: Scores) -> Metrics:
+        correct = [self.bench.correct(part.image_set) for part in id_scores]
+        known = [part for part in correct if part is not None]
+        return measure(
+            np.concatenate([part.values for part in id_scores]),
+            scores.values,
+            scores.image_set.labels,
+            scores.image_set.classes,
+            id_correct=np.concatenate(known) if len(known) == len(correct) else None,
+        )
 
     def timing(self, scores: Scores, forward_ms_per_image: float | None) -> Timing:
         milliseconds = 1000 * scores.seconds / len(scores.image_set)
@@ -230,7 +353,9 @@ class DetectorBench:
             suite=suite,
             **describe(self.id),
             options_used={
-                option.name: getattr(self._detector, option.name) for option in option_fields(self._detector)
+                option.name: getattr(self._detector, option.name)
+                for option in option_fields(self._detector)
+                if not (self.tuned and option.name in self.tuned.options)  # which differ between models
             },
             source_sha256=source_sha256(type(self._detector)),
         )
@@ -239,10 +364,15 @@ class DetectorBench:
         """Writes all scores so far to the Parquet file of this model and detector in the results folder of a run."""
         path = f"{run}/{self.bench.model.id}/{self.id}.parquet"
         if self._saved is None:  # a detector that was let go and made again goes on with its file
-            self._saved = pq.read_table(folder / path) if (folder / path).exists() else self.id_scores.table()
+            of_id = pa.concat_tables([scored.table() for scored in (self.id_scores, *self.shifted_scores)])
+            self._saved = pq.read_table(folder / path) if (folder / path).exists() else of_id
         self._saved = pa.concat_tables([self._saved, scores.table()])
         _write_table(folder / path, self._saved)
         return ScoresFile(path=path, sha256=hashlib.sha256(self.id_scores.lines() + scores.lines()).hexdigest())
+
+
+def _accuracy(correct: np.ndarray | None) -> Estimate | None:
+    return None if correct is None else accuracy(int(correct.sum()), len(correct))
 
 
 def _how_made(model: Model) -> dict[str, Any]:

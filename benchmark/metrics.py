@@ -74,6 +74,40 @@ def aupr(id_scores: ArrayLike, ood_scores: ArrayLike, positive: Literal["id", "o
     return float(retrieved.precision.mean())
 
 
+def oscr(id_scores: ArrayLike, id_correct: ArrayLike, ood_scores: ArrayLike) -> float:
+    """The probability that an ID image is classified right and scores above an OOD image, a tie counting half.
+
+    It is the area under the share of ID images that are accepted and classified right, over the share of OOD images
+    accepted: AUROC where every image is classified right, at most the accuracy. id_correct: (n_id,) booleans.
+
+    Source: Dhamija, Günther and Boult, "Reducing network agnostophobia", NeurIPS 2018, who draw the curve.
+    """
+    id_scores, ood_scores = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
+    right = id_scores[_correct(id_correct, len(id_scores))]
+    return int(_half_below(right, np.sort(ood_scores)).sum()) / (2 * len(id_scores) * len(ood_scores))
+
+
+def aurc(id_scores: ArrayLike, id_correct: ArrayLike, ood_scores: ArrayLike | None = None) -> float:
+    """The mean risk over all coverages: the area under the share of errors among the accepted; lower is better.
+
+    Images are accepted from the highest score down; those that tie in random order, as at a threshold that is drawn.
+    An error is a misclassified ID image (id_correct: (n_id,) booleans) and, with ood_scores, an accepted OOD image. ID
+    and OOD images then have half of the weight each, however many there are, so that a detector and a classifier
+    without a fault reach (1 - ln 2) / 2 = 0.153 and constant scores the risk of accepting everything.
+
+    Source: Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017. The mean of the
+    risk at each image's own score, which is also in use, is larger by about risk / 2n.
+    """
+    id_scores = _scores("id_scores", id_scores)
+    ood_scores = None if ood_scores is None else _scores("ood_scores", ood_scores)
+    return _risk_curve(id_scores, _correct(id_correct, len(id_scores)), ood_scores).area
+
+
+def accepted(id_scores: ArrayLike, other_scores: ArrayLike) -> Estimate:
+    """The share of other images that the threshold accepts which accepts 95 % of the ID images."""
+    return _fpr(np.sort(_scores("id_scores", id_scores)), _scores("other_scores", other_scores))
+
+
 def accuracy(correct: int, total: int) -> Estimate:
     """The share of images classified correctly, with Wilson's interval."""
     if not 0 <= correct <= total or total == 0:
@@ -86,13 +120,17 @@ def measure(
     ood_scores: ArrayLike,
     ood_classes: ArrayLike | None = None,
     class_names: Sequence[str] = (),
+    id_correct: ArrayLike | None = None,
 ) -> Metrics:
     """Every metric of one detector on one OOD set, with its interval.
 
+    id_correct: whether each ID image is classified right, (n_id,) booleans; without them OSCR and AURC are None.
     ood_classes: for a set with classes, the index into class_names of each OOD image, (n_ood,). FPR@95 is then the
     unweighted mean over the classes that have images; a class without images is left out.
     """
-    id_scores, ood_scores = np.sort(_scores("id_scores", id_scores)), _scores("ood_scores", ood_scores)
+    id_scores, ood_scores = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
+    with_errors = {} if id_correct is None else _measure_with_errors(id_scores, id_correct, ood_scores)
+    id_scores = np.sort(id_scores)
     pooled = _fpr(id_scores, ood_scores)
     macro = pooled
     by_class: list[ClassValue] = []
@@ -117,7 +155,18 @@ def measure(
         id_images=len(id_scores),
         ood_images=len(ood_scores),
         classes=by_class,
+        **with_errors,
     )
+
+
+def _measure_with_errors(id_scores: Floats, id_correct: ArrayLike, ood_scores: Floats) -> dict[str, Estimate]:
+    """The metrics to which a wrong answer on an ID image is an error too."""
+    correct = _correct(id_correct, len(id_scores))
+    return {
+        "oscr": _oscr(id_scores, correct, ood_scores),
+        "aurc": _aurc(id_scores, correct, ood_scores),
+        "aurc_id": _aurc(id_scores, correct, None),
+    }
 
 
 class Difference(NamedTuple):
@@ -179,6 +228,16 @@ def _scores(name: str, values: ArrayLike) -> Floats:
     if missing:
         raise ValueError(f"{name} holds NaN in {missing} of {scores.size} places; a detector has to score every image")
     return scores
+
+
+def _correct(values: ArrayLike, images: int) -> NDArray[np.bool_]:
+    correct = np.asarray(values)
+    if correct.shape != (images,) or correct.dtype != np.bool_:
+        raise ValueError(
+            f"id_correct has shape {correct.shape} and type {correct.dtype}; it takes one boolean for each of the "
+            f"{images} ID images"
+        )
+    return correct
 
 
 def _class_indices(values: ArrayLike, images: int) -> Ints:
@@ -265,6 +324,11 @@ def _half_wins(keys: Ints, id_images: int) -> int:
     return 2 * not_below - int(tied_ood @ tied_id)
 
 
+def _half_below(scores: Floats, others: Floats) -> Ints:
+    """For each score, over the others, which are sorted: 2 for each that is lower, 1 for each that ties."""
+    return np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")
+
+
 class _Retrieved(NamedTuple):
     """For each positive image, ascending by score: how many positives and negatives score at least as high."""
 
@@ -291,10 +355,20 @@ def _retrieved(positives: Floats, negatives: Floats) -> _Retrieved:
 def _auroc(id_scores: Floats, ood_scores: Floats) -> Estimate:
     """Both sorted ascending."""
     id_images, ood_images = len(id_scores), len(ood_scores)
-    ood_below = np.searchsorted(ood_scores, id_scores, "left") + np.searchsorted(ood_scores, id_scores, "right")
-    id_below = np.searchsorted(id_scores, ood_scores, "left") + np.searchsorted(id_scores, ood_scores, "right")
+    ood_below, id_below = _half_below(id_scores, ood_scores), _half_below(ood_scores, id_scores)
     variance = (ood_below / (2 * ood_images)).var() / id_images + (id_below / (2 * id_images)).var() / ood_images
     return _with_variance(auroc(id_scores, ood_scores), variance, id_images, ood_images)
+
+
+def _oscr(id_scores: Floats, correct: NDArray[np.bool_], ood_scores: Floats) -> Estimate:
+    """DeLong's variance again, a misclassified ID image being below every OOD image."""
+    id_images, ood_images = len(id_scores), len(ood_scores)
+    ood_scores, right = np.sort(ood_scores), np.sort(id_scores[correct])
+    of_id = np.zeros(id_images)
+    of_id[: len(right)] = _half_below(right, ood_scores)
+    id_below = _half_below(ood_scores, right)
+    variance = (of_id / (2 * ood_images)).var() / id_images + (id_below / (2 * id_images)).var() / ood_images
+    return _with_variance(float(of_id.sum()) / (2 * id_images * ood_images), variance, id_images, ood_images)
 
 
 def _aupr(positives: Floats, negatives: Floats) -> Estimate:
@@ -308,6 +382,79 @@ def _aupr(positives: Floats, negatives: Floats) -> Estimate:
     of_negatives = lowered[np.searchsorted(positives, negatives, "right")] * (len(negatives) / len(positives))
     variance = of_positives.var() / len(positives) + of_negatives.var() / len(negatives)
     return _with_variance(float(precision.mean()), variance, len(positives), len(negatives))
+
+
+class _RiskCurve(NamedTuple):
+    """Area under the risk over the coverage, and what more weight on each of the ID and OOD images would do to it.
+
+    influence_*: (n,), the derivatives of the area by those weights, ascending.
+    """
+
+    area: float
+    influence_id: Floats
+    influence_ood: Floats
+
+
+def _risk_curve(id_scores: Floats, correct: NDArray[np.bool_], ood_scores: Floats | None) -> _RiskCurve:
+    """Risk is errors / coverage, both being sums of weights; between two levels of the scores both grow in proportion.
+
+    A level that takes coverage from a to b and errors from p to p + e adds the integral of (p + k (c - a)) / c, with
+    k = e / (b - a): e + (p - k a) ln(b / a). The first level, where a = p = 0, adds e.
+    """
+    ood_scores = np.empty(0) if ood_scores is None else ood_scores
+    id_weight = 0.5 if len(ood_scores) else 1.0
+    _, levels = np.unique(-np.concatenate([id_scores, ood_scores]), return_inverse=True)
+    of_id, of_ood = levels[: len(id_scores)], levels[len(id_scores) :]
+    count = int(levels.max()) + 1
+    id_images, wrong, ood_images = (np.bincount(of, minlength=count) for of in (of_id, of_id[~correct], of_ood))
+
+    ood_weight = (1 - id_weight) / max(1, len(ood_scores))
+    width = id_weight / len(id_scores) * id_images + ood_weight * ood_images
+    error = id_weight / len(id_scores) * wrong + ood_weight * ood_images
+    end, errors_at_end = np.cumsum(width), np.cumsum(error)
+    start, errors_at_start = (np.concatenate([[0.0], at_end[:-1]]) for at_end in (end, errors_at_end))
+    slope = error / width
+    log = np.zeros(count)
+    log[1:] = np.log1p(width[1:] / start[1:])
+    offset = errors_at_start - slope * start
+    area = float(np.sum(error + offset * log))
+
+    # One more image widens its own level, where it may be an error, and moves all levels below it.
+    by_width = slope * start / width * log + offset / end
+    by_error = 1 - start / width * log
+    moved = np.zeros(count)
+    moved[1:] = offset[1:] * (1 / end[1:] - 1 / start[1:]) - slope[1:] * log[1:]
+    right_influence = by_width + _sum_below(moved)
+    wrong_influence = right_influence + by_error + _sum_below(log)
+    influence_id = id_weight * np.where(correct, right_influence[of_id], wrong_influence[of_id])
+    influence_ood = (1 - id_weight) * wrong_influence[of_ood]
+    # Sorted, since the sums over them must not hang on the order of the images by a last bit.
+    return _RiskCurve(min(1.0, max(0.0, area)), np.sort(influence_id), np.sort(influence_ood))
+
+
+def _sum_below(levels: Floats) -> Floats:
+    """For each level the sum over those after it."""
+    return np.cumsum(levels[::-1])[::-1] - levels
+
+
+def _aurc(id_scores: Floats, correct: NDArray[np.bool_], ood_scores: Floats | None) -> Estimate:
+    """Wilson's interval on the part of [0, 1] that AURC can reach.
+
+    A single error moves AURC by its weight times -ln of the coverage at which it comes, and few errors tell little of
+    where they may come: to find the interval's width, half an error on each side is added at a place by chance, where
+    the logarithm's mean is 1 and its mean square 2.
+    """
+    curve = _risk_curve(id_scores, correct, ood_scores)
+    sides = [curve.influence_id] if ood_scores is None else [curve.influence_id, curve.influence_ood]
+    lowest = 0.0 if ood_scores is None else (1 - math.log(2)) / 2
+    reach = 1 - lowest
+    value = max(0.0, curve.area - lowest) / reach
+    halves = [0.5 / (len(sides) * len(influence) * reach) for influence in sides]
+    variance = sum(influence.var() / len(influence) for influence in sides) / reach**2
+    variance += sum(2 * half**2 for half in halves)
+    smoothed = (value + sum(halves)) / (1 + 2 * sum(halves))
+    interval = _wilson(value, smoothed * (1 - smoothed) / variance)
+    return _estimate(curve.area, lowest + reach * interval.low, lowest + reach * interval.high)
 
 
 def _with_variance(value: float, variance: float, positives: int, negatives: int) -> Estimate:

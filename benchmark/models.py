@@ -3,38 +3,50 @@
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from benchmark.entries import Entry
+from benchmark.entries import DATA_DIR, Entry
+from benchmark.preprocessing import Preprocessing, Transform
+from benchmark.sources import Source
 from benchmark.variants.edits import Edit, EditError, load_edit
 from detectors import Head, did_you_mean
 
 BUILT_IN = Path(__file__).parent / "models.toml"
 OPEN_CLIP = "open-clip:"
+STATE_DICT = "state-dict:"
+MODULE = "module:"
 
 
 class ModelEntry(Entry):
     """One entry of a model file: a checkpoint (`source`), or a base model with an edit (`base` and `edit`).
 
-    source: a timm checkpoint, or `open-clip:` and a vision-language one; `local-dir:PATH` is relative to the file.
+    source: a timm checkpoint, where `local-dir:PATH` is relative to the file; `open-clip:` and a vision-language one;
+    `state-dict:` and the timm name of the architecture that `weights`, a file under the data folder, are of; or
+    `module:NAME:FUNCTION`, a function of the user's that makes the network.
+    weights_sha256: of that file. sources: where it comes from, tried in order.
+    preprocessing: in place of the checkpoint's own; a state dict has none.
     base: the model that a variant is compared with. edit: the folder of what is changed in it.
     recipe: how it is made: a command, or of an edit the `method` and its settings.
     method, settings: of a checkpoint that was trained otherwise than its base, how.
     prompt: of a vision-language model, the sentence that makes a class of a word.
+    papers: what papers call it, by paper.
     group, seed: models of one group differ in their seed alone.
     """
 
     title: str
     source: str = ""
+    weights: str | None = None
+    weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    sources: tuple[Source, ...] = ()
+    preprocessing: Preprocessing | None = None
     base: str | None = None
     edit: Path | None = None
     family: str = ""
@@ -43,6 +55,7 @@ class ModelEntry(Entry):
     method: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     prompt: str = "a photo of a {}"
+    papers: dict[str, str] = Field(default_factory=dict)
     group: str | None = None
     seed: int | None = Field(default=None, ge=0)
 
@@ -54,17 +67,34 @@ class ModelEntry(Entry):
             raise ValueError("an `edit` needs the `base` that it changes")
         if self.edit is not None and self.edit == self.file.parent:
             raise ValueError("`edit` must name a folder of its own")
+        if self.source.startswith(STATE_DICT) != (self.weights is not None):
+            raise ValueError("`weights` name the file of a `state-dict:ARCHITECTURE` source, and of no other")
+        if self.weights is not None and self.preprocessing is None:
+            raise ValueError("a state dict does not say how images are prepared: name its `preprocessing`")
+        if self.preprocessing is not None and (self.edit is not None or self.source.startswith(OPEN_CLIP)):
+            raise ValueError("`preprocessing` is that of the base or of the vision-language model: leave it out")
         return self
+
+    @property
+    def weights_file(self) -> Path:
+        return self.data_dir / str(self.weights)
 
     def remedy(self, id: str) -> str:
         """What to do where its files are missing or damaged, as the end of a message."""
         suite = "" if self.file == BUILT_IN else f" --suite {self.file}"
+        if self.weights is not None:
+            folder = "" if self.data_dir == DATA_DIR else f" --data-dir {self.data_dir}"
+            return f"; get it with: python -m benchmark fetch {id}{suite}{folder}"
         command = self.recipe if isinstance(self.recipe, str) else f"python -m benchmark.variants {id}{suite}"
         return f"; make it again with: {command}" if command else ""
 
 
 class ModelError(ValueError):
     """A checkpoint that cannot be used; the message names the model, the checkpoint and the remedy."""
+
+
+class MissingWeightsError(ModelError):
+    """Weights that nobody has fetched yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +108,7 @@ class Model(ABC):
     id: str
     entry: ModelEntry
     network: nn.Module
-    transform: Callable[[Image.Image], Tensor]
+    transform: Transform
     preprocessing: dict[str, Any]
     device: torch.device
     edits: tuple[Edit, ...] = ()

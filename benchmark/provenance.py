@@ -4,6 +4,8 @@ import importlib.metadata
 import subprocess
 from pathlib import Path
 
+from PIL import features
+
 PACKAGES = ("torch", "torchvision", "timm", "datasets", "safetensors", "numpy", "scipy", "pillow")
 
 
@@ -22,4 +24,7 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def package_versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Of the packages that numbers depend on, and of the library that decodes JPEG files for Pillow."""
+    jpeg = features.version("libjpeg_turbo")
+    decoder = {"libjpeg-turbo": jpeg} if jpeg else {"libjpeg": str(features.version("jpg"))}
+    return {name: importlib.metadata.version(name) for name in PACKAGES} | decoder

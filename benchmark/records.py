@@ -95,7 +95,7 @@ class Limit(_Value):
     """What a case was held to, and where that came from (a file with its date, or an option).
 
     goal: the FPR@95 that the suite asks for; a unit test above it is a failed one. fpr_at_95: what was allowed: above
-    the goal where a baseline says that the case is known to exceed it, and in known_failure says so in words.
+    the goal where a baseline or a paper says that the case is known to exceed it, and known_failure says so in words.
     """
 
     goal: Fraction
@@ -121,7 +121,10 @@ class PublishedValue(_Value):
 
 
 class Tuned(_Value):
-    """How a detector's options were chosen: tried, with the AUROC of each between val split and `ood`."""
+    """How a detector's options were chosen. tried: {"options": ..., "auroc": ...} of each choice, in order.
+
+    AUROC is that between val split and `ood`. It flatters a detector that needs `val`, which was fitted to it as well.
+    """
 
     ood: Id
     options: dict[str, Any]
@@ -145,7 +148,11 @@ class _Record(_Value):
 
 
 class Run(_Record):
-    """Provenance of all that one run recorded. suite_option: what its --suite was; suite_about: what it says of itself."""
+    """Provenance of all that one run recorded.
+
+    suite_option: what its --suite was or, of a user's own, all options that name the suite. suite_about: what the suite
+    says of itself.
+    """
 
     kind: Literal["run"] = "run"
     suite_option: str

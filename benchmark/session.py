@@ -5,7 +5,7 @@ import platform
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +18,7 @@ from benchmark.devices import device_name
 from benchmark.evaluation import DetectorBench, Scores, Workbench, set_record
 from benchmark.image_sets import ImageSet
 from benchmark.provenance import git_state, package_versions
+from benchmark.published import compare
 from benchmark.records import Case, Limit, ModelRecord, Record, Role, Run, Status, Timing, append_record
 from benchmark.suites import CaseId, Suite
 from benchmark.thresholds import (
@@ -28,6 +29,7 @@ from benchmark.thresholds import (
     judge,
     limit_of_baseline,
     limit_of_goal,
+    limit_of_published,
     read_baselines,
     too_slow,
     write_baselines,
@@ -47,34 +49,45 @@ class Draft:
     parts: dict[str, Any] = field(default_factory=dict)
     verdict: Verdict | None = None
 
-    def finished(self, run: str, suite: str, message: str, *, skipped: bool = False) -> list[Record]:
+    def finished(self, run: str, suite: Suite, message: str, *, skipped: bool = False) -> list[Record]:
         """The records of a case that ended: with its verdict, or without one as an error or as skipped."""
         status: Status = "skipped" if skipped else "error"
         verdict = self.verdict or Verdict(status, message.removeprefix(f"{self.case}: ")[:1000], None)
+        metrics = self.parts.get("metrics")
+        measured = metrics.fpr_at_95 if metrics else None
         case = Case(
             run=run,
-            suite=suite,
+            suite=suite.id,
             **vars(self.case),
             status=verdict.status,
             expected=verdict.expected,
             reason=verdict.reason,
-            metrics=self.parts.get("metrics"),
+            metrics=metrics,
             timing=self.parts.get("timing"),
             limit=verdict.limit,
             scores=self.parts.get("scores"),
+            full_spectrum=self.parts.get("full_spectrum"),
+            shifted_accepted=self.parts.get("shifted_accepted", {}),
+            tuned=self.parts.get("tuned"),
+            published=[compare(figure, measured) for figure in suite.published.get(str(self.case), ())],
         )
         return [*self.records, case]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What cases are held to: baselines of a file, goals of a suite, and what the command line says instead."""
+    """What cases are held to: baselines of a file, else published figures, else goals of a suite; or what the command
+    line says instead.
+
+    own_detectors: those of a user's file, of which no baseline is recorded, so that the goals hold.
+    """
 
     suite: Suite
     baselines: dict[str, Baseline]
     fpr_limit: float | None
     unit_test_limit: float | None
     recording: bool
+    own_detectors: Collection[str] = ()
 
     def goal(self, role: Role) -> float:
         if role == "unit-test":
@@ -87,16 +100,19 @@ class Limits:
             baseline = Baseline(
                 fpr_at_95, timing.forward_ratio or 0.0, "this run", datetime.now(UTC).date().isoformat()
             )
-        return judge(fpr_at_95, timing, self._limit(case.role, goal, baseline), baseline)
+        return judge(fpr_at_95, timing, self._limit(case, goal, baseline), baseline)
 
-    def _limit(self, role: Role, goal: float, baseline: Baseline | None) -> Limit | None:
+    def _limit(self, case: CaseId, goal: float, baseline: Baseline | None) -> Limit | None:
+        role = case.role
         option = self.unit_test_limit if role == "unit-test" else self.fpr_limit
         if role != "unit-test" and option is not None:
             return limit_of_goal(goal, "--fpr-limit")
         if baseline is not None:
             file = self.suite.entry.thresholds
             return limit_of_baseline(baseline, role, goal, file.name if file else "this run")
-        if role == "unit-test" or self.suite.entry.thresholds is None:
+        if figures := self.suite.published.get(str(case)):
+            return limit_of_published(figures, goal)
+        if role == "unit-test" or self.suite.entry.thresholds is None or case.detector in self.own_detectors:
             return limit_of_goal(
                 goal, f"goals in {self.suite.entry.file.name}" if option is None else "--unit-test-limit"
             )
@@ -124,7 +140,14 @@ class Session:
             self.workbench.check_is_ood(image_set)
         bench.outputs(image_set)
         self._tell(draft, "set", image_set.id, partial(set_record, image_set, case.role))
+        for shifted in bench.shifted_sets:
+            self._tell(draft, "set", shifted.id, partial(set_record, shifted, "shifted"))
         detector = bench.detector(case.detector)
+        if detector.tuned:
+            self.workbench.check_not_tuned_on(image_set)
+            tuning_set = self.workbench.tuning_set()
+            self._tell(draft, "set", tuning_set.id, partial(set_record, tuning_set, "tuning"))
+            draft.parts["tuned"] = detector.tuned
         self._tell(draft, "detector", case.detector, detector.record)
         return PreparedCase(self, draft, detector, image_set)
 
@@ -152,7 +175,7 @@ class PreparedCase:
     def score(self) -> Scores:
         return self.detector.score(self.image_set)
 
-    def _shortest(self, first: Timing, forwards_ms_per_image: Iterable[float]) -> Timing:
+    def _shortest(self, first: Timing, forwards_ms_per_image: Iterable[float | None]) -> Timing:
         """The shortest of a first time and of one beside each forward time: what slows the machine slows both."""
         again = (self.detector.timing(self.score(), forward) for forward in forwards_ms_per_image)
         return min((first, *again), key=lambda timing: timing.forward_ratio or 0.0)
@@ -162,7 +185,9 @@ class PreparedCase:
         draft, session = self.draft, self.session
         metrics = self.detector.metrics(scores)
         draft.parts["scores"] = self.detector.save(session.results, session.run, scores)
-        draft.parts["metrics"] = metrics
+        draft.parts |= {"metrics": metrics, "shifted_accepted": self.detector.shifted_accepted}
+        if draft.case.role != "unit-test":
+            draft.parts["full_spectrum"] = self.detector.full_spectrum(scores)
         timing = self.detector.timing(scores, self.detector.bench.forward_ms_per_image)
         forward = self.detector.bench.forward_ms_per_image
         if session.limits.recording and timing.forward_ratio and TIME_FACTOR * timing.forward_ratio > TIME_FLOOR:
@@ -184,12 +209,14 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def run_record(run: str, suite: str, suite_option: str, folder: Path, device: torch.device) -> Run:
+def run_record(run: str, suite: Suite, suite_option: str, folder: Path, device: torch.device) -> Run:
     commit, dirty = git_state(folder)
     return Run(
         run=run,
-        suite=suite,
+        suite=suite.id,
         suite_option=suite_option,
+        suite_title=suite.entry.title,
+        suite_about=suite.entry.about,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         git_commit=commit,

@@ -3,9 +3,10 @@
     STORE/<key>/about.json                        what the key stands for, for a reader
     STORE/<key>/00000.<sha256 of the file>.safetensors    the outputs on up to SHARD_ROWS images
 
-The key is a hash of the network's weights, its preprocessing, the images and the dtype. A shard gets its name by one
-atomic rename after it is on the disk, and the name carries its checksum: a killed run leaves nothing that a later one
-trusts, and a later run goes on at the next shard. A lock per shard keeps two processes from writing the same one.
+The key is a hash of the network's weights, its preprocessing, the images, how they are decoded, and the dtype. A shard
+gets its name by one atomic rename after it is on the disk, and the name carries its checksum: a killed run leaves
+nothing that a later one trusts, and a later run goes on at the next shard. A lock per shard keeps two processes from
+writing the same one.
 """
 
 import hashlib
@@ -113,20 +114,22 @@ class Store:
 
     @staticmethod
     def about(model: Model, image_set: ImageSet) -> dict[str, Any]:
-        """All that the outputs depend on."""
+        """All that the outputs depend on. A set that is decoded as usual says nothing of it."""
+        decoding = image_set.decoding.model_dump(exclude_defaults=True)
         return {
             "layout": LAYOUT,
             "weights_sha256": model.weights_sha256,
             "preprocessing": model.preprocessing,
             "images_sha256": image_set.content_sha256,
             "dtype": "float32",
+            **({"decoding": decoding} if decoding else {}),
         }
 
     def key(self, model: Model, image_set: ImageSet) -> str:
         about = json.dumps(self.about(model, image_set), sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()[:40]
 
-    def forward_ms_per_image(self, model: Model, outputs: Outputs) -> float:
+    def forward_ms_per_image(self, model: Model, outputs: Outputs) -> float | None:
         """The shortest forward time of the model that was measured on its device, on up to BATCH_ROWS of the images.
 
         What takes a moment is measured again by each run: the run before may have shared the machine with others.

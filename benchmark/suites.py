@@ -13,7 +13,9 @@ from benchmark.image_sets import BUILT_IN as IMAGE_SETS
 from benchmark.image_sets import ImageSetEntry
 from benchmark.models import BUILT_IN as MODELS
 from benchmark.models import OPEN_CLIP, ModelEntry, ModelError, is_vision_language, root_of
+from benchmark.published import Figures, read_published
 from benchmark.records import ID_PATTERN, OOD_ROLES, OODRole, Role, SetRole
+from benchmark.tuning import combinations
 from detectors import available, create, describe, did_you_mean
 
 FOLDER = Path(__file__).parent / "suites"
@@ -90,7 +92,8 @@ class SuiteEntry(Entry):
     shifted: ID images that look otherwise: they count as ID in the full-spectrum figures, and are classified too.
     outliers: images of none of the classes to train variants with, which no OOD set may hold.
     thresholds: the recorded baselines; without them, and without a published figure, the goals hold.
-    published: what papers report of the suite's cases and means. means: OOD sets whose FPR@95 papers average, by name.
+    published: files of what papers report of the suite's cases and means. means: OOD sets whose FPR@95 papers average,
+    by name.
     """
 
     title: str
@@ -100,7 +103,7 @@ class SuiteEntry(Entry):
     variants: Variants = Variants(models=(), detectors=())
     outliers: str | None = None
     thresholds: Path | None = None
-    published: Path | None = None
+    published: tuple[Path, ...] = ()
     in_distribution: InDistribution
     shifted: tuple[str, ...] = ()
     ood: OOD
@@ -139,6 +142,7 @@ class Suite:
     """A suite with all that it names looked up.
 
     models: its models and variants. known_models: all that its file and the built-in one describe, such as their bases.
+    published: what papers report, by cell (`model/detector/set`), of all known models.
     """
 
     id: str
@@ -149,6 +153,7 @@ class Suite:
     detectors: tuple[str, ...]
     variant_detectors: tuple[str, ...]
     unit_test_detectors: tuple[str, ...]
+    published: Figures
 
     def whole(self) -> "Suite":
         """The suite in which all detectors meet the variants and the unit tests, and not only a core of them."""
@@ -219,9 +224,21 @@ def load_suite(name_or_path: str, data_dir: Path = DATA_DIR) -> Suite:
     entry = SuiteEntry.parse(tables, file, "", data_dir)
     models = read_entries(MODELS, ModelEntry, data_dir=data_dir) | own_models
     image_sets = read_entries(IMAGE_SETS, ImageSetEntry, data_dir=data_dir) | own_sets
+    return make_suite(file.stem, entry, models, image_sets)
+
+
+def make_suite(
+    suite: str, entry: SuiteEntry, models: dict[str, ModelEntry], image_sets: dict[str, ImageSetEntry]
+) -> Suite:
+    """The suite of that id, of all models and image sets that are known.
+
+    Raises ValueError for anything that the entry names and that is not there.
+    """
+    file = entry.file
     for id in entry.image_sets():
         _look_up(id, image_sets, "image set", file)
-    _check_outliers(entry, image_sets)
+    _check_apart(entry, image_sets)
+    _check_means(entry, image_sets)
     ids = (*entry.models, *entry.variants.models)
     try:
         roots = [root_of(_look_up(id, models, "model", file), models) for id in ids]
@@ -239,8 +256,9 @@ def load_suite(name_or_path: str, data_dir: Path = DATA_DIR) -> Suite:
             create(detector, **options)
         except ValueError as error:
             raise ValueError(f"{file}: options.{detector}: {error}") from None
+    _check_tuning(entry, [*detectors, *in_unit_tests, *of_variants])
     return Suite(
-        id=file.stem,
+        id=suite,
         entry=entry,
         models={id: models[id] for id in ids},
         known_models=models,
@@ -248,6 +266,7 @@ def load_suite(name_or_path: str, data_dir: Path = DATA_DIR) -> Suite:
         detectors=detectors,
         variant_detectors=of_variants,
         unit_test_detectors=in_unit_tests,
+        published=read_published(entry.published, models, available(), [*entry.means, *_sets_and_groups(image_sets)]),
     )
 
 
@@ -258,17 +277,63 @@ def _check_ids(ids: Iterable[str], file: Path) -> None:
             raise ValueError(f"{file}: {id!r} cannot be an id: take letters, digits and . + _ -, letter or digit first")
 
 
-def _check_outliers(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) -> None:
-    """Raises ValueError where the outliers to train with are, by their id or their files, a set that is evaluated."""
-    if entry.outliers is None:
+def _check_apart(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) -> None:
+    """Raises ValueError where the outliers to train with, the OOD images to tune with or a shifted set are, by their id
+    or their files, a set that they must not be."""
+    splits = entry.in_distribution
+    clean_or_ood = [*filter(None, [splits.train, splits.val, splits.test]), *(set for set, _ in entry.ood.by_role())]
+    rules = [("shifted", id, clean_or_ood, "shifted images are neither clean nor OOD") for id in entry.shifted]
+    if entry.outliers:
+        why = "a network that has seen them in training proves nothing there"
+        rules.append(("outliers", entry.outliers, entry.evaluated(), why))
+    if entry.tuning:
+        rules.append(("tuning.ood", entry.tuning.ood, entry.evaluated(), "options that fit them prove nothing there"))
+    for key, id, others, why in rules:
+        for other in others:
+            if other == id or image_sets[other].may_overlap(image_sets[id]):
+                raise ValueError(
+                    f"{entry.file}: {key}: {id} holds images of {other}, on which this suite evaluates; {why}: name "
+                    "another set"
+                )
+
+
+def _check_tuning(entry: SuiteEntry, detectors: Iterable[str]) -> None:
+    """Raises ValueError where options cannot be tuned: there is no val split, or no such detector, option or value."""
+    if entry.tuning is None:
         return
-    outliers = image_sets[entry.outliers]
-    for id in entry.evaluated():
-        if id == entry.outliers or image_sets[id].may_overlap(outliers):
+    if entry.in_distribution.val is None:
+        raise ValueError(f"{entry.file}: tuning: in_distribution.val is needed to tune with: name a validation split")
+    for detector, values in entry.tuning.options.items():
+        where = f"{entry.file}: tuning.options.{detector}"
+        _look_up(detector, detectors, "detector of the suite", entry.file)
+        fixed = entry.options.get(detector, {})
+        if twice := sorted(values.keys() & fixed.keys()):
             raise ValueError(
-                f"{entry.file}: outliers: {entry.outliers} holds images of {id}, on which this suite evaluates; "
-                "a network that has seen them in training proves nothing there: name another set"
+                f"{where}: {', '.join(twice)}: fixed by options.{detector} already; name it in one of them"
             )
+        if empty := [name for name, choices in values.items() if not choices]:
+            raise ValueError(f"{where}: {', '.join(empty)}: name the values to try")
+        for options in combinations(values):
+            try:
+                create(detector, **(fixed | options))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+
+
+def _check_means(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) -> None:
+    """Raises ValueError where a mean has the name of an image set, or is of none or of what is no OOD set here."""
+    ood = [set for set, _ in entry.ood.by_role()]
+    for name, sets in entry.means.items():
+        if name in image_sets or not sets:
+            raise ValueError(f"{entry.file}: means.{name}: {'an image set has this name' if sets else 'it has no set'}")
+        for set in sets:
+            _look_up(set, ood, f"OOD set of the suite (in means.{name})", entry.file)
+
+
+def _sets_and_groups(image_sets: Mapping[str, ImageSetEntry]) -> list[str]:
+    """The image sets, and as `SET:GROUP` their groups of classes."""
+    groups = [f"{id}:{group}" for id, image_set in image_sets.items() for group in image_set.class_groups]
+    return [*image_sets, *groups]
 
 
 def _detectors(names: tuple[str, ...], file: Path, reads_text: bool) -> tuple[str, ...]:

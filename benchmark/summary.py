@@ -3,18 +3,23 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from benchmark.published import Comparison, counts, verdict
 from benchmark.records import Case, ModelRecord
 
 Piece = tuple[str, bool]  # text, and whether it is bold
 
 
-def summary(cases: Sequence[Case], models: Sequence[ModelRecord]) -> Iterator[list[Piece]]:
-    """Lines: a table a model with the best of each set in bold, then the cases that need somebody's attention."""
+def summary(
+    cases: Sequence[Case], models: Sequence[ModelRecord], compared: Sequence[Comparison] = ()
+) -> Iterator[list[Piece]]:
+    """Lines: a table a model with the best of each set in bold and what papers report, then the cases that need
+    somebody's attention."""
     accuracies = {model.id: f" (ID accuracy {model.id_accuracy.value:.1%})" for model in models if model.id_accuracy}
     for model in dict.fromkeys(case.model for case in cases):
         yield []
         yield [(f"{model}{accuracies.get(model, '')}", True), (": FPR@95 in %, lower is better; best in bold", False)]
         yield from _table([case for case in cases if case.model == model])
+        yield from _published([comparison for comparison in compared if comparison.figure.model == model])
     yield []
     yield from _attention(cases)
 
@@ -40,6 +45,17 @@ def _table(cases: Sequence[Case]) -> Iterator[list[Piece]]:
             is_best = name in best and _is_number(text) and float(text) == best[name]
             pieces.append((f"  {text:>{_width(name, column)}}", is_best))
         yield pieces
+
+
+def _published(compared: Sequence[Comparison]) -> Iterator[list[Piece]]:
+    """How many published figures were reproduced, and those that differ."""
+    if compared:
+        yield [(f"  published figures: {counts(compared)}", False)]
+    for comparison in compared:
+        if comparison.value.status == "differs":
+            figure, value = comparison.figure, comparison.value
+            text = f"{verdict(value)} from {figure.fpr_at_95:.1%} ± {100 * figure.tolerance:.1f} ({figure.source})"
+            yield [(f"    {figure.detector} on {figure.set} {text}", False)]
 
 
 def _row(first: str, first_width: int, names: list[str], columns: dict[str, list[str]]) -> str:

@@ -1,10 +1,11 @@
 """Thresholds: what was recorded for a case, what it is held to, and the verdict."""
 
 import csv
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark.published import PublishedFigure
 from benchmark.records import Limit, Role, Status, Timing
 from detectors import did_you_mean
 
@@ -98,6 +99,21 @@ def limit_of_baseline(baseline: Baseline, role: Role, goal: float, file: str) ->
         forward_ratio=max(TIME_FACTOR * baseline.forward_ratio, TIME_FLOOR),
         source=f"{file}, {baseline.source}, {baseline.date}",
         known_failure=f"{baseline.fpr_at_95:.1%} recorded {baseline.date}, the goal is {goal:.0%}" if known else None,
+    )
+
+
+def limit_of_published(figures: Sequence[PublishedFigure], goal: float) -> Limit:
+    """A case without a baseline stays within the tolerance of what was published and, where that meets the goal, within
+    the goal. Of several figures the highest counts: each is what the method gave somebody."""
+    highest = max(figures, key=lambda figure: figure.fpr_at_95 + figure.tolerance)
+    known = highest.fpr_at_95 > goal
+    allowed = min(highest.fpr_at_95 + highest.tolerance, 1.0)
+    return Limit(
+        goal=goal,
+        fpr_at_95=allowed if known else min(allowed, goal),
+        forward_ratio=None,
+        source=f"published, {highest.source}",
+        known_failure=f"{highest.fpr_at_95:.1%} published, the goal is {goal:.0%}" if known else None,
     )
 
 

@@ -216,7 +216,9 @@ def rerun_command(result: Result) -> str:
     """The command that runs one case alone."""
     case = result.case
     test = "unit_tests_ood/test_unit_tests.py" if case.role == "unit-test" else "benchmark/test_ood_detection.py"
-    suite = "" if case.suite == DEFAULT_SUITE else f"--suite {shlex.quote(result.run.suite_option)} "
+    option = result.run.suite_option
+    named = f"{option} " if option.startswith("--") else f"--suite {shlex.quote(option)} "
+    suite = "" if option == DEFAULT_SUITE else named
     return f'pytest {suite}"{test}::test_case[{case.model}/{case.detector}/{case.set}]"'
 
 

@@ -103,7 +103,7 @@ def test_no_outlier_shows_what_a_test_set_holds(rows: list[Row]) -> None:
 
 def test_the_image_sets_cover_the_file(rows: list[Row]) -> None:
     entries = read_entries(BUILT_IN, ImageSetEntry)
-    names = [name for name, entry in entries.items() if entry.parquet == PARQUET]
+    names = [name for name, entry in entries.items() if entry.parquet == PARQUET and not entry.corruption]
     loaded = [load_image_set(name) for name in names]
     assert Counter(id for image_set in loaded for id in image_set.image_ids) == Counter(row["id"] for row in rows)
     assert {name: len(image_set) for name, image_set in zip(names, loaded, strict=True)} == {

@@ -1,11 +1,37 @@
+import io
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
-from benchmark.image_sets import ImageSetEntry, ImageSetError, image_set_of_pixels, load_image_set
+from benchmark.entries import read_entries
+from benchmark.evaluation import set_record
+from benchmark.image_sets import (
+    BUILT_IN,
+    Columns,
+    Contamination,
+    ImageSet,
+    ImageSetEntry,
+    ImageSetError,
+    MissingImageSetError,
+    Part,
+    _part,
+    image_set_of_pixels,
+    load_image_set,
+)
+from benchmark.store import Store
 from benchmark.suites import load_suite
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def folder_set(folder: Path, **values: object) -> dict[str, ImageSetEntry]:
@@ -41,7 +67,7 @@ def test_the_one_gif_of_a_set_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(b"", "the file is empty"), (None, "truncated"), (b"no image", "cannot")]
+    ("content", "says"), [(b"", "the file is empty"), (None, "truncated"), (b"no image", "no image of a known kind")]
 )
 def test_a_damaged_image_is_named(tmp_path: Path, content: bytes | None, says: str) -> None:
     random = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -108,3 +134,492 @@ def test_pixels_without_files_are_an_image_set() -> None:
     assert np.array_equal(np.asarray(images[1]), pixels[1])
     other = image_set_of_pixels("p", "P", 2, (pixels + 1).__getitem__, licence="l", source="s")
     assert images.content_sha256 != other.content_sha256
+
+
+# What lies under the data folder.
+
+
+def local_set(data_dir: Path, local: str, **values: object) -> dict[str, ImageSetEntry]:
+    about = {"title": "t", "licence": "l", "source": "s", "local": local}
+    return {"set": ImageSetEntry(file=BUILT_IN, data_dir=data_dir, **about, **values)}
+
+
+def load(data_dir: Path, local: str, **values: object) -> ImageSet:
+    return load_image_set("set", local_set(data_dir, local, **values))
+
+
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (value % 256, value // 256, 7)).save(file, "png")
+    return file.getvalue()
+
+
+def write_table(file: Path, images: int, first: int = 0, **columns: list[object]) -> None:
+    """A Parquet file with the columns of the Hub's CIFAR: `img`, and the given ones."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [{"bytes": png(first + index), "path": None} for index in range(images)]
+    pq.write_table(pa.table({"img": pictures, **columns}), file)
+
+
+IMG = Columns(image="img", label="fine_label")
+COLOURS = ("red", "green", "blue")
+
+
+def red(images: ImageSet) -> list[int]:
+    """What `png` wrote into each image."""
+    return [int(np.asarray(images[index])[0, 0, 0]) for index in range(len(images))]
+
+
+def test_the_table_of_the_hub_is_read_by_its_own_columns(tmp_path: Path) -> None:
+    write_table(tmp_path / "cifar" / "test.parquet", 6, fine_label=[2, 0, 1, 2, 0, 1], coarse_label=[9] * 6)
+    images = load(tmp_path, "cifar/test.parquet", columns=IMG, labels="index", classes=COLOURS)
+    assert images.labels is not None
+    assert images.labels.tolist() == [2, 0, 1, 2, 0, 1]
+    assert red(images) == list(range(6))
+    assert images.image_ids[0] == "set-0000000"
+    assert images.coding == "png"
+    assert load(tmp_path, "cifar/test.parquet", columns=IMG).labels is None
+
+
+def test_a_path_is_no_pattern(tmp_path: Path) -> None:
+    write_table(tmp_path / "old [1] {2}" / "t.parquet", 2)
+    assert len(load(tmp_path, "old [1] {2}/t.parquet", columns=IMG)) == 2
+
+
+def test_shards_are_one_table_in_order(tmp_path: Path) -> None:
+    for shard in range(3):
+        write_table(tmp_path / f"v/val-{shard:05d}-of-00003.parquet", 4, first=4 * shard, fine_label=[shard] * 4)
+    images = load(tmp_path, "v", columns=IMG, labels="index", classes=COLOURS)
+    assert red(images) == list(range(12))
+    assert images.labels is not None
+    assert images.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    (tmp_path / "v" / "val-00001-of-00003.parquet").unlink()
+    with pytest.raises(ImageSetError, match=r"1 of the 3 shards val are not in .*val-00001-of-00003.parquet"):
+        load(tmp_path, "v", columns=IMG)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({}, r"test\.parquet has no column 'image' but img, fine_label"),
+        ({"columns": IMG, "labels": "index", "classes": ("a", "b")}, r"unknown classes \['2'\].*0 to 1"),
+        ({"columns": IMG, "classes": ("2", "red", "1")}, r"unknown classes \['0'\]"),
+        ({"columns": IMG, "list_file": "list.txt"}, r"`list_file` goes with a folder of images"),
+        ({"columns": IMG, "images": (5, 7)}, r"6 images in .*test\.parquet, 5 or 7 expected"),
+        ({"columns": IMG, "rows": {"split": "test"}}, r"no column 'split'"),
+        ({"columns": IMG, "leave_out": ("folder",)}, r"`leave_out` names 'folder'"),
+        ({"columns": Columns(image="fine_label")}, r"cannot read .*test\.parquet"),
+    ],
+)
+def test_a_table_that_does_not_fit_its_entry_is_refused(tmp_path: Path, values: dict, says: str) -> None:
+    write_table(tmp_path / "test.parquet", 6, fine_label=[2, 0, 1, 2, 0, 1])
+    (tmp_path / "list.txt").write_text("test.parquet\n")
+    with pytest.raises(ImageSetError, match=says) as caught:
+        load(tmp_path, "test.parquet", **values)
+    assert not isinstance(caught.value, MissingImageSetError)
+    assert len(load(tmp_path, "test.parquet", columns=IMG, images=(6, 7))) == 6  # the twin
+
+
+def test_integers_of_a_table_are_indices_where_the_classes_are_called_otherwise(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 3, fine_label=[2, 0, 1])
+    as_names = load(tmp_path, "t.parquet", columns=IMG, classes=("2", "1", "0")).labels
+    as_indices = load(tmp_path, "t.parquet", columns=IMG, classes=COLOURS).labels
+    assert as_names is not None
+    assert as_names.tolist() == [0, 2, 1]
+    assert as_indices is not None
+    assert as_indices.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("labels", [[[0], [1]], [0.0, 1.0], [None, 0], [True, False], [-1, 0]])
+def test_labels_that_are_no_indices_are_refused(tmp_path: Path, labels: list[object]) -> None:
+    write_table(tmp_path / "t.parquet", 2, fine_label=labels)
+    with pytest.raises(ImageSetError, match=r"unknown classes .* in .*t\.parquet"):
+        load(tmp_path, "t.parquet", columns=IMG, labels="index", classes=COLOURS)
+
+
+def test_a_table_that_only_points_to_files_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [{"bytes": None, "path": "/home/me/a.png"}]}), tmp_path / "t.parquet")
+    with pytest.raises(ImageSetError, match=r"no bytes, only the path /home/me/a.png"):
+        load(tmp_path, "t.parquet")
+
+
+def test_broken_files_are_errors_and_no_missing_sets(tmp_path: Path) -> None:
+    write_table(tmp_path / "v" / "a.parquet", 3)
+    (tmp_path / "v" / "b.parquet").write_bytes((tmp_path / "v" / "a.parquet").read_bytes()[:-9])
+    with pytest.raises(ImageSetError, match=r"cannot read .*b\.parquet") as caught:
+        load(tmp_path, "v", columns=IMG)
+    assert not isinstance(caught.value, MissingImageSetError)
+    write_image(tmp_path / "w" / "a.png")
+    images = load(tmp_path, "w")
+    (tmp_path / "w" / "a.png").unlink()
+    with pytest.raises(ImageSetError, match=r"image set set: cannot read a\.png"):
+        images[0]
+
+
+# Sets that nobody has fetched.
+
+URL = {"url": "https://example.org/set.zip"}
+MANUAL = {"manual": "Accept the terms at example.org,\nand unpack set.zip in imagenet"}
+
+
+@pytest.mark.parametrize("there", [False, True])  # an empty folder holds nothing either
+def test_a_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "imagenet").mkdir()
+    with pytest.raises(MissingImageSetError) as caught:
+        load(tmp_path, "imagenet", sources=(URL, MANUAL))
+    assert str(caught.value) == (
+        f"image set set: there is no {tmp_path}/imagenet; "
+        f"get it with: python -m benchmark fetch set --data-dir {tmp_path}"
+    )
+
+
+def test_a_set_of_a_suite_file_is_fetched_by_that_suite(tmp_path: Path) -> None:
+    entry = local_set(tmp_path, "x", sources=(URL,))["set"].model_copy(update={"file": tmp_path / "my suite.toml"})
+    with pytest.raises(MissingImageSetError, match=rf"fetch set --suite '{tmp_path}/my suite.toml' --data-dir"):
+        load_image_set("set", {"set": entry})
+
+
+def test_what_only_a_person_can_get_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(MissingImageSetError) as caught:
+        load(tmp_path, "imagenet/val", sources=(MANUAL,))
+    assert str(caught.value) == (
+        f"image set set: there is no {tmp_path}/imagenet/val; get it by hand: Accept the terms at example.org, "
+        f"and unpack set.zip in imagenet (paths start from {tmp_path})"
+    )
+    with pytest.raises(MissingImageSetError, match=r"get it by hand \(paths start"):
+        load(tmp_path, "imagenet/val")
+
+
+def test_a_list_or_its_images_that_nobody_has_fetched_are_missing(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "other" / "a.png")
+    with pytest.raises(MissingImageSetError, match=r"there is no list .*lists/ninco\.txt"):
+        load(tmp_path, "images", list_file="lists/ninco.txt")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "ninco.txt").write_text("ninco/a.png -1\nninco/b.png -1\n")
+    with pytest.raises(MissingImageSetError, match=r"none of the images of .*ninco\.txt are in .*images"):
+        load(tmp_path, "images", list_file="lists/ninco.txt")
+    write_image(tmp_path / "images" / "ninco" / "b.png")
+    with pytest.raises(ImageSetError, match=r"1 of the 2 files in the list .* such as ninco/a\.png") as caught:
+        load(tmp_path, "images", list_file="lists/ninco.txt")
+    assert not isinstance(caught.value, MissingImageSetError)
+
+
+# Lists.
+
+
+def listed(tmp_path: Path, name: str, text: str, **values: object) -> ImageSet:
+    for path in ("b/1.png", "b/2.png", "a/1.png", "a b/1 1.png"):
+        write_image(tmp_path / "images" / path)
+    (tmp_path / name).write_text(text)
+    return load(tmp_path, "images", list_file=name, **values)
+
+
+def test_a_list_chooses_images_and_their_order(tmp_path: Path) -> None:
+    images = listed(tmp_path, "l.txt", "b/2.png -1\na/1.png -1\n\na b/1 1.png\n")
+    assert images.image_ids == ("b/2.png", "a/1.png", "a b/1 1.png")
+    assert images.labels is None
+
+
+def test_a_list_may_say_the_classes_or_leave_them_to_the_folders(tmp_path: Path) -> None:
+    flat = listed(tmp_path, "l.txt", "b/2.png 1\na/1.png 0\n", classes=("x", "y"), labels="index")
+    table = listed(tmp_path, "l.csv", 'image_location,class\nb/2.png,y\n"a b/1 1.png",x\n', classes=("x", "y"))
+    folders = listed(tmp_path, "o.txt", "b/2.png -1\na b/1 1.png -1\n", classes=("a b", "b"))
+    for images in (flat, table, folders):
+        assert images.labels is not None
+        assert images.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("l.txt", "\n", "is empty"),
+        ("l.csv", "path,class\n", "is empty"),
+        ("l.txt", "a/1.png 0\n../a/1.png 0\n", r"leaves its folder: \.\./a"),
+        ("l.txt", "a/1.png\n/etc/1.png\n", "leaves its folder: /etc"),
+        ("l.txt", "a/1.png 0\nb/1.png 1\na/1.png 1\n", "names a/1.png twice"),
+        ("l.txt", "a/1.png 0\nb/1.png 2\n", r"unknown classes \['2'\] in .*l\.txt"),
+        ("l.txt", "a/1.png 0\nb/1.png\n", r"unknown classes \['b'\] in .*l\.txt"),
+    ],
+)
+def test_a_wrong_list_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
+    with pytest.raises(ImageSetError, match=says):
+        listed(tmp_path, name, text, classes=("x", "y"), labels="index")
+
+
+# Classes.
+
+
+def write_tree(folder: Path, *paths: str) -> None:
+    for number, path in enumerate(paths):
+        write_image(folder / path, (number, 0, 0))
+
+
+def labels_of(images: ImageSet) -> dict[str, str]:
+    assert images.labels is not None
+    return {id: images.classes[label] for id, label in zip(images.image_ids, images.labels, strict=True)}
+
+
+def test_folders_of_indices_are_not_sorted_as_words(tmp_path: Path) -> None:
+    write_tree(tmp_path / "v2", "0/a.jpeg", "10/b.jpeg", "2/c.jpeg")
+    classes = tuple(f"n{index:08d}" for index in range(11))
+    images = load(tmp_path, "v2", classes=classes, labels="index", images=3)
+    assert labels_of(images) == {"0/a.jpeg": classes[0], "10/b.jpeg": classes[10], "2/c.jpeg": classes[2]}
+    write_tree(tmp_path / "v2", "011/d.jpeg")
+    with pytest.raises(ImageSetError, match=r"unknown classes \['011'\]"):
+        load(tmp_path, "v2", classes=classes, labels="index", images=4)
+
+
+def test_the_innermost_folder_with_the_name_of_a_class_counts(tmp_path: Path) -> None:
+    write_tree(tmp_path / "t", "test/cat/images/1.png", "test/dog/2.png")
+    images = load(tmp_path, "t", classes=("dog", "cat"))
+    assert labels_of(images) == {"test/cat/images/1.png": "cat", "test/dog/2.png": "dog"}
+
+
+def test_a_missing_class_folder_is_named(tmp_path: Path) -> None:
+    write_tree(tmp_path / "t", "cat/1.png", "dog/2.png")
+    with pytest.raises(ImageSetError, match=r"no image of class cow in .*t; complete the set"):
+        load(tmp_path, "t", classes=("cat", "cow", "dog"))
+    with pytest.raises(ImageSetError, match=r"2 images in .*t, 3 expected, and no image of class cow \(and 1 other"):
+        load(tmp_path, "t", classes=("cat", "cow", "dog", "elk"), images=3)
+    shifted = load(tmp_path, "t", classes=("cat", "cow", "dog"), images=2)  # whole by its count, of some classes alone
+    assert labels_of(shifted) == {"cat/1.png": "cat", "dog/2.png": "dog"}
+
+
+def test_a_class_list_names_classes_and_their_words(tmp_path: Path) -> None:
+    write_tree(tmp_path / "t", "n02/1.png", "n01/2.png")
+    (tmp_path / "classes.csv").write_text('class,name\nn02,"house cat, indoors"\nn01,dog\n')
+    groups = {"pets": ("n01", "n02"), "cats": ("n02",)}
+    images = load(tmp_path, "t", class_list=tmp_path / "classes.csv", class_groups=groups)
+    assert images.classes == ("n02", "n01")
+    assert images.class_names == ("house cat, indoors", "dog")
+    assert images.about["class_groups"] == {"pets": ["n01", "n02"], "cats": ["n02"]}
+    with pytest.raises(ImageSetError, match=r"class_groups\.pets: 'n03' is no class"):
+        load(tmp_path, "t", class_list=tmp_path / "classes.csv", class_groups={"pets": ("n03",)})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "there is no class list .*c.csv"),
+        ("", "c.csv:1: a class list begins with"),
+        ("n01,dog\n", "c.csv:1: a class list begins with"),
+        ("class,name\n", "c.csv lists no class"),
+        ("class,name\nn01,dog\nn02\n", "c.csv:3: a class and its name are expected, not 'n02'"),
+        ("class,name\nn01, \n", "c.csv:2: a class and its name"),
+        ("class,name\nn01,house cat, indoors\n", "c.csv:2: a class and its name"),
+        ("class,name\nn01,dog\nn01,cat\n", "c.csv:3: 'n01' is there twice"),
+        ("class,name\nn01,dog\nn02,dog\n", "c.csv:3: 'dog' is there twice"),
+    ],
+)
+def test_a_wrong_line_of_a_class_list_is_named(tmp_path: Path, text: str | None, says: str) -> None:
+    write_tree(tmp_path / "t", "n01/1.png")
+    if text is not None:
+        (tmp_path / "c.csv").write_text(text)
+    with pytest.raises(ImageSetError, match=says):
+        load(tmp_path, "t", class_list=tmp_path / "c.csv")
+
+
+def test_classes_are_named_once() -> None:
+    with pytest.raises(ValueError, match="name the classes once"):
+        local_set(Path("data"), "t", class_list=Path("c.csv"), classes=("a",))
+    with pytest.raises(ValueError, match="`classes` must differ"):
+        local_set(Path("data"), "t", classes=("a", "a"))
+
+
+def test_folders_and_classes_are_left_out(tmp_path: Path) -> None:
+    write_tree(tmp_path / "t", "cat/1.png", "cow/2.png", "dog/3.png", "spare/dog/4.png")
+    classes = ("cat", "cow", "dog")
+    images = load(tmp_path, "t", classes=classes, class_names=("A", "B", "C"), leave_out=("cow", "spare"))
+    assert labels_of(images) == {"cat/1.png": "cat", "dog/3.png": "dog"}
+    assert images.class_names == ("A", "C")
+    assert load(tmp_path, "t", leave_out=("cow", "spare")).image_ids == ("cat/1.png", "dog/3.png")
+    with pytest.raises(ImageSetError, match="`leave_out` names 'cows'"):
+        load(tmp_path, "t", leave_out=("cows",))
+    with pytest.raises(ImageSetError, match="no image in"):
+        load(tmp_path, "t", leave_out=("cat", "cow", "dog"))
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    write_tree(tmp_path / "t", "cat/1.png", "cat/._1.png", ".thumbnails/1.png")
+    assert load(tmp_path, "t").image_ids == ("cat/1.png",)
+
+
+# Parts.
+
+
+@given(st.lists(st.integers(0, 3), min_size=40, max_size=80), st.integers(1, 3))
+def test_a_part_and_its_others_are_a_partition(labels: list[int], per_class: int) -> None:
+    known = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, *labels])[::-1]
+    entry = local_set(Path("data"), "t", classes=("a", "b", "c", "d"))["set"]
+    first = _part(Part(per_class=per_class), known, entry)
+    others = _part(Part(per_class=per_class, others=True), known, entry)
+    assert (first != others).all()
+    for label in range(4):
+        rows = np.flatnonzero(known == label)
+        assert first[rows].tolist() == [True] * per_class + [False] * (len(rows) - per_class)
+
+
+def test_parts_keep_ids_pixels_and_labels(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 8, fine_label=[2, 0, 2, 1, 0, 1, 1, 0])
+    about = {"columns": IMG, "labels": "index", "classes": COLOURS}
+    first = load(tmp_path, "t.parquet", part=Part(per_class=1), **about)
+    others = load(tmp_path, "t.parquet", part=Part(per_class=1, others=True), **about)
+    assert (red(first), red(others)) == ([0, 1, 3], [2, 4, 5, 6, 7])
+    assert first.labels is not None
+    assert others.labels is not None
+    assert (first.labels.tolist(), others.labels.tolist()) == ([2, 0, 1], [2, 0, 1, 1, 0])
+    assert set(first.image_ids).isdisjoint(others.image_ids)
+    assert red(load(tmp_path, "t.parquet", columns=IMG, part=Part(per_class=3))) == [0, 1, 2]  # without classes, of all
+    with pytest.raises(ImageSetError, match=r"class blue has only 2 images in .*t\.parquet, and `part` takes 3"):
+        load(tmp_path, "t.parquet", part=Part(per_class=3), **about)
+    with pytest.raises(ImageSetError, match="no image of class blue"):
+        load(tmp_path, "t.parquet", part=Part(per_class=2, others=True), **about)
+
+
+# What may overlap.
+
+
+def overlap(data_dir: Path, one: dict[str, object], other: dict[str, object]) -> bool:
+    entries = [local_set(data_dir, **values)["set"] for values in (one, other)]  # type: ignore[arg-type]
+    assert entries[0].may_overlap(entries[1]) == entries[1].may_overlap(entries[0])
+    return entries[0].may_overlap(entries[1])
+
+
+def test_sets_of_one_place_may_overlap_unless_rows_or_parts_cannot_meet(tmp_path: Path) -> None:
+    first, second = Part(per_class=5), Part(per_class=3)
+    rest = Part(per_class=5, others=True)
+    here = {"local": "a/t.parquet", "classes": COLOURS}
+    assert overlap(tmp_path, here, here)
+    assert overlap(tmp_path, here, here | {"local": "a"})
+    assert not overlap(tmp_path, here, here | {"local": "b"})
+    assert not overlap(tmp_path, here | {"local": "ab"}, here | {"local": "a"})
+    assert not overlap(tmp_path, here | {"rows": {"split": "a"}}, here | {"rows": {"split": "b"}})
+    assert overlap(tmp_path, here | {"part": first}, here | {"part": second})
+    assert overlap(tmp_path, here | {"part": first}, here)
+    assert overlap(tmp_path, here | {"part": rest}, here | {"part": rest})
+    assert not overlap(tmp_path, here | {"part": first}, here | {"part": rest})
+    assert not overlap(tmp_path, here | {"part": second}, here | {"part": rest})
+    assert overlap(tmp_path, here | {"part": Part(per_class=6)}, here | {"part": rest})
+    assert overlap(tmp_path, here | {"part": first}, here | {"part": rest, "leave_out": ("red",)})
+
+
+def test_lists_of_one_place_overlap_where_they_name_the_same_file(tmp_path: Path) -> None:
+    texts = {"val": "openimage/a.png -1\n", "test": "openimage/b.png -1\nninco/c.png\n", "both": "openimage/a.png 3\n"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    val, test, both, none = ({"local": "i", "list_file": f"{name}.txt"} for name in ("val", "test", "both", "none"))
+    assert overlap(tmp_path, val, both)
+    assert not overlap(tmp_path, val, test)
+    assert not overlap(tmp_path, val, none)  # nobody has fetched it
+    assert overlap(tmp_path, val, {"local": "i"})
+    assert overlap(tmp_path, test, {"local": "i/ninco"})
+    assert not overlap(tmp_path, val, {"local": "i/ninco"})
+
+
+# Records, decoding, hashes.
+
+
+def test_what_a_record_says_of_a_set_comes_from_its_entry(tmp_path: Path) -> None:
+    write_tree(tmp_path / "t", "cat/1.png")
+    found = Contamination(of="ImageNet-1k", share=0.2, inspected=400, source="somebody")
+    about = {"list_id": "DTD, all", "redistributable": False, "contamination": (found,)}
+    record = set_record(load(tmp_path, "t", **about, decoding={"truncated": "grey"}), "far", "run", "suite")
+    assert (record.list_id, record.redistributable) == ("DTD, all", False)
+    assert record.contamination == [{"of": "ImageNet-1k", "share": 0.2, "inspected": 400, "source": "somebody"}]
+    assert record.decoding["truncated"] == "grey"
+    assert record.decoding["orientation"] == "as-stored"
+
+
+def test_a_set_decodes_as_its_entry_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    (tmp_path / "t").mkdir()
+    Image.new("RGB", (60, 40)).save(tmp_path / "t" / "a.jpg", exif=exif)
+    assert load(tmp_path, "t")[0].size == (60, 40)
+    assert load(tmp_path, "t", decoding={"orientation": "exif"})[0].size == (40, 60)
+
+
+def test_only_a_decoding_of_its_own_makes_another_key(tmp_path: Path) -> None:
+    write_tree(tmp_path / "t", "a.png")
+    model = SimpleNamespace(weights_sha256="0", preprocessing={})
+    usual, named, grey, turned = (
+        Store.about(model, load(tmp_path, "t", decoding=decoding))  # type: ignore[arg-type]
+        for decoding in ({}, {"truncated": "refuse"}, {"truncated": "grey"}, {"orientation": "exif"})
+    )
+    assert usual == named
+    assert "decoding" not in usual  # as in the keys of stores that were made before sets could choose
+    assert usual != grey != turned != usual
+
+
+class Reads:
+    """Counts how often the files of a set are read."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.count = 0
+        self.images = replace(images, encoded=self._read)
+        self._encoded = images.encoded
+
+    def _read(self, index: int) -> bytes | np.ndarray:
+        self.count += 1
+        return self._encoded(index)
+
+
+def test_files_are_read_once_for_all_hashes_and_not_again_in_the_next_run(tmp_path: Path) -> None:
+    write_tree(tmp_path / "t", *(f"{index:03d}.png" for index in range(40)))
+    first = Reads(load(tmp_path, "t"))
+    expected = first.images.content_sha256, first.images.image_sha256s
+    assert first.count <= 41
+    second = Reads(load(tmp_path, "t"))
+    assert (second.images.content_sha256, second.images.image_sha256s) == expected
+    assert 10 <= second.count <= 16  # a sample
+
+
+@pytest.mark.parametrize("damage", ["changed file", "changed sample", "damaged", "cut", "other images"])
+def test_kept_hashes_are_not_trusted_where_anything_differs(tmp_path: Path, damage: str) -> None:
+    write_tree(tmp_path / "t", *(f"{index:03d}.png" for index in range(40)))
+    before = load(tmp_path, "t").content_sha256
+    kept = tmp_path / ".hashes" / "set"
+    content = kept.read_bytes()
+    if damage == "changed file":
+        write_image(tmp_path / "t" / "001.png", (99, 9, 9))
+    elif damage == "changed sample":  # in size and time as before
+        file = tmp_path / "t" / "000.png"
+        state = file.stat()
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    elif damage == "other images":
+        (tmp_path / "t" / "039.png").rename(tmp_path / "t" / "040.png")
+    else:
+        kept.write_bytes(content[:40] + b"?" + content[41:] if damage == "damaged" else content[:-1])
+    again = Reads(load(tmp_path, "t"))
+    assert (again.images.content_sha256 == before) == (damage in ("damaged", "cut"))
+    assert again.count >= 40
+    shutil.rmtree(kept.parent)
+    assert load(tmp_path, "t").content_sha256 == again.images.content_sha256
+
+
+def test_a_data_folder_that_is_not_to_be_written_stays_as_it_is(tmp_path: Path) -> None:
+    write_tree(tmp_path / "t", "a.png")
+    tmp_path.chmod(0o555)
+    try:
+        assert load(tmp_path, "t").content_sha256
+        assert not (tmp_path / ".hashes").exists()
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_the_built_in_entries_have_the_classes_that_they_name() -> None:
+    for entry in read_entries(BUILT_IN, ImageSetEntry).values():
+        entry.with_classes()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
+@pytest.mark.parametrize(("name", "column", "classes"), [("cifar10", "label", 10), ("cifar100", "fine_label", 100)])
+def test_real_cifar_loads(name: str, column: str, classes: int) -> None:
+    columns = Columns(image="img", label=column)
+    names = tuple(f"class {index}" for index in range(classes))
+    images = load(SHARED, f"{name}/test.parquet", columns=columns, labels="index", classes=names, images=10_000)
+    assert images.labels is not None
+    assert np.bincount(images.labels).tolist() == [10_000 // classes] * classes
+    assert (images[0].mode, images[0].size) == ("RGB", (32, 32))

@@ -19,12 +19,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmark import metrics
 from benchmark.metrics import (
+    accepted,
     accuracy,
     aupr,
+    aurc,
     auroc,
     fpr_at_tpr,
     fpr_at_tpr_ood_positive,
     measure,
+    oscr,
     paired_fpr_difference,
     threshold_at_tpr,
 )
@@ -248,6 +251,112 @@ def test_measure(id_scores: np.ndarray, ood: list[tuple[float, int]]) -> None:
     assert metrics.Metrics.model_validate_json(result.model_dump_json()) == result
 
 
+# Errors of the classifier: OSCR and AURC.
+
+BEST_AURC = (1 - np.log(2)) / 2  # of a detector and a classifier without a fault, half of the weight being OOD
+answered = st.lists(st.tuples(numbers, st.booleans()), min_size=1, max_size=40).map(
+    lambda pairs: (np.array([score for score, _ in pairs]), np.array([right for _, right in pairs]))
+)
+
+
+def naive_aurc(id_scores: np.ndarray, correct: np.ndarray, ood_scores: np.ndarray | None = None) -> float:
+    """The risk at the middle of each of many equal steps of coverage, within a level of scores as at random."""
+    masses: dict[float, list[float]] = {}
+    id_weight = 1.0 if ood_scores is None else 0.5
+    images = [(score, id_weight / len(id_scores), not right) for score, right in zip(id_scores, correct, strict=True)]
+    images += [] if ood_scores is None else [(score, 0.5 / len(ood_scores), True) for score in ood_scores]
+    for score, weight, is_error in images:
+        mass = masses.setdefault(score + 0.0, [0.0, 0.0])
+        mass[0] += weight
+        mass[1] += weight * is_error
+    levels = np.cumsum([[0.0, 0.0], *(masses[score] for score in sorted(masses, reverse=True))], axis=0)
+    coverage = (np.arange(200_000) + 0.5) / 200_000
+    return float(np.mean(np.interp(coverage, *levels.T) / coverage))
+
+
+@few_examples
+@given(answered, samples)
+def test_errors_of_the_classifier_equal_naive_counts(id_images: tuple, ood_scores: np.ndarray) -> None:
+    id_scores, correct = id_images
+    pairs = correct[:, None] * ((id_scores[:, None] > ood_scores) + 0.5 * (id_scores[:, None] == ood_scores))
+    assert oscr(id_scores, correct, ood_scores) == pytest.approx(pairs.mean(), abs=1e-12)
+    assert aurc(id_scores, correct) == pytest.approx(naive_aurc(id_scores, correct), abs=1e-4)
+    assert aurc(id_scores, correct, ood_scores) == pytest.approx(naive_aurc(id_scores, correct, ood_scores), abs=1e-4)
+
+
+@few_examples
+@given(samples, samples)
+def test_a_classifier_without_errors_leaves_auroc(id_scores: np.ndarray, ood_scores: np.ndarray) -> None:
+    all_right = np.ones(len(id_scores), bool)
+    result = measure(id_scores, ood_scores, id_correct=all_right)
+    assert result.oscr.value == oscr(id_scores, all_right, ood_scores) == auroc(id_scores, ood_scores)
+    assert (result.oscr.low, result.oscr.high) == pytest.approx((result.auroc.low, result.auroc.high))
+    assert result.aurc_id.value == aurc(id_scores, all_right) == 0
+    assert BEST_AURC - 1e-12 <= aurc(id_scores, all_right, ood_scores) <= 1
+
+
+@few_examples
+@given(answered, samples, st.integers(2, 5), st.randoms(use_true_random=False))
+def test_neither_order_nor_set_sizes_nor_scale_move_them(
+    id_images: tuple, ood_scores: np.ndarray, copies: int, random: Random
+) -> None:
+    id_scores, correct = id_images
+    oscr_, aurc_ = oscr(id_scores, correct, ood_scores), aurc(id_scores, correct, ood_scores)
+    order = np.random.default_rng(random.randrange(1 << 30)).permutation(len(id_scores))
+    assert measure(id_scores[order], ood_scores, id_correct=correct[order]) == measure(
+        id_scores, ood_scores, id_correct=correct
+    )
+    more = np.repeat(ood_scores, copies)
+    assert oscr(id_scores, correct, more) == pytest.approx(oscr_, abs=1e-12)
+    assert aurc(id_scores, correct, more) == pytest.approx(aurc_, abs=1e-9)
+    ranks = np.unique(np.concatenate([id_scores, ood_scores]), return_inverse=True)[1].astype(float)
+    mapped = np.exp2(ranks / 8)
+    assert oscr(mapped[: len(order)], correct, mapped[len(order) :]) == oscr_
+    assert aurc(mapped[: len(order)], correct, mapped[len(order) :]) == aurc_
+
+
+@few_examples
+@given(answered, samples)
+def test_measure_gives_them_with_intervals(id_images: tuple, ood_scores: np.ndarray) -> None:
+    id_scores, correct = id_images
+    result = measure(id_scores, ood_scores, id_correct=correct)
+    assert result.oscr.value == pytest.approx(oscr(id_scores, correct, ood_scores), abs=1e-12)
+    assert result.aurc.value == aurc(id_scores, correct, ood_scores)
+    assert result.aurc_id.value == aurc(id_scores, correct)
+    assert result.oscr.value <= correct.mean() + 1e-12
+    for estimate in (result.oscr, result.aurc, result.aurc_id):
+        assert estimate.low <= estimate.value <= estimate.high
+        assert estimate.low < estimate.high
+    without = measure(id_scores, ood_scores)
+    assert without == result.model_copy(update={"oscr": None, "aurc": None, "aurc_id": None})
+
+
+def test_errors_by_hand() -> None:
+    id_scores, ood_scores = [4.0, 3.0, 2.0, 1.0], [2.5, 0.0]
+    right = [True, False, True, True]
+    assert oscr(id_scores, right, ood_scores) == (2 + 0 + 1 + 1) / 8
+    assert aurc([2.0, 1.0], [True, False]) == pytest.approx(1 / 2 - np.log(2) / 2)
+    assert aurc([2.0, 1.0], [False, True]) == pytest.approx(1 / 2 + np.log(2) / 2)
+    assert aurc([7.0] * 4, right) == 1 / 4
+    assert aurc([7.0] * 4, right, [7.0] * 9) == pytest.approx((1 / 4 + 1) / 2)
+    assert aurc(id_scores, [True] * 4, [0.0, -1.0]) == pytest.approx(BEST_AURC)
+    assert aurc(id_scores, [True] * 4, [0.0, 0.0]) == pytest.approx(BEST_AURC)  # equal OOD images cost nothing
+
+
+def test_aurc_is_near_the_mean_over_images_of_the_literature() -> None:
+    generator = np.random.default_rng(0)
+    scores, right = generator.normal(size=5000), generator.random(5000) < 0.8
+    wrong = ~right[np.argsort(-scores)]
+    mean_over_images = np.mean(np.cumsum(wrong) / np.arange(1, 5001))
+    assert aurc(scores, right) == pytest.approx(mean_over_images - wrong.mean() / 10_000, abs=2e-5)
+
+
+def test_a_share_accepted_has_the_interval_of_fpr() -> None:
+    generator = np.random.default_rng(0)
+    id_scores, shifted = generator.normal(2, 1, 300), generator.normal(1, 1, 200)
+    assert accepted(id_scores, shifted) == measure(id_scores, shifted).fpr_at_95
+
+
 def test_headline_is_the_mean_over_classes_not_over_images() -> None:
     id_scores = np.arange(100.0)
     result = measure(id_scores, np.array([50.0, 0, 0, 0]), np.array([2, 0, 0, 0]), ["easy", "absent", "hard"])
@@ -276,6 +385,9 @@ def test_lists_arrays_and_tensors_give_python_floats() -> None:
         auroc,
         measure,
         lambda a, b: aupr(a, b, positive="id"),
+        lambda a, b: oscr(a, [True, False], b),
+        lambda a, b: aurc(a, [True, False], b),
+        accepted,
         lambda a, b: paired_fpr_difference([1.0, 2.0], [1.0, 2.0], a, b),
     ],
 )
@@ -296,6 +408,9 @@ def test_bad_options_are_refused() -> None:
         measure(scores, scores, [0], ["only"])
     with pytest.raises(ValueError, match="same images"):
         paired_fpr_difference(scores, scores, scores, [1.0])
+    for correct in ([1, 0], [True], [[True, False]]):
+        with pytest.raises(ValueError, match="one boolean for each of the 2 ID images"):
+            oscr(scores, correct, scores)
     with pytest.raises(ValueError, match="0 <= correct <= total"):
         accuracy(3, 2)
 
@@ -342,6 +457,27 @@ def test_intervals_cover_the_truth(case: str, id_images: int, ood_images: int) -
         repeated = (np.repeat(golden.id_scores, id_images // 50), np.repeat(golden.ood_scores, ood_images // 50))
         truth = aupr(*repeated, positive=positive)
         assert 0.91 <= covered(f"aupr_{positive}", truth) <= COVERAGE[1]
+
+
+@pytest.mark.parametrize(("mean", "accuracy"), [(2.0, 0.9), (1.0, 0.6), (4.0, 0.98)])
+def test_intervals_with_errors_cover_the_truth(mean: float, accuracy: float) -> None:
+    """A right answer goes with a score one standard deviation higher than a wrong one."""
+
+    def draw(generator: np.random.Generator, id_images: int, ood_images: int) -> tuple:
+        right = generator.random(id_images) < accuracy
+        return mean - 1 + right + generator.normal(size=id_images), right, generator.normal(size=ood_images)
+
+    generator = np.random.default_rng(0)
+    many = draw(generator, 1_000_000, 1_000_000)
+    truths = {"oscr": oscr(*many), "aurc": aurc(*many), "aurc_id": aurc(*many[:2])}
+    results = []
+    for _ in range(REPETITIONS):
+        id_scores, right, ood_scores = draw(generator, 400, 200)
+        results.append(measure(id_scores, ood_scores, id_correct=right))
+    for name, truth in truths.items():
+        found = [getattr(result, name) for result in results]
+        covered = np.mean([estimate.low <= truth <= estimate.high for estimate in found])
+        assert 0.91 <= covered <= 0.995, name
 
 
 def test_coverage_refuses_an_interval_that_takes_the_threshold_for_known() -> None:

@@ -1,16 +1,29 @@
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from open_clip import list_pretrained
+from safetensors.torch import save_file
+from timm.layers import StdConv2d
+from timm.models.resnetv2 import ResNetV2
 from timm.models.swin_transformer import SwinTransformer
-from torch import nn
+from torch import Tensor, nn
 
+import benchmark.cifar_networks  # noqa: F401  # it registers them with timm
 from benchmark.classifier import Classifier
-from benchmark.models import ModelEntry, ModelError, load_model
+from benchmark.entries import DATA_DIR, read_entries
+from benchmark.models import BUILT_IN, OPEN_CLIP, MissingWeightsError, ModelEntry, ModelError, load_model
+from benchmark.state_dicts import StateDictError, load_state_dict
 
 CPU = torch.device("cpu")
+PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 COLOURS = ("blue", "green", "red")
@@ -96,8 +109,16 @@ def test_a_head_that_is_not_one_linear_layer_is_refused(world: Path, monkeypatch
         load(world)
 
 
+def bit(classes: int = 3) -> nn.Module:
+    """A BiT, whose head is a 1 x 1 convolution, with fewer layers and channels."""
+    torch.manual_seed(0)
+    return ResNetV2((1, 1), (128, 128), num_classes=classes, stem_chs=32, stem_type="fixed", conv_layer=StdConv2d)
+
+
 def network(name: str) -> Classifier:
-    if name == "swin":
+    if name == "bit":
+        net = bit()
+    elif name == "swin":
         net = SwinTransformer(32, 2, window_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 2), num_classes=3)
     else:
         net = (
@@ -109,11 +130,12 @@ def network(name: str) -> Classifier:
     return Classifier(name, entry(Path()), net.eval().requires_grad_(False), lambda image: image, config, CPU)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "swin"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "swin", "bit", "cifar_wide_resnet40_2"])
 def test_what_detectors_ask_of_a_network_fits_together(name: str) -> None:
     model = network(name)
     images = torch.rand(2, 3, 32, 32, requires_grad=True)
-    torch.testing.assert_close(model.classifier(model.features(images)), model(images))
+    torch.testing.assert_close(model.features(images) @ model.head.weight.T + model.head.bias, model(images))
+    torch.testing.assert_close(model.outputs(images)["logits"], model(images))
     feature_map = model.feature_map(images)
     assert feature_map.shape[::2] == (2, model.network.num_features)
     torch.testing.assert_close(model.logits_of_map(feature_map), model(images))
@@ -133,3 +155,422 @@ def test_layers_that_timm_does_not_give_are_refused(model: Classifier, monkeypat
     monkeypatch.setattr(Classifier, "architecture", "plain-net")
     with pytest.raises(ModelError, match="model plain: timm gives no intermediate outputs of plain-net"):
         plain.layers(torch.rand(1, 3, 8, 8))
+
+
+# ---- The built-in entries --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built_in() -> dict[str, ModelEntry]:
+    return read_entries(BUILT_IN, ModelEntry)
+
+
+def test_every_source_is_a_checkpoint_that_timm_or_open_clip_knows(built_in: dict[str, ModelEntry]) -> None:
+    tags, pairs = set(timm.list_pretrained()), {f"{OPEN_CLIP}{'/'.join(pair)}" for pair in list_pretrained()}
+    for id, entry in built_in.items():
+        if entry.weights:
+            assert timm.is_model(entry.source.partition(":")[2]), id
+        elif ":" not in entry.source and entry.source:
+            assert entry.source in tags, id
+            assert id in (entry.source, "swinv2-base"), id
+        elif entry.source.startswith(OPEN_CLIP) and "-dir:" not in entry.source and "-hub:" not in entry.source:
+            assert entry.source in pairs, id
+
+
+def test_the_papers_networks_are_all_there(built_in: dict[str, ModelEntry]) -> None:
+    of_paper = {
+        paper: [entry.papers[paper] for entry in built_in.values() if paper in entry.papers]
+        for paper in ("ninco", "mahalanobispp")
+    }
+    assert {paper: len(set(names)) for paper, names in of_paper.items()} == {"ninco": 28, "mahalanobispp": 43}
+    assert all(len(names) == len(set(names)) for names in of_paper.values())
+    for paper, names in of_paper.items():
+        if not PUBLISHED.is_dir():
+            pytest.skip("needs the published tables (../shared/published)")
+        table = (PUBLISHED / f"{paper}_tables.csv").read_text()
+        assert [name for name in names if f",{name}," not in table] == []
+
+
+@pytest.mark.parametrize(
+    ("id", "size", "crop_pct", "crop_mode"),
+    [
+        ("convnext_base.fb_in22k_ft_in1k", 288, 1.0, "center"),
+        ("convnextv2_tiny.fcmae_ft_in22k_in1k_384", 384, 1.0, "squash"),
+        ("eva02_tiny_patch14_336.mim_in22k_ft_in1k", 336, 1.0, "center"),
+        ("tf_efficientnetv2_s.in1k", 384, 1.0, "center"),
+        ("efficientnet_b0.ra_in1k", 224, 0.875, "center"),
+        ("mixer_b16_224.goog_in21k_ft_in1k", 224, 0.875, "center"),
+        ("swinv2_small_window16_256.ms_in1k", 256, 0.9, "center"),
+        ("xcit_medium_24_p16_224.fb_dist_in1k", 224, 1.0, "center"),
+        ("resnetv2_101x1_bit.goog_in21k_ft_in1k", 448, 1.0, "center"),
+        ("resnet50.tv2_in1k", 224, 0.965, "center"),
+        ("vit_small_patch16_224.augreg_in1k", 224, 0.9, "center"),
+        ("vit_base_patch16_clip_384.openai_ft_in12k_in1k", 384, 0.95, "squash"),
+        ("vit_so400m_patch14_siglip_378.webli_ft_in1k", 378, 1.0, "squash"),
+    ],
+)
+def test_every_family_is_split_at_its_test_size(
+    built_in: dict[str, ModelEntry],
+    monkeypatch: pytest.MonkeyPatch,
+    id: str,
+    size: int,
+    crop_pct: float,
+    crop_mode: str,
+) -> None:
+    """On torch's device that knows shapes alone; sizes as in the tables of Mahalanobis++ and NINCO."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda source, pretrained: create(source))
+    with torch.device("meta"):
+        model = load_model(id, built_in, torch.device("meta"), [str(index) for index in range(1000)])
+        outputs = model.outputs(torch.rand(1, 3, size, size))
+        assert model(torch.rand(1, 3, size, size)).shape == outputs["logits"].shape == (1, 1000)
+    about = model.preprocessing
+    assert (about["input_size"], about["crop_pct"], about["crop_mode"]) == ([3, size, size], crop_pct, crop_mode)
+
+
+# ---- Heads that are no linear layer ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "says"),
+    [
+        ("deit_tiny_distilled_patch16_224", 3, "the mean of 2 (Linear, Linear), not one linear layer"),
+        ("levit_128s", 3, "the mean of 2 (NormLinear, NormLinear), not one linear layer"),
+        ("vit_tiny_patch16_224", 0, "missing (it gives features alone), not one linear layer"),
+    ],
+)
+def test_other_heads_are_refused_with_what_they_are(
+    world: Path, monkeypatch: pytest.MonkeyPatch, name: str, classes: int, says: str
+) -> None:
+    net = timm.create_model(name, num_classes=classes)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: net)
+    with pytest.raises(ModelError, match=re.escape(f"model net: the head of local-dir:net is {says}")) as error:
+        load(world)
+    assert "\n" not in str(error.value)
+
+
+# ---- State dicts -----------------------------------------------------------------------------------------------------
+
+PREPROCESSING = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
+
+
+def state_dict_entry(folder: Path, file: str = "net.safetensors", **other: Any) -> ModelEntry:
+    table = {
+        "title": "Net",
+        "source": "state-dict:cifar_resnet20",
+        "weights": file,
+        "preprocessing": PREPROCESSING,
+    }
+    return ModelEntry.parse(table | other, BUILT_IN, "net", data_dir=folder)
+
+
+def load_entry(entry: ModelEntry) -> Classifier:
+    model = load_model("net", {"net": entry}, CPU, COLOURS)
+    assert isinstance(model, Classifier)
+    return model
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return timm.create_model("cifar_resnet20", num_classes=3).state_dict()
+
+
+def test_a_state_dict_becomes_a_model(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    save_file(state, tmp_path / "net.safetensors")
+    model = load_entry(state_dict_entry(tmp_path))
+    assert all(torch.equal(value, state[name]) for name, value in model.network.state_dict().items())
+    assert model.preprocessing["mean"] == [0.5, 0.4, 0.3]
+    assert model.preprocessing["transform"].startswith("Resize(size=32, interpolation=bilinear")
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        lambda state: state,
+        lambda state: {"epoch": 3, "best": 0.9, "state_dict": {f"module.{name}": state[name] for name in state}},
+        lambda state: {"net": {f"module.{name}": state[name] for name in state}, "acc": 91.0},
+        lambda state: {name.replace("linear", "fc"): value for name, value in state.items()},
+        lambda state: {name: value for name, value in state.items() if "num_batches" not in name},
+    ],
+    ids=["plain", "nested, parallel", "nested otherwise", "timm's names", "no counters"],
+)
+def test_what_training_scripts_save_is_loaded(
+    tmp_path: Path, state: dict[str, Tensor], saved: Callable[[dict[str, Tensor]], Any]
+) -> None:
+    torch.save(saved(state), tmp_path / "net.pth")
+    model = load_entry(state_dict_entry(tmp_path, "net.pth"))
+    assert all(torch.equal(value, state[name]) for name, value in model.network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: state.pop("bn1.weight"), "it lacks bn1.weight"),
+        (lambda state: state.clear(), "it lacks bn1.bias, bn1.running_mean, bn1.running_var, bn1.weight and 93 more"),
+        (lambda state: state.update({"extra.bias": torch.ones(1)}), "it has what the network lacks: extra.bias"),
+        (lambda state: state.update({"bn1.weight": torch.ones(4)}), "of another shape: bn1.weight (4,) for (16,)"),
+        (lambda state: state.update({"linear.bias": torch.tensor([0, torch.nan, 0])}), "NaN or infinite: linear.bias"),
+        (
+            lambda state: state.update({"linear.weight": torch.ones(7, 64), "linear.bias": torch.ones(7)}),
+            "it has 7 classes, the in-distribution set has 3; use weights for these classes",
+        ),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_is_refused_by_name(
+    tmp_path: Path, state: dict[str, Tensor], change: Callable[[dict[str, Tensor]], Any], says: str
+) -> None:
+    change(state)
+    save_file(state, tmp_path / "net.safetensors")
+    entry = state_dict_entry(tmp_path)
+    with pytest.raises(ModelError, match="model net: cannot use .*net.safetensors .*" + re.escape(says)):
+        load_entry(entry)
+
+
+def test_a_missing_file_is_told_with_how_to_fetch_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingWeightsError, match=rf"fetch net --data-dir {tmp_path}$"):
+        load_entry(state_dict_entry(tmp_path))
+    assert state_dict_entry(DATA_DIR).remedy("net").endswith("python -m benchmark fetch net")
+
+
+def test_another_file_than_the_entry_means_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    save_file(state, tmp_path / "net.safetensors")
+    with pytest.raises(ModelError, match=r"its sha256 is [0-9a-f]{64}, not 0{64}"):
+        load_entry(state_dict_entry(tmp_path, weights_sha256="0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (lambda file: torch.save(nn.Linear(1, 1), file), "it cannot be read as weights alone"),
+        (lambda file: torch.save({"epoch": 3}, file), "it holds no state dict"),
+        (lambda file: torch.save([torch.ones(1)], file), "it holds no state dict"),
+        (lambda file: file.write_bytes(b"<html>"), "it cannot be read as weights alone"),
+        (lambda file: file.write_bytes(b""), "it cannot be read as weights alone"),
+    ],
+    ids=["code", "no weights", "a list", "a page", "empty"],
+)
+def test_a_file_that_is_more_or_less_than_weights_is_refused(
+    tmp_path: Path, write: Callable[[Path], Any], says: str
+) -> None:
+    write(tmp_path / "net.pth")
+    with pytest.raises(ModelError, match=f"model net: cannot use .*{says}") as error:
+        load_entry(state_dict_entry(tmp_path, "net.pth"))
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_of_bits_authors_are_read_with_their_head(tmp_path: Path) -> None:
+    arrays = bit_arrays(net := bit())
+    np.savez(tmp_path / "net.npz", **arrays)
+    load_state_dict(twin := bit().requires_grad_(False), tmp_path / "net.npz")
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(twin.eval()(images), net.eval()(images))
+    with pytest.raises(StateDictError, match=r"it has no fitting and finite head\.fc\.bias, head\.fc\.weight"):
+        load_state_dict(bit(classes=7), tmp_path / "net.npz")
+
+
+def bit_arrays(net: nn.Module) -> dict[str, np.ndarray]:
+    """A network's weights under the names, and with the axes, of google-research/big_transfer's files."""
+    arrays = {}
+    for name, value in net.state_dict().items():
+        name = name.replace("stem.conv.weight", "root_block/standardized_conv2d/kernel")
+        name = re.sub(r"^norm\.", "group_norm/", name)
+        name = re.sub(
+            r"stages\.(\d)\.blocks\.(\d)\.", lambda at: f"block{int(at[1]) + 1}/unit{int(at[2]) + 1:02d}/", name
+        )
+        name = name.replace("downsample.conv.weight", "a/proj/standardized_conv2d/kernel")
+        for number, letter in zip("123", "abc", strict=True):
+            name = name.replace(f"conv{number}.weight", f"{letter}/standardized_conv2d/kernel")
+            name = name.replace(f"norm{number}.", f"{letter}/group_norm/")
+        name = name.replace("head.fc.weight", "head/conv2d/kernel").replace("head.fc.bias", "head/conv2d/bias")
+        name = re.sub("group_norm/weight$", "group_norm/gamma", name)
+        name = re.sub("group_norm/bias$", "group_norm/beta", name)
+        arrays[f"resnet/{name}"] = (value.permute(2, 3, 1, 0) if value.ndim == 4 else value).numpy()
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"weights": None}, "`weights` name the file"),
+        ({"preprocessing": None}, "name its `preprocessing`"),
+        ({"source": "resnet18.a1_in1k"}, "`weights` name the file"),
+        ({"weights_sha256": "12"}, "weights_sha256"),
+        ({"preprocessing": PREPROCESSING | {"std": (0.2, 0.2, 0.0)}}, "preprocessing.std"),
+        ({"preprocessing": {"input_size": (3, 32, 32)}}, "preprocessing.mean"),
+        ({"source": "open-clip:ViT-B-16/openai", "weights": None}, "`preprocessing` is that of the base or"),
+    ],
+)
+def test_an_entry_that_leaves_something_open_is_refused(tmp_path: Path, table: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        state_dict_entry(tmp_path, **table)
+
+
+# ---- A user's own network --------------------------------------------------------------------------------------------
+
+OWN = """
+import timm
+import torch
+from torch import nn
+from torchvision import transforms
+
+STEPS = transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor()])
+
+
+class Plain(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Linear(5, classes)
+        self.first = nn.Linear(192, 5)
+
+    def forward(self, images):
+        return self.last(torch.relu(self.first(images.flatten(1))))
+
+
+class Scaled(Plain):
+    def forward(self, images):
+        return 2 * super().forward(images)
+
+
+class Dictionary(Plain):
+    def forward(self, images):
+        return {"logits": super().forward(images)}
+
+
+class Quiet:
+    def __call__(self, image):
+        return STEPS(image)
+
+
+class Described(Quiet):
+    def __repr__(self):
+        return "resized to 8 x 8"
+
+
+def plain(): return Plain(), STEPS
+def sized(num_classes): return Plain(num_classes), STEPS
+def sized_otherwise(classes, /): return Plain(classes), STEPS
+def optional(width=5): return Plain(), STEPS
+def unprepared(): return Plain()
+def quiet(): return Plain(), Quiet()
+def described(): return Plain(), Described()
+def silent(): return Plain(), transforms.Lambda(STEPS)
+def unsized(): return Plain(), transforms.Compose([transforms.Resize(8), transforms.ToTensor()])
+def random(): return Plain(), transforms.Compose([transforms.RandomResizedCrop(8), transforms.ToTensor()])
+def scaled(): return Scaled(), STEPS
+def dictionary(): return Dictionary(), STEPS
+def headless(): return nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten()), STEPS
+def of_timm(num_classes): return timm.create_model("test_resnet", num_classes=num_classes)
+def nothing(): return None
+def broken(): raise RuntimeError("no such luck")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Classifier]:
+    """Loads what a function of a module of the user's makes. The module has another name in each test."""
+    name = f"own_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+
+    def load(function: str, **other: Any) -> Classifier:
+        table = {"title": "Own", "source": f"module:{name}:{function}"} | other
+        return load_entry(ModelEntry.parse(table, tmp_path / "suite.toml", "net"))
+
+    return load
+
+
+@pytest.mark.parametrize("function", ["plain", "sized", "sized_otherwise", "optional", "described"])
+def test_any_network_with_a_linear_head_is_split_there(own: Callable[..., Classifier], function: str) -> None:
+    model = own(function)
+    images = torch.rand(4, *model.preprocessing["input_size"], requires_grad=True)
+    outputs = model.outputs(images)
+    assert outputs["features"].shape == (4, 5)
+    torch.testing.assert_close(outputs["logits"], model(images))
+    torch.testing.assert_close(outputs["features"] @ model.head.weight.T + model.head.bias, model(images))
+    (gradient,) = torch.autograd.grad(model.features(images).sum(), images)
+    assert gradient.abs().sum() > 0
+    assert model.architecture == "Plain"
+    for ask in (model.layers, model.feature_map):
+        with pytest.raises(ModelError, match=r"model net: .*Plain"):
+            ask(images)
+    twin = model.copy()
+    torch.testing.assert_close(twin.features(images), model.features(images))
+    assert twin.weights_sha256 == model.weights_sha256
+
+
+def test_a_network_of_timm_is_used_as_it_is(own: Callable[..., Classifier]) -> None:
+    model = own("of_timm")
+    assert type(model.network) is type(timm.create_model("test_resnet"))
+    assert model.preprocessing["input_size"] == [3, 160, 160]
+    assert len(model.layers(torch.rand(1, 3, 64, 64))) > 1
+
+
+def test_what_is_done_to_images_is_known_and_part_of_the_description(own: Callable[..., Classifier]) -> None:
+    assert own("plain").preprocessing["transform"].startswith("Resize(size=(8, 8)")
+    assert own("described").preprocessing["transform"] == "resized to 8 x 8"
+    stated = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    for function in ("unprepared", "plain", "quiet", "random"):
+        assert own(function, preprocessing=stated).preprocessing["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_other_code_is_another_network(tmp_path: Path, own: Callable[..., Classifier]) -> None:
+    before = own("plain").preprocessing["code_sha256"]
+    (file,) = tmp_path.glob("own_*.py")
+    other = file.with_name(f"{file.stem}_too.py")
+    other.write_text(OWN.replace("torch.relu", "torch.tanh"))
+    assert own("plain", source=f"module:{other.stem}:plain").preprocessing["code_sha256"] != before
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("unprepared", "it does not say how images are prepared: return a pair of network and transform, or state"),
+        ("quiet", "does not tell what it does, so stored outputs could not be told from those of another"),
+        ("silent", "does not tell what it does"),
+        ("unsized", "its transform must give tensors (channels, height, width) of one shape"),
+        ("random", "its transform gives one image twice otherwise"),
+        ("scaled", "its logits are not those of last, its last linear layer"),
+        ("dictionary", "its forward gives no logits (images, classes)"),
+        ("headless", "it calls no torch.nn.Linear; give the network forward_features"),
+        ("nothing", "nothing() gives NoneType; return a torch.nn.Module"),
+        ("broken", "RuntimeError: no such luck"),
+        ("missing", "has no attribute 'missing'"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_what_to_do(
+    own: Callable[..., Classifier], function: str, says: str
+) -> None:
+    with pytest.raises(ModelError, match=f"model net: cannot use module:own_.*:{function} .*" + re.escape(says)):
+        own(function)
+
+
+@pytest.mark.parametrize("source", ["module:no_such_module:make", "module:make", "module:"])
+def test_a_module_that_is_not_there_is_refused(tmp_path: Path, source: str) -> None:
+    with pytest.raises(ModelError, match=f"model net: cannot use {source}"):
+        load_entry(ModelEntry(file=tmp_path / "suite.toml", title="Own", source=source))
+
+
+def test_two_modules_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same_name.py").write_text(OWN)
+    entries = [
+        ModelEntry(file=tmp_path / folder / "suite.toml", title="Own", source="module:same_name:plain")
+        for folder in ("one", "two")
+    ]
+    load_entry(entries[0])
+    with pytest.raises(ModelError, match=r"same_name is also the name of .*one/same_name\.py: rename .*two/"):
+        load_entry(entries[1])
+
+
+def test_torchvisions_own_networks_are_split_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import models
+
+    untrained = models.mobilenet_v2(num_classes=3)
+    monkeypatch.setattr(models, "mobilenet_v2", lambda weights: untrained)
+    entry = read_entries(BUILT_IN, ModelEntry)["mobilenetv2-torchvision"]
+    model = load_entry(entry)
+    assert model.feature_dimensions == 1280
+    assert model.preprocessing["input_size"] == [3, 224, 224]
+    assert model.preprocessing["transform"].startswith("ImageClassification( crop_size=[224] resize_size=[256] mean=")

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmark.published import PublishedFigure
 from benchmark.records import Timing
 from benchmark.thresholds import (
     FPR_MARGIN,
@@ -11,6 +12,7 @@ from benchmark.thresholds import (
     judge,
     limit_of_baseline,
     limit_of_goal,
+    limit_of_published,
     read_baselines,
     write_baselines,
 )
@@ -59,6 +61,48 @@ def test_without_a_baseline_an_ood_case_fails_and_says_how_to_record_one() -> No
     assert verdict.status == "failed"
     assert "--record-baselines" in str(verdict.reason)
     assert judge(0.0, FAST, limit_of_goal(0.1, "goal"), None).status == "passed"
+
+
+def published(measured: float, goal: float, *figures: tuple[float, float]) -> str:
+    told = [PublishedFigure("m", "d", "s", fpr, tolerance, f"paper {fpr}", "") for fpr, tolerance in figures]
+    verdict = judge(measured, SLOW, limit_of_published(told, goal), None)
+    return "known" if verdict.expected else verdict.status
+
+
+@pytest.mark.parametrize(
+    ("measured", "goal", "figures", "expected"),
+    [
+        (0.42, 1.0, [(0.40, 0.02)], "passed"),
+        (0.43, 1.0, [(0.40, 0.02)], "failed"),
+        (0.10, 1.0, [(0.40, 0.02)], "passed"),  # better than published
+        (0.43, 1.0, [(0.40, 0.02), (0.30, 0.14)], "passed"),  # one of two papers has it
+        (0.45, 1.0, [(0.40, 0.02), (0.30, 0.14)], "failed"),
+        (0.26, 0.25, [(0.24, 0.03)], "failed"),  # the paper meets the goal, so it holds
+        (0.41, 0.25, [(0.40, 0.02)], "known"),
+        (0.43, 0.25, [(0.40, 0.02)], "failed"),
+        (0.20, 0.25, [(0.40, 0.02)], "passed"),
+        (1.00, 1.0, [(0.99, 0.05)], "passed"),
+    ],
+)
+def test_without_a_baseline_a_published_figure_is_the_limit(
+    measured: float, goal: float, figures: list[tuple[float, float]], expected: str
+) -> None:
+    assert published(measured, goal, *figures) == expected
+
+
+@given(measured=st.floats(0, 1), fpr=st.floats(0, 1), tolerance=st.floats(0.001, 0.3), goal=st.floats(0, 1))
+def test_nothing_worse_than_published_and_its_tolerance_passes(
+    measured: float, fpr: float, tolerance: float, goal: float
+) -> None:
+    if measured > fpr + tolerance:
+        assert published(measured, goal, (fpr, tolerance)) == "failed"
+
+
+def test_a_limit_names_the_paper_that_it_comes_from() -> None:
+    figures = [PublishedFigure("m", "d", "s", fpr, 0.01, f"paper {fpr}", "") for fpr in (0.3, 0.5)]
+    assert limit_of_published(figures, 1.0).source == "published, paper 0.5"
+    assert limit_of_published(figures, 1.0).known_failure is None
+    assert limit_of_published(figures, 0.4).known_failure == "50.0% published, the goal is 40%"
 
 
 def test_a_slow_detector_fails_whatever_its_quality() -> None:

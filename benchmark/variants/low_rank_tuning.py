@@ -230,7 +230,7 @@ def logits_of(model: Model, images: Tensor) -> tuple[Tensor, Tensor | None]:
     else:
         assert isinstance(model, Classifier)
         features, patches = vision_tower(model.network)(images)
-        weight, bias = model.classifier.weight, model.classifier.bias
+        weight, bias = model.linear_head
     return linear(features, weight, bias), None if patches is None else linear(patches, weight, bias)
 
 

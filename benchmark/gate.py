@@ -1,0 +1,408 @@
+"""A gate: one model with one fitted detector, which accepts or rejects single images. docs/gate.md shows its use.
+
+    FOLDER/detector.safetensors    the tensors that the detector learned
+    FOLDER/gate.json               everything else: a `SavedGate`
+
+Nothing is pickled. The network's weights stay where its entry says; the gate knows their hash.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
+from safetensors.torch import load, save
+from torch import Tensor
+
+from benchmark.decoding import Decoding
+from benchmark.devices import choose_device, device_name
+from benchmark.entries import DATA_DIR
+from benchmark.evaluation import ModelBench, Workbench, source_sha256
+from benchmark.files import write_atomically
+from benchmark.image_sets import ImageSet
+from benchmark.metrics import accuracy, threshold_at_tpr
+from benchmark.models import BUILT_IN, Model, ModelEntry, base_of, load_model
+from benchmark.provenance import git_state, package_versions
+from benchmark.records import Count, Estimate, Sha256
+from benchmark.store import BATCH_ROWS, PreparedImages, Store
+from benchmark.suites import Suite, load_suite
+from detectors import Detector, Outputs, available, did_you_mean, restore
+
+TENSORS, ABOUT = "detector.safetensors", "gate.json"
+SCHEMA: Literal[1] = 1
+
+AnImage = str | Path | bytes | Image.Image
+
+
+class GateError(ValueError):
+    """A gate that cannot be saved or loaded; the message names the folder or the file, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a gate says of an image. accepted: score >= threshold. label, class_name, probability: what the network
+    takes it for, and its softmax there; they mean little where the image is not accepted."""
+
+    accepted: bool
+    score: float
+    threshold: float
+    label: int
+    class_name: str
+    probability: float
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SavedEntry(_Table):
+    """A model's entry: its table, and where its paths start from, seen from the gate's folder: the file that it stands
+    in (null for the built-in one) and the data folder."""
+
+    table: dict[str, Any]
+    file: str | None
+    data_dir: str
+
+
+class SavedModel(_Table):
+    """entries: of the model and, where it is a variant, of its bases. preprocessing: what the network's images are."""
+
+    id: str
+    entries: dict[str, SavedEntry]
+    weights_sha256: Sha256
+    preprocessing: dict[str, Any]
+
+
+class SavedSet(_Table):
+    id: str
+    images: Count
+    content_sha256: Sha256
+
+
+class SavedGate(_Table):
+    """The content of gate.json.
+
+    detector: its state but the tensors, whose file has the hash tensors_sha256. threshold: the largest score that at
+    least 95 % of the ID test images reach; "inf" and "-inf" stand for what JSON cannot write. accepted: the share of
+    them that does, with its 95 % sampling interval. sets: by role, what it learned from and was measured on. made: by
+    what code, when and where. sha256: of all of this.
+    """
+
+    schema_version: Literal[1] = SCHEMA
+    model: SavedModel
+    class_names: list[str]
+    decoding: Decoding
+    detector: dict[str, Any]
+    tensors_sha256: Sha256
+    threshold: float = Field(ge=-math.inf)  # which NaN is not
+    accepted: Estimate
+    sets: dict[str, SavedSet]
+    made: dict[str, Any]
+
+    @field_serializer("threshold", when_used="json")
+    def _json_number(self, value: float) -> float | str:
+        return value if math.isfinite(value) else str(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """A model with a fitted detector and the threshold above which an image is accepted.
+
+    classifier: the network that names the class: the model itself, or its base where that goes on classifying.
+    entries: of the model and its bases. accepted: the share of ID test images that is accepted. sets: by role, what it
+    learned from and was measured on. made: by what code, when and where.
+    """
+
+    model: Model
+    classifier: Model
+    entries: dict[str, ModelEntry]
+    class_names: tuple[str, ...]
+    decoding: Decoding
+    detector: Detector
+    threshold: float
+    accepted: Estimate
+    sets: dict[str, SavedSet]
+    made: dict[str, Any]
+
+    @classmethod
+    def fit(
+        cls,
+        model: str,
+        detector: str,
+        *,
+        suite: str = "digits",
+        data_dir: Path | str = DATA_DIR,
+        store: Path | str = ".store",
+        device: str | None = None,
+    ) -> Self:
+        """A model and a detector of a suite, as a run of the suite fits them; what a run has stored is used again.
+
+        Raises ValueError for what the suite lacks, and what loading a model or an image set raises.
+        """
+        known = load_suite(suite, Path(data_dir))
+        for kind, name, names in (("model", model, known.known_models), ("detector", detector, available())):
+            if name not in names:
+                raise GateError(f"no {kind} is called {name!r}{did_you_mean(name, names)}; known: {', '.join(names)}")
+        return cls.of(Workbench(known, Store(Path(store)), choose_device(device)).model(model), detector)
+
+    @classmethod
+    def of(cls, bench: ModelBench, detector: str) -> Self:
+        """The same of a workbench's model."""
+        workbench, model = bench.workbench, bench.model
+        fitted = bench.detector(detector)
+        threshold = threshold_at_tpr(fitted.id_scores.values)
+        accepted = int((fitted.id_scores.values >= threshold).sum())
+        sets = {role: workbench.image_set(id) for role, id in workbench.suite.splits()}
+        return cls(
+            model=model,
+            classifier=workbench.base_of(model) if model.classified_by_base else model,
+            entries=_with_bases(model.id, workbench.suite.known_models),
+            class_names=sets.get("train", sets["test"]).class_names,
+            decoding=bench.test_set.decoding,
+            detector=fitted._detector,
+            threshold=threshold,
+            accepted=accuracy(accepted, len(bench.test_set)),
+            sets={role: SavedSet(id=s.id, images=len(s), content_sha256=s.content_sha256) for role, s in sets.items()},
+            made=_provenance(workbench.suite, model, fitted._detector),
+        )
+
+    @overload
+    def __call__(self, images: AnImage) -> Decision: ...  # type: ignore[overload-overlap]  # a str is a sequence too
+
+    @overload
+    def __call__(self, images: Sequence[AnImage]) -> list[Decision]: ...
+
+    def __call__(self, images: AnImage | Sequence[AnImage]) -> Decision | list[Decision]:
+        """What is made of an image, or of each of a list, which are taken through the network together.
+
+        images: paths, the bytes of image files, or PIL images (taken as they are: no EXIF orientation is applied).
+        Raises ImageSetError, naming it, for an image that is missing or damaged.
+        """
+        if isinstance(images, AnImage):
+            return self._decide([images])[0]
+        slices = range(0, len(images), BATCH_ROWS)
+        return [decision for start in slices for decision in self._decide(images[start : start + BATCH_ROWS])]
+
+    def _decide(self, images: Sequence[AnImage]) -> list[Decision]:
+        pixels = PreparedImages(self.model, _image_set(images, self.decoding))[:]
+        with torch.no_grad():
+            outputs = {name: values.float().cpu() for name, values in self.model.outputs(pixels).items()}
+            logits = outputs["logits"] if self.classifier is self.model else self.classifier(pixels)
+        scores = self.detector.score(Outputs(**outputs, images=pixels)).tolist()
+        if any(map(math.isnan, scores)):
+            raise ValueError(f"{self.model.id}/{self.detector.id}: the score of an image is NaN")
+        probabilities, labels = logits.double().softmax(dim=1).max(dim=1)
+        return [
+            Decision(score >= self.threshold, score, self.threshold, label, self.class_names[label], probability)
+            for score, label, probability in zip(scores, labels.tolist(), probabilities.tolist(), strict=True)
+        ]
+
+    def save(self, folder: Path | str) -> None:
+        """Writes the two files; a folder without gate.json, which is written last, holds no gate."""
+        folder = Path(folder)
+        tensors, state = self.detector.state()
+        content = save(tensors)
+        about = SavedGate(
+            model=SavedModel(
+                id=self.model.id,
+                entries={id: _saved_entry(entry, folder) for id, entry in self.entries.items()},
+                weights_sha256=self.model.weights_sha256,
+                preprocessing=self.model.preprocessing,
+            ),
+            class_names=list(self.class_names),
+            decoding=self.decoding,
+            detector=state,
+            tensors_sha256=hashlib.sha256(content).hexdigest(),
+            threshold=self.threshold,
+            accepted=self.accepted,
+            sets=self.sets,
+            made=self.made,
+        ).model_dump(mode="json")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ABOUT).unlink(missing_ok=True)
+            write_atomically(folder / TENSORS, content)
+            write_atomically(folder / ABOUT, json.dumps({**about, "sha256": _digest(about)}, indent=1).encode())
+        except OSError as error:
+            raise GateError(f"cannot write the gate {folder}: {error.strerror or error}; name another folder") from None
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str | None = None, data_dir: Path | str | None = None) -> Self:
+        """The gate in a folder, on a device as torch names it.
+
+        data_dir: where downloaded weights lie, if not where they lay when the gate was saved.
+        Raises GateError where a file is missing, was changed, or is of a newer version, and where the model is not the
+        one that the detector was fitted on; ModelError where its weights are not there.
+        """
+        folder = Path(folder)
+        about, tensors = _read(folder)
+        entries = {id: _entry(id, saved, folder, data_dir) for id, saved in about.model.entries.items()}
+        id, on = about.model.id, choose_device(device)
+        model = load_model(id, entries, on, about.class_names)
+        _check_model(model, about.model, folder)
+        try:
+            detector = restore(tensors, about.detector, model=model)
+        except ValueError as error:
+            raise GateError(f"{folder}: {error}; {_REMEDY}") from None
+        return cls(
+            model=model,
+            classifier=load_model(base_of(id, entries), entries, on, about.class_names)
+            if model.classified_by_base
+            else model,
+            entries=entries,
+            class_names=tuple(about.class_names),
+            decoding=about.decoding,
+            detector=detector,
+            threshold=about.threshold,
+            accepted=about.accepted,
+            sets=about.sets,
+            made=about.made,
+        )
+
+
+def _image_set(images: Sequence[AnImage], decoding: Decoding) -> ImageSet:
+    """Images as the loader of image sets sees them, so that they are decoded as those of the suite are."""
+    names = tuple(_name(image) or f"image {place}" for place, image in enumerate(images))
+
+    def encoded(index: int) -> bytes | np.ndarray:
+        image = images[index]
+        if isinstance(image, Image.Image):
+            return np.asarray(image.convert("RGB"))
+        return image if isinstance(image, bytes) else Path(image).read_bytes()
+
+    return ImageSet("gate", "", "", "", "", names, None, (), encoded, decoding=decoding)
+
+
+def _name(image: AnImage) -> str:
+    """The file of an image, as far as that is known."""
+    return str(image) if isinstance(image, str | Path) else str(getattr(image, "filename", ""))
+
+
+def _with_bases(id: str, entries: Mapping[str, ModelEntry]) -> dict[str, ModelEntry]:
+    """The entry of a model and, where it is a variant, of its bases."""
+    found = {id: entries[id]}
+    while entries[id].edit is not None:
+        id = base_of(id, entries)
+        found[id] = entries[id]
+    return found
+
+
+def _saved_entry(entry: ModelEntry, folder: Path) -> SavedEntry:
+    table = entry.model_dump(mode="json", exclude={"file", "data_dir"}, exclude_defaults=True)
+    if entry.edit is not None:
+        table["edit"] = _seen_from(entry.file.parent, entry.edit)
+    file = None if entry.file == BUILT_IN else _seen_from(folder, entry.file)
+    return SavedEntry(table=table, file=file, data_dir=_seen_from(folder, entry.data_dir))
+
+
+def _entry(id: str, saved: SavedEntry, folder: Path, data_dir: Path | str | None) -> ModelEntry:
+    file = BUILT_IN if saved.file is None else _from(folder, saved.file)
+    return ModelEntry.parse(saved.table, file, id, Path(data_dir or _from(folder, saved.data_dir)))
+
+
+def _seen_from(folder: Path, path: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _from(folder: Path, path: str) -> Path:
+    return Path(os.path.normpath(folder / path))
+
+
+def _provenance(suite: Suite, model: Model, detector: Detector) -> dict[str, Any]:
+    commit, dirty = git_state(Path(__file__).parent)
+    return {
+        "suite": suite.id,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "packages": package_versions(),
+        "device": device_name(model.device),
+        "detector_source_sha256": source_sha256(type(detector)),
+    }
+
+
+_REMEDY = "save it again with: python -m benchmark save"
+
+
+def _read(folder: Path) -> tuple[SavedGate, dict[str, Tensor]]:
+    """The content of a gate's two files, checked."""
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        content = (folder / TENSORS).read_bytes()
+    except FileNotFoundError as error:
+        raise GateError(f"{folder} holds no gate: there is no {Path(error.filename).name}; {_REMEDY}") from None
+    except (OSError, ValueError) as error:
+        raise GateError(f"{folder}: {ABOUT} or {TENSORS} cannot be read: {error}; {_REMEDY}") from None
+    if not isinstance(about, dict) or about.get("schema_version") != SCHEMA:
+        raise GateError(f"{folder / ABOUT} is no gate of schema {SCHEMA}; load it with the version that saved it")
+    if about.pop("sha256", None) != _digest(about):
+        raise GateError(f"{folder / ABOUT} was changed after it was saved: its SHA-256 is another one; {_REMEDY}")
+    try:
+        saved = SavedGate.model_validate(about)
+        if hashlib.sha256(content).hexdigest() != saved.tensors_sha256:
+            raise GateError(f"{folder / TENSORS} is not the file that {ABOUT} names: its SHA-256 is another; {_REMEDY}")
+        return saved, load(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise GateError(f"{folder / ABOUT}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {_REMEDY}") from None
+
+
+def _digest(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _check_model(model: Model, saved: SavedModel, folder: Path) -> None:
+    """Raises GateError unless the model is the one that the detector was fitted on."""
+    if model.weights_sha256 != saved.weights_sha256:
+        raise GateError(
+            f"{folder}: the detector was fitted on other weights than those of {model.entry.source or model.id}: their "
+            f"SHA-256 is {model.weights_sha256[:12]}..., not {saved.weights_sha256[:12]}...; bring the old ones back, "
+            "or save the gate again"
+        )
+    now, then = model.preprocessing, saved.preprocessing
+    if differing := sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name)):
+        name = differing[0]
+        raise GateError(
+            f"{folder}: {model.id} prepares images otherwise than when the detector was fitted: {name} is "
+            f"{now.get(name)!r}, not {then.get(name)!r}; bring that back, or save the gate again"
+        )
+
+
+def add_command(commands: Any) -> None:
+    parser = commands.add_parser("save", help="fit a detector and save it as a gate for single images")
+    parser.add_argument("model")
+    parser.add_argument("detector")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--suite", default="digits", help="a suite by name, or the path of its TOML file")
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder of downloaded images and weights")
+    parser.add_argument("--store", type=Path, default=Path(".store"), help="folder for the outputs of networks")
+    parser.add_argument("--device", help="as torch names it (default: cuda where there is one, else cpu)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    gate = Gate.fit(
+        options.model,
+        options.detector,
+        suite=options.suite,
+        data_dir=options.data_dir,
+        store=options.store,
+        device=options.device,
+    )
+    gate.save(options.folder)
+    accepted, test = gate.accepted, gate.sets["test"]
+    print(
+        f"{options.folder}: {gate.model.id} with {gate.detector.id} accepts scores from {gate.threshold:.6g}: "
+        f"{accepted.value:.1%} of the {test.images} images of {test.id} (95 % interval {accepted.low:.1%} to "
+        f"{accepted.high:.1%})"
+    )

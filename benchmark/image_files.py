@@ -1,0 +1,209 @@
+"""Where images lie: folders of files, lists of files, and Parquet files. What is wrong with them raises ValueError."""
+
+import csv
+import glob
+import io
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")  # as `datasets` and the Hub name them
+_LABELLED = re.compile(r"(.+?)\s+(-?\d+)")
+_SAMPLE = 16
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a place, in order.
+
+    names: for each the names that may be its class, the likeliest first. integers: whether they are integers of a
+    Parquet file. `encoded(i)` reads the bytes of one. files: all files that they lie in.
+    """
+
+    ids: Sequence[str]
+    names: Sequence[Sequence[str]]
+    encoded: Callable[[int], bytes]
+    coding: str
+    files: Callable[[], list[str]]
+    integers: bool = False
+
+
+def in_folder(folder: Path, listed: Path | None = None) -> Images:
+    """All image files below a folder, by their relative paths, or those of a list in its order.
+
+    The class of an image is what the list says, or else a folder that it lies in.
+    """
+    labels: Sequence[str | None]
+    if listed is None:
+        ids = _found(folder)
+        labels = [None] * len(ids)
+    else:
+        pairs = read_list(listed)
+        ids, labels = [path for path, _ in pairs], [label for _, label in pairs]
+        if missing := [path for path in ids if not os.path.isfile(f"{folder}/{path}")]:
+            raise ValueError(
+                f"{len(missing)} of the {len(ids)} files in the list {listed} are not in {folder}, such as "
+                f"{missing[0]}; complete the folder, or name the right list"
+            )
+    return Images(
+        ids=ids,
+        names=[folders_of(path) if label is None else [label] for path, label in zip(ids, labels, strict=True)],
+        encoded=lambda index: (folder / ids[index]).read_bytes(),
+        coding=", ".join(sorted({PurePosixPath(path).suffix.lower().lstrip(".") for path in ids})),
+        files=lambda: [f"{folder}/{path}" for path in ids],
+    )
+
+
+def read_list(file: Path) -> list[tuple[str, str | None]]:
+    """The paths of a list with the class of each, where it says one.
+
+    A CSV file has a header, the paths in its first column, and the classes in its second, if there is one. Any other
+    has one path a line, of which a number after a space is the class, as in OpenOOD's lists; -1, which stands for OOD
+    there, says nothing.
+    """
+    pairs: list[tuple[str, str | None]] = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no list of paths: {error}") from None
+    if file.suffix.lower() == ".csv":
+        rows = [row for row in csv.reader(lines[1:]) if row]
+        pairs = [(row[0], row[1] if len(row) > 1 else None) for row in rows]
+    else:
+        for line in filter(None, map(str.strip, lines)):
+            labelled = _LABELLED.fullmatch(line)
+            path, label = labelled.groups() if labelled else (line, None)
+            pairs.append((path, None if label == "-1" else label))
+    paths = [path for path, _ in pairs]
+    if not paths:
+        raise ValueError(f"the list {file} is empty")
+    if outside := [path for path in paths if path.startswith("/") or ".." in path.split("/")]:
+        raise ValueError(f"the list {file} leaves its folder: {outside[0]}")
+    if len(set(paths)) < len(paths):
+        twice = next(path for path, before in zip(sorted(paths)[1:], sorted(paths), strict=False) if path == before)
+        raise ValueError(f"the list {file} names {twice} twice")
+    return pairs
+
+
+def _found(folder: Path) -> list[str]:
+    """The relative paths of the image files below a folder, sorted folder by folder; hidden files are left out."""
+    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = Path(parent).relative_to(folder).as_posix() + "/"
+        prefix = "" if prefix == "./" else prefix
+        found += [prefix + name for name in names if _ending(name) in known and not name.startswith(".")]
+    if not found:
+        raise ValueError(f"no image files in {folder}; the known endings are {', '.join(sorted(known))}")
+    return sorted(found, key=lambda path: path.split("/"))
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def folders_of(path: str) -> tuple[str, ...]:
+    """The folders of a path: all of them as one, then each from the innermost on."""
+    return _parts(path.rpartition("/")[0])
+
+
+@lru_cache(maxsize=4096)  # the files of a folder share one tuple, which matters where there are a million
+def _parts(folder: str) -> tuple[str, ...]:
+    return (folder, *reversed(folder.split("/")))
+
+
+def in_parquet(place: Path, name: str, *, image: str, label: str | None, id: str, rows: dict[str, str]) -> Images:
+    """The rows of a Parquet file, or of a folder's Parquet files as one table, that have the values of `rows`.
+
+    image, label, id: columns. Where there are no ids, rows are numbered, after `name`. The table is memory-mapped.
+    """
+    import datasets  # here, since it is slow to import
+
+    datasets.disable_progress_bars()  # it would show one for reading a few kilobytes
+    shards = shards_of(place) if place.is_dir() else [place]
+    columns = _columns(shards, [image, *([label] if label else []), *rows])
+    wanted = [name for name in dict.fromkeys((image, label, id)) if name in columns]
+    filters = [(column, "=", value) for column, value in rows.items()] or None
+    try:
+        read = datasets.Dataset.from_parquet(
+            [glob.escape(str(shard)) for shard in shards], columns=wanted, filters=filters
+        )
+        table = read.cast_column(image, datasets.Image(decode=False)).data if len(read) else None
+    except Exception as error:  # `datasets` wraps what pyarrow says in exceptions of its own
+        raise ValueError(f"cannot read {place}: {error.__cause__ or error}") from error
+    if table is None:
+        raise ValueError(f"{place} has no rows{f' with {rows}' if rows else ''}")
+    images = table.column(image)
+    labels = list(map(str, table.column(label).to_pylist())) if label else []
+    names = {value: (value,) for value in set(labels)}  # which the rows of a class share
+
+    def encoded(index: int) -> bytes:
+        content: dict[str, Any] = images[index].as_py() or {}
+        if content.get("bytes") is None:
+            raise ValueError(
+                f"the row holds no bytes, only the path {content.get('path')}; embed the images in {place}"
+            )
+        return bytes(content["bytes"])
+
+    return Images(
+        ids=list(map(str, table.column(id).to_pylist())) if id in wanted else _numbered(name, len(images)),
+        names=[names[value] for value in labels],
+        encoded=encoded,
+        coding=_codings(encoded, len(images)),
+        files=lambda: [str(shard) for shard in shards],
+        integers=label is not None and pa.types.is_integer(table.column(label).type),
+    )
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The Parquet files of a folder, in order; none where it holds none. Raises ValueError where some are missing."""
+    shards = sorted(path for path in folder.glob("*.parquet") if path.is_file())
+    numbered = [match.groups() for shard in shards if (match := _SHARD.fullmatch(shard.name))]
+    for name, count in {(name, count) for name, _, count in numbered}:
+        there = {int(number) for other, number, _ in numbered if other == name}
+        if missing := sorted(set(range(int(count))) - there):
+            raise ValueError(
+                f"{len(missing)} of the {int(count)} shards {name} are not in {folder}, such as "
+                f"{name}-{missing[0]:05d}-of-{count}.parquet"
+            )
+    return shards
+
+
+def _columns(shards: list[Path], needed: list[str]) -> list[str]:
+    """The columns that all shards have."""
+    common: list[str] = []
+    for shard in shards:
+        try:
+            columns = pq.read_schema(shard).names
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"cannot read {shard}: {error}") from None
+        if lacking := [name for name in needed if name not in columns]:
+            raise ValueError(f"{shard} has no column {lacking[0]!r} but {', '.join(columns)}; name its `columns`")
+        common = [name for name in common or columns if name in columns]
+    return common
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [f"{name}-{row:07d}" for row in range(count)]
+
+
+def _codings(encoded: Callable[[int], bytes], count: int) -> str:
+    """The kinds of a sample of the images, since a table does not name them."""
+    kinds = {_coding(encoded(index)) for index in range(0, count, -(-count // _SAMPLE))}
+    return ", ".join(sorted(kinds - {""})) or "unknown"
+
+
+def _coding(content: bytes) -> str:
+    try:
+        return str(Image.open(io.BytesIO(content)).format).lower()
+    except Exception:  # what is damaged is named when it is decoded
+        return ""

@@ -1,0 +1,18 @@
+"""Every detector of a user's own file (`--detectors`) keeps the contract of `detectors/contract.py`."""
+
+from functools import partial
+
+import pytest
+
+from detectors import create
+from detectors.contract import checks
+
+
+def test_contract(own_detector: str, check: str) -> None:
+    problem = None
+    try:
+        checks()[check](partial(create, own_detector))
+    except AssertionError as error:
+        problem = str(error)
+    if problem is not None:  # outside of `except`, which would chain the tracebacks that nobody asked for
+        pytest.fail(f"{own_detector}: {problem}", pytrace=False)

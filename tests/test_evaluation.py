@@ -1,0 +1,203 @@
+"""The full spectrum: shifted in-distribution images are classified, accepted or not, and count as ID with the clean."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from benchmark.evaluation import ModelBench, Workbench
+from benchmark.image_sets import ImageSetError
+from benchmark.metrics import accepted, accuracy, fpr_at_tpr, measure
+from benchmark.records import Case, ModelRecord, Record
+from benchmark.session import Draft, Limits, Session
+from benchmark.store import Store
+from benchmark.suites import CaseId, load_suite
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHIFTED = """
+[image_set.dark]
+title = "Colours of little contrast"
+folder = "images/colours-test"
+classes = ["blue", "green", "red"]
+corruption = { kind = "contrast", amount = 20 }
+licence = "none needed"
+source = "tests/conftest.py"
+
+[image_set.two]
+title = "Two of the colours, in another order, blurred"
+folder = "images/two"
+classes = ["red", "blue"]
+corruption = { kind = "blur", amount = 2 }
+licence = "none needed"
+source = "tests/conftest.py"
+
+[image_set.gone]
+title = "Nobody has fetched it"
+local = "gone"
+classes = ["blue", "green", "red"]
+licence = "none needed"
+source = "tests/test_evaluation.py"
+"""
+
+
+def session_of(folder: Path, shifted: str, change: tuple[str, str] = ("", "")) -> Session:
+    """The suite of colours with some shifted sets, at work in a folder."""
+    file = folder / "colours.toml"
+    text = file.read_text().replace('models = ["net"]', f'models = ["net"]\nshifted = {shifted}', 1) + SHIFTED
+    assert change[0] in text
+    file.write_text(text.replace(*change, 1))
+    two = folder / "images" / "two"
+    for colour in ("red", "blue"):
+        (two / colour).mkdir(parents=True)
+        for image in sorted((folder / "images" / "colours-test" / colour).iterdir())[:5]:
+            (two / colour / image.name).write_bytes(image.read_bytes())
+    suite = load_suite(str(file), folder)
+    limits = Limits(suite, {}, 1.0, None, recording=False)
+    return Session(Workbench(suite, Store(folder / "store"), torch.device("cpu")), limits, folder / "results", "run")
+
+
+def records_of(session: Session, detector: str = "msp", set: str = "noise") -> list[Record]:
+    draft = Draft(CaseId("net", detector, set, "far"))
+    prepared = session.prepare(draft, session.workbench.image_set(set))
+    prepared.judge(prepared.score())
+    return draft.finished("run", session.workbench.suite, "")
+
+
+def case_of(session: Session, detector: str = "msp", set: str = "noise") -> Case:
+    case = records_of(session, detector, set)[-1]
+    assert isinstance(case, Case)
+    return case
+
+
+def correct_by_hand(bench: ModelBench, id: str) -> np.ndarray:
+    """Whether the class of the largest logit has the name of the folder that the image lies in."""
+    image_set = bench.workbench.image_set(id)
+    names = ["blue", "green", "red"]
+    predicted = bench.outputs(image_set).logits[:].argmax(dim=1)
+    folders = [image.split("/")[0] for image in image_set.image_ids]
+    return np.array([names[index] == folder for index, folder in zip(predicted, folders, strict=True)])
+
+
+@pytest.mark.parametrize("detector", ["msp", "mahalanobis"])
+def test_shifted_images_count_as_in_distribution(own_world: Path, detector: str) -> None:
+    session = session_of(own_world, '["dark", "two"]')
+    case = case_of(session, detector)
+    bench = session.workbench.model("net")
+    scored = bench.detector(detector)
+    clean, dark, two, ood = (
+        scored.score(session.workbench.image_set(id)).values for id in ("colours-test", "dark", "two", "noise")
+    )
+    right = [correct_by_hand(bench, id) for id in ("colours-test", "dark", "two")]
+    assert case.metrics == measure(clean, ood, id_correct=right[0])
+    pooled = np.concatenate([clean, dark, two])
+    assert case.full_spectrum == measure(pooled, ood, id_correct=np.concatenate(right))
+    assert case.full_spectrum.id_images == len(clean) + len(dark) + len(two) == 36 + 36 + 10
+    assert case.full_spectrum.fpr_at_95.value == fpr_at_tpr(pooled, ood)  # their threshold, not that of the clean
+    assert case.shifted_accepted == {"dark": accepted(clean, dark), "two": accepted(clean, two)}
+
+
+def test_accuracy_on_shifted_sets_goes_by_the_names_of_their_classes(own_world: Path) -> None:
+    session = session_of(own_world, '["dark", "two"]')
+    model = next(record for record in records_of(session) if isinstance(record, ModelRecord))
+    bench = session.workbench.model("net")
+    for id, estimate in ({"colours-test": model.id_accuracy} | model.shifted_accuracy).items():
+        right = correct_by_hand(bench, id)
+        assert estimate == accuracy(int(right.sum()), len(right))
+    assert model.shifted_accuracy.keys() == {"dark", "two"}
+    two = session.workbench.image_set("two")
+    assert session.workbench.id_labels(two).tolist() == [0] * 5 + [2] * 5 != two.labels.tolist()  # the twin
+
+
+def test_the_records_hold_the_shifted_sets_and_their_scores(own_world: Path) -> None:
+    session = session_of(own_world, '["dark", "two"]')
+    records = records_of(session)
+    roles = {record.id: record.role for record in records if record.kind == "set"}
+    assert roles["dark"] == roles["two"] == "shifted"
+    case = records[-1]
+    table = pq.read_table(session.results / case.scores.path)
+    assert {set: table["set"].to_pylist().count(set) for set in ("colours-test", "dark", "two", "noise")} == {
+        "colours-test": 36,
+        "dark": 36,
+        "two": 10,
+        "noise": 20,
+    }
+    assert case.tuned is None
+
+
+def test_a_shifted_set_that_nobody_has_fetched_stops_no_case(own_world: Path) -> None:
+    session = session_of(own_world, '["gone", "dark"]')
+    case = case_of(session)
+    assert case.status == "passed"
+    assert case.full_spectrum is None
+    assert case.shifted_accepted.keys() == {"dark"}
+
+
+def test_a_suite_without_shifted_sets_has_no_full_spectrum(own_world: Path) -> None:
+    case = case_of(session_of(own_world, "[]"))
+    assert case.full_spectrum is None
+    assert case.shifted_accepted == {}
+    assert case.metrics.oscr is not None
+
+
+def test_a_unit_test_is_no_part_of_the_full_spectrum(own_world: Path) -> None:
+    session = session_of(own_world, '["dark"]')
+    draft = Draft(CaseId("net", "msp", "noise", "unit-test"))
+    prepared = session.prepare(draft, session.workbench.image_set("noise"))
+    prepared.judge(prepared.score())
+    case = draft.finished("run", session.workbench.suite, "")[-1]
+    assert case.full_spectrum is None
+    assert case.shifted_accepted.keys() == {"dark"}
+
+
+@pytest.mark.parametrize(("unlabelled", "shifted_labelled"), [("colours-test", False), ("dark", True)])
+def test_images_without_labels_have_no_errors_to_count(
+    own_world: Path, unlabelled: str, shifted_labelled: bool
+) -> None:
+    text = (
+        "classes = ['blue', 'green', 'red']" if unlabelled == "colours-test" else 'classes = ["blue", "green", "red"]'
+    )
+    place = f'folder = "images/{unlabelled}"\n' if unlabelled == "colours-test" else 'folder = "images/colours-test"\n'
+    session = session_of(own_world, '["dark"]', (place + text, place))
+    records = records_of(session)
+    model = next(record for record in records if isinstance(record, ModelRecord))
+    case = records[-1]
+    assert case.full_spectrum.oscr is None
+    assert case.full_spectrum.aurc is None
+    if shifted_labelled:
+        assert model.shifted_accuracy == {}
+        assert case.metrics.oscr is not None
+    else:
+        assert model.id_accuracy is None
+        assert case.metrics.oscr is None
+
+
+def test_a_class_that_is_not_in_distribution_is_named(own_world: Path) -> None:
+    session = session_of(own_world, '["two"]', ('classes = ["red", "blue"]', 'classes = ["yellow", "blue"]'))
+    (own_world / "images" / "two" / "red").rename(own_world / "images" / "two" / "yellow")
+    with pytest.raises(ImageSetError, match=r"image set two: 1 of its classes are none of .* such as 'yellow'"):
+        case_of(session)
+
+
+def test_errors_are_those_of_the_network_that_classifies(own_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = session_of(own_world, '["dark"]')
+    model = session.workbench.model("net").model
+    base = model.copy()
+    with torch.no_grad():
+        base.network.get_classifier().bias[2] += 1e4  # it takes all for red
+    monkeypatch.setattr(session.workbench, "base_of", lambda model: base)
+    edit = SimpleNamespace(about={"classified_by_base": True}, sha256="0" * 64, ratios={})
+    variant = ModelBench(session.workbench, replace(model, edits=(edit,), base_sha256=model.weights_sha256))
+    reds = (variant.test_set.labels == 2).tolist()
+    assert variant.correct(variant.test_set).tolist() == reds != correct_by_hand(variant, "colours-test").tolist()
+    assert variant.correct(variant.shifted_sets[0]).tolist() == reds
+
+
+def test_a_suite_without_a_training_split_serves_what_needs_none(own_world: Path) -> None:
+    session = session_of(own_world, '["dark"]', ('train = "colours-train"\nval = "colours-val"\n', ""))
+    assert session.workbench.model("net").train is None
+    assert case_of(session).full_spectrum is not None

@@ -1,0 +1,240 @@
+"""Precomputed outputs: a folder of tensors gives the scores that the network itself gives, and mistakes are named."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmark.precomputed import OutputsFolder, OutputsWorkbench, PrecomputedError, suite_of_outputs
+from benchmark.records import Case, read_records
+from detectors import Outputs, create, describe
+
+pytest_plugins = "pytester"
+ROOT = Path(__file__).parents[1]
+CLASSES, WIDTH = 3, 8
+ROWS = {"train": 60, "val": 12, "test": 40, "ood/near": 30, "ood/far": 20}
+Tensors = dict[str, Any]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Outputs of a network that was never run: classes lie around the rows of its head."""
+    random = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(CLASSES, WIDTH, generator=random), torch.randn(CLASSES, generator=random)
+    (tmp_path / "net" / "ood").mkdir(parents=True)
+    for name, rows in ROWS.items():
+        labels = torch.arange(rows) % CLASSES
+        features = torch.randn(rows, WIDTH, generator=random) + (0 if "ood" in name else 2 * weight[labels])
+        tensors = {"features": features, "logits": features @ weight.T + bias}
+        save_file(tensors | ({} if "ood" in name else {"labels": labels}), tmp_path / "net" / f"{name}.safetensors")
+    save_file({"weight": weight, "bias": bias}, tmp_path / "net" / "head.safetensors")
+    return tmp_path / "net"
+
+
+def change(folder: Path, name: str, how: Callable[[Tensors], Tensors]) -> Path:
+    file = folder / f"{name}.safetensors"
+    save_file(how(load_file(file)), file.with_suffix(".new"))
+    return file.with_suffix(".new").replace(file)
+
+
+def to_npz(folder: Path) -> None:
+    for file in folder.rglob("*.safetensors"):
+        np.savez(file.with_suffix(".npz"), **{name: tensor.numpy() for name, tensor in load_file(file).items()})
+        file.unlink()
+
+
+@pytest.mark.parametrize("npz", [False, True])
+@pytest.mark.parametrize("id", ["msp", "mahalanobis++", "knn", "temperature-scaling"])
+def test_scores_are_those_of_the_tensors(folder: Path, id: str, npz: bool) -> None:
+    train, val, ood = (load_file(folder / f"{name}.safetensors") for name in ("train", "val", "ood/near"))
+    opened = OutputsFolder(folder)
+    expected = create(id).fit(Outputs(**train), opened.head, val=Outputs(**val)).score(Outputs(**ood))
+    if npz:
+        to_npz(folder)
+    suite = suite_of_outputs(None, str(folder))
+    workbench = OutputsWorkbench(suite, OutputsFolder(folder))
+    bench = workbench.model("net")
+    assert bench.forward_ms_per_image is None
+    scores = bench.detector(id).score(workbench.image_set("near"))
+    np.testing.assert_array_equal(scores.values, expected.numpy())
+
+
+def test_detectors_that_ask_for_more_have_no_cases(folder: Path) -> None:
+    suite = suite_of_outputs("mine", str(folder))
+    assert suite.id == "own-mine"
+    for case in suite.ood_cases():
+        assert not {"model", "images", "patches", "text"} & set(describe(case.detector)["needs"])
+    assert {case.set for case in suite.ood_cases()} == {"near", "far"}
+    assert {"knn", "msp"} <= {case.detector for case in suite.ood_cases()}
+    assert "Without the network and its images, " in suite.entry.about
+    assert "odin" in suite.entry.about
+    assert not list(suite.unit_test_cases(["black"]))
+
+
+def test_splits_may_be_missing(folder: Path) -> None:
+    (folder / "train.safetensors").unlink()
+    (folder / "val.safetensors").unlink()
+    suite = suite_of_outputs(None, str(folder))
+    detectors = {case.detector for case in suite.ood_cases()}
+    assert "msp" in detectors
+    assert not {"knn", "temperature-scaling"} & detectors
+    assert "Without outputs called train, " in suite.entry.about
+
+
+def test_ids_are_those_of_the_file(folder: Path) -> None:
+    def with_ids(tensors: Tensors) -> Tensors:
+        return tensors | {"ids": torch.arange(100, 130)}
+
+    change(folder, "ood/near", with_ids)
+    assert OutputsFolder(folder).rows["near"].ids[:2] == ("100", "101")
+    assert OutputsFolder(folder).rows["far"].ids[:2] == ("far-0000000", "far-0000001")
+    to_npz(folder)
+    arrays = dict(np.load(folder / "test.npz"))
+    np.savez(folder / "test.npz", **arrays, ids=np.array([f"img/{row}.png" for row in range(40)]))
+    assert OutputsFolder(folder).rows["test"].ids[1] == "img/1.png"
+
+
+def test_half_precision_is_no_other_head(folder: Path) -> None:
+    for name in ROWS:
+        change(folder, name, lambda tensors: {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()})
+    OutputsFolder(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc/self/maps to look at")
+def test_safetensors_files_are_mapped(folder: Path) -> None:
+    opened = OutputsFolder(folder)
+    maps = Path("/proc/self/maps").read_text()
+    assert all(str(file.resolve()) in maps for file in opened.files.values())
+
+
+def _without(name: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {key: value for key, value in tensors.items() if key != name}
+
+
+def _with(**values: Any) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: tensors | values
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "says"),
+    [
+        ("test", _without("logits"), "test.safetensors: it holds no logits, only "),
+        ("train", _without("labels"), "train.safetensors: it holds no labels, only "),
+        ("test", _with(label=torch.zeros(40)), "test.safetensors: it holds label (did you mean 'labels'?)"),
+        ("test", _with(features=torch.zeros(40, 9)), "features (40, 9) do not fit the head's weight (3, 8)"),
+        ("ood/far", _with(logits=torch.zeros(20, 4)), "logits (20, 4) do not fit the head's weight (3, 8)"),
+        ("ood/far", _with(features=torch.zeros(20)), "features must be floating-point (rows, 8), not torch.float32"),
+        ("ood/far", _with(features=torch.zeros(20, 8).int()), "not torch.int32 (20, 8)"),
+        ("ood/far", _with(logits=torch.zeros(19, 3)), "20 rows of features, 19 of logits"),
+        ("train", _with(labels=torch.zeros(60)), "labels must be integers (60,), not torch.float32 (60,)"),
+        ("train", _with(labels=torch.arange(60)), "labels 0 to 59, but the head has 3 classes"),
+        ("val", _with(ids=torch.zeros(12).int()), "1 different ids for 12 rows"),
+        ("head", _with(bias=torch.zeros(4)), "head.safetensors: a head needs a weight of shape (C, D)"),
+        ("head", _with(bias=torch.tensor([0.0, 0.0, torch.nan])), "head.safetensors: NaN or infinite values"),
+        ("head", lambda head: {"weight": -head["weight"], "bias": head["bias"]}, "features @ weight.T + bias differs"),
+        ("ood/far", lambda rows: {**rows, "logits": rows["logits"].flip(0)}, "far.safetensors: features @ weight"),
+    ],
+)  # fmt: skip
+def test_a_file_that_does_not_fit_is_named(
+    folder: Path, name: str, how: Callable[[Tensors], Tensors], says: str
+) -> None:
+    OutputsFolder(folder)
+    change(folder, name, lambda tensors: {key: value.contiguous() for key, value in how(tensors).items()})
+    with pytest.raises(PrecomputedError, match=re.escape(says)) as caught:
+        OutputsFolder(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_files_that_are_missing_or_damaged_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PrecomputedError, match="there is no such folder"):
+        OutputsFolder(tmp_path / "gone")
+    (folder / "ood" / "far.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(PrecomputedError, match=r"far\.safetensors: cannot read it: "):
+        OutputsFolder(folder)
+    (folder / "ood" / "far.safetensors").rename(folder / "ood" / "far.npz")
+    with pytest.raises(PrecomputedError, match=r"far\.npz: cannot read it: "):
+        OutputsFolder(folder)
+    np.savez(folder / "ood" / "far.npz", features=np.array([{}], dtype=object))
+    with pytest.raises(PrecomputedError, match=r"far\.npz: cannot read it: .*allow_pickle"):
+        OutputsFolder(folder)
+    (folder / "ood" / "far.npz").rename(folder / "test.npz")
+    with pytest.raises(PrecomputedError, match="which one counts"):
+        OutputsFolder(folder)
+    (folder / "test.npz").unlink()
+    (folder / "test.safetensors").unlink()
+    with pytest.raises(PrecomputedError, match=r"there is neither test\.safetensors nor test\.npz"):
+        OutputsFolder(folder)
+
+
+def test_a_folder_without_ood_outputs_is_refused(folder: Path) -> None:
+    for file in (folder / "ood").iterdir():
+        file.unlink()
+    with pytest.raises(PrecomputedError, match=r"there is no ood/NAME\.safetensors and no ood/NAME\.npz"):
+        OutputsFolder(folder)
+
+
+class Run:
+    def __init__(self, pytester: pytest.Pytester, folder: Path) -> None:
+        self.pytester, self.folder = pytester, folder
+
+    def __call__(self, *arguments: str) -> pytest.RunResult:
+        folders = ["--outputs", self.folder, "--results", self.folder.parent / "results"]
+        fixed = [f"--rootdir={ROOT}", "-c", ROOT / "tox.ini", "-p", "no:cacheprovider", ROOT / "benchmark", *folders]
+        return self.pytester.runpytest_inprocess(*map(str, fixed), *arguments)
+
+    def cases(self) -> dict[str, Case]:
+        file = next((self.folder.parent / "results" / "own-net").glob("*.jsonl"))
+        return {f"{r.model}/{r.detector}/{r.set}": r for r in read_records(file) if isinstance(r, Case)}
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, folder: Path) -> Run:
+    return Run(pytester, folder)
+
+
+def test_a_run_on_outputs_is_recorded_without_times_of_the_network(run: Run) -> None:
+    result = run("-k", "knn/ or msp/", "--fpr-limit", "1")
+    result.assert_outcomes(passed=4)
+    assert set(run.cases()) == {f"net/{id}/{set}" for id in ("knn", "msp") for set in ("near", "far")}
+    for case in run.cases().values():
+        assert case.timing is not None
+        assert case.timing.forward_ms_per_image is None
+        assert case.timing.forward_ratio is None
+    result.stdout.fnmatch_lines(["net (ID accuracy *", "Without the network and its images, *"])
+
+
+def test_outputs_meet_no_unit_tests(run: Run) -> None:
+    for arguments in ([], ["--full"]):
+        result = run(str(ROOT / "unit_tests_ood"), "--collect-only", "-q", *arguments)
+        assert any("test_case[net/knn/near]" in line for line in result.outlines)
+        assert not any("test_unit_tests.py" in line for line in result.outlines)
+
+
+def test_a_value_that_is_not_finite_is_an_error_of_its_set(run: Run) -> None:
+    def poisoned(tensors: Tensors) -> Tensors:
+        tensors["features"][7, 2] = torch.nan
+        return tensors
+
+    change(run.folder, "ood/far", poisoned)
+    result = run("-k", "msp/", "--fpr-limit", "1")
+    result.assert_outcomes(passed=1, errors=1)
+    assert "far.safetensors: the features of row 7 are NaN or infinite" in str(run.cases()["net/msp/far"].reason)
+
+
+def test_in_distribution_rows_among_ood_ones_are_refused(run: Run) -> None:
+    test = load_file(run.folder / "test.safetensors")
+    change(run.folder, "ood/far", lambda _: {name: test[name][:5].clone() for name in ("features", "logits")})
+    run("-k", "msp/", "--fpr-limit", "1").assert_outcomes(passed=1, errors=1)
+    assert "what is ID cannot be OOD" in str(run.cases()["net/msp/far"].reason)
+
+
+def test_a_mistake_is_a_usage_error(run: Run) -> None:
+    (run.folder / "head.safetensors").unlink()
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "there is neither head.safetensors nor head.npz" in result.stderr.str()

@@ -1,0 +1,393 @@
+"""Published figures: their files, the verdict of a comparison, means and groups of classes, and what a run says."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmark.__main__ import main
+from benchmark.curate_published import FILES, Curated, write
+from benchmark.published import (
+    COLUMNS,
+    Comparison,
+    PublishedFigure,
+    compare,
+    comparisons,
+    counts,
+    read_published,
+    table,
+    verdict,
+)
+from benchmark.records import Case, ClassValue, Estimate, Metrics, read_records
+from benchmark.session import Draft
+from benchmark.suites import CaseId, Suite, load_suite
+from benchmark.summary import summary
+
+pytest_plugins = "pytester"
+ROOT = Path(__file__).parents[1]
+TRANSCRIPTS = ROOT.parent / "shared" / "published"
+
+
+def figure(percent: float, points: float, cell: str = "net/msp/greys", source: str = "P, Table 1") -> PublishedFigure:
+    model, detector, set = cell.split("/")
+    return PublishedFigure(model, detector, set, percent / 100, points / 100, source, "")
+
+
+def exactly(value: float) -> Estimate:
+    return Estimate(value=value, low=value, high=value)
+
+
+# ---- the files of the seed papers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not TRANSCRIPTS.is_dir(), reason="needs the transcripts of the papers, ../shared/published")
+def test_the_shipped_files_are_what_the_script_writes(tmp_path: Path) -> None:
+    for file in write(TRANSCRIPTS, tmp_path):
+        shipped = ROOT / "benchmark" / "published" / file.name
+        assert shipped.read_bytes() == file.read_bytes(), "make them with python -m benchmark.curate_published"
+    assert {path.stem for path in (ROOT / "benchmark" / "published").iterdir()} == set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_suite_of_a_paper_can_measure_every_figure_of_its_file(name: str) -> None:
+    suite = load_suite(name)
+    figures = [figure for figures in suite.published.values() for figure in figures]
+    assert len(figures) == len(comparisons(suite, [])) > 0
+    assert suite.entry.published[0].stem == name
+
+
+@pytest.mark.parametrize(
+    ("cell", "percent", "source"),
+    [  # the specification's acceptance targets, which stand in other tables or in the papers' text too
+        ("ninco:resnet50.a1_in1k/msp/mean-of-cleaned", None, "NINCO, ICML 2023, Table 14"),
+        ("mahalanobispp-imagenet:convnextv2_large.fcmae_ft_in22k_in1k_384/mahalanobis++/ninco", 18.4, "Table 6"),
+        ("mahalanobispp-imagenet:swinv2_small_window16_256.ms_in1k/relative-mahalanobis/ninco", 63.7, "Table 6"),
+        ("itp-imagenet:resnet50.tv_in1k/itp/four-sets", 22.51, "Table 2"),
+        ("itp-imagenet:resnet50.tv_in1k/energy/four-sets", 58.41, "Table 2"),
+        ("setar-imagenet:clip-vit-b16/mcm/four-sets", 43.09, "Table 17"),
+        ("setar-imagenet:clip-vit-b16+setar-imagenet/gl-mcm/four-sets", 33.12, "Table 17"),
+        ("setar-voc:clip-vit-b16+setar-voc/gl-mcm/six-sets", 23.86, "Table 17"),
+        ("um-cifar10:cifar10-densenet/energy/seven-sets", 42.69, "Table 1"),
+    ],
+)
+def test_figures_that_the_papers_name_in_other_places_too(cell: str, percent: float | None, source: str) -> None:
+    name, _, cell = cell.partition(":")
+    with (ROOT / "benchmark" / "published" / f"{name}.csv").open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if "/".join([row["model"], row["detector"], row["set"]]) == cell]
+    (row,) = [row for row in rows if source in row["source"]]
+    assert percent is None or float(row["fpr_at_95_percent"]) == percent
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_average_that_is_shipped_is_the_mean_of_the_sets_that_are_shipped(name: str) -> None:
+    suite = load_suite(name)
+    for figures in suite.published.values():
+        for mean in figures:
+            sets = suite.entry.means.get(mean.set, ())
+            parts = [suite.published.get(f"{mean.model}/{mean.detector}/{set}", ()) for set in sets]
+            of_paper = [[part for part in part if _paper(part) == _paper(mean)] for part in parts]
+            if sets and all(of_paper):
+                value = sum(part[0].fpr_at_95 for part in of_paper) / len(sets)
+                assert mean.fpr_at_95 == pytest.approx(value, abs=0.0011), mean
+
+
+def _paper(figure: PublishedFigure) -> tuple[str, str]:
+    """Whose figure it is: a paper's own, or copied from another one."""
+    return figure.source.partition(", Table")[0], "copied" if "GL-MCM" in figure.note else ""
+
+
+def test_a_tolerance_grows_with_all_that_may_differ() -> None:
+    same = Curated("m", "d", "s", "50.0", "p")
+    assert same.tolerance == pytest.approx(1.05)
+    assert Curated("m", "d", "s", "50.00", "p").tolerance == pytest.approx(1.005)
+    drawn = Curated("m", "d", "s", "50.0", "p", sampled=(10_000,))
+    assert drawn.tolerance == pytest.approx(1.05 + 196 * (2 * 0.25 / 10_000) ** 0.5)
+    mean = Curated("m", "d", "s", "50.0", "p", sampled=(10_000, 10_000), sets=4)
+    assert mean.tolerance == pytest.approx(1.05 + 196 * (2 * 2 * 0.25 / 10_000) ** 0.5 / 4)
+    other = Curated("m", "d", "s", "50.0", "p", training_sd=2.0, extra=4.0)
+    assert other.tolerance == pytest.approx(1.05 + 1.96 * 2**0.5 * 2.0 + 4.0)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+LINES = [",".join(COLUMNS), "net,msp,greys,12.50,1.00,Table 1,", "net,msp,mean,20,2,Table 1,other checkpoint"]
+KNOWN = (["net"], ["msp", "knn"], ["greys", "mean"])
+
+
+def test_a_file_is_read_by_cell_and_two_papers_may_differ(tmp_path: Path) -> None:
+    file, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    file.write_text("\n".join([*LINES, "net,msp,greys,14.1,1,Table 7,"]))
+    other.write_text("\n".join([LINES[0], "net,msp,greys,14.2,1,Table 8,"]))
+    cells = read_published([file, other], *KNOWN)
+    assert [(figure.fpr_at_95, figure.tolerance) for figure in cells["net/msp/greys"]] == [
+        (0.125, 0.01),
+        (0.141, 0.01),
+        (0.142, 0.01),
+    ]
+    assert cells["net/msp/mean"][0].note == "other checkpoint"
+    assert read_published([], *KNOWN) == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("net,msp,greys", "ned,msp,greys", r"p.csv:2: no model is called 'ned' \(did you mean 'net'"),
+        ("net,msp,mean", "net,mps,mean", r"p.csv:3: no detector is called 'mps' \(did you mean 'msp'"),
+        ("net,msp,greys", "net,msp,grays", r"p.csv:2: no set is called 'grays' \(did you mean 'greys'"),
+        ("12.50", "112.5", r"p.csv:2: fpr_at_95_percent of net/msp/greys must lie in 0..100"),
+        ("12.50", "nan", "must lie in 0..100"),
+        ("12.50", "12,5", "7 fields are needed"),
+        ("12.50", "low", "must be numbers"),
+        ("1.00", "0", "tolerance_points of net/msp/greys must lie above 0"),
+        ("1.00", "-1", "must lie above 0"),
+        ("1.00,Table 1", "1.00,", "net/msp/greys needs a source"),
+        ("set,", "ood_set,", "p.csv:1: the columns are"),
+        ("net,msp,mean,20", "net,msp,greys,20", "p.csv:3: net/msp/greys of Table 1 stands there twice"),
+        (",other checkpoint", "", "p.csv:3: 7 fields are needed"),
+    ],
+)
+def test_a_mistake_in_a_file_names_its_line(tmp_path: Path, old: str, new: str, says: str) -> None:
+    file = tmp_path / "p.csv"
+    text = "\n".join(LINES)
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=says):
+        read_published([file], *KNOWN)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no file .*p.csv"):
+        read_published([tmp_path / "p.csv"], *KNOWN)
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+def test_three_verdicts() -> None:
+    told = figure(50, 2)
+    assert compare(told, None).status == "not run"
+    assert compare(told, None).difference is None
+    assert compare(told, exactly(0.51)).status == "reproduced"
+    assert compare(told, exactly(0.49)).status == "reproduced"
+    assert compare(told, exactly(0.53)).status == "differs"
+    assert compare(told, exactly(0.47)).status == "differs"
+    assert verdict(compare(told, exactly(0.53))) == "differs by +3.0 points"
+    assert verdict(compare(told, exactly(0.45))) == "differs by -5.0 points"
+
+
+percents = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
+
+
+@given(percent=percents, points=st.integers(1, 2_000).map(lambda hundredths: hundredths / 100), up=st.booleans())
+def test_the_tolerance_itself_is_within_and_a_hair_more_is_not(percent: float, points: float, up: bool) -> None:
+    at = percent + points if up else percent - points
+    if 0.01 <= at <= 99.99:
+        assert compare(figure(percent, points), exactly(at / 100)).status == "reproduced"
+        beyond = at + 0.001 if up else at - 0.001
+        assert compare(figure(percent, points), exactly(beyond / 100)).status == "differs"
+
+
+@given(published=percents, measured=percents, points=st.floats(0.01, 30))
+def test_exchanging_the_two_values_changes_the_sign_alone(published: float, measured: float, points: float) -> None:
+    one = compare(figure(published, points), exactly(measured / 100))
+    other = compare(figure(measured, points), exactly(published / 100))
+    assert one.status == other.status
+    assert one.difference == -(other.difference or 0.0)
+
+
+def test_a_wide_interval_reproduces_nothing() -> None:
+    wide = Estimate(value=0.6, low=0.2, high=0.9)
+    assert compare(figure(50, 2), wide).status == "differs"
+
+
+# ---- means and groups ------------------------------------------------------------------------------------------------
+
+SUITE = """
+means = { both = ["greys", "noise"] }
+published = ["published.csv"]
+"""
+
+
+def with_figures(world: Path, lines: list[str], groups: str = "") -> Suite:
+    """The suite of colours with published figures, and perhaps groups of classes of its greys."""
+    (world / "published.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
+    text = (world / "colours.toml").read_text().replace('thresholds = "colours.csv"', SUITE)
+    (world / "colours.toml").write_text(text.replace("[image_set.greys]", f"[image_set.greys]\n{groups}"))
+    return load_suite(str(world / "colours.toml"))
+
+
+def case(set: str, fpr: Estimate, classes: dict[str, float] | None = None) -> Case:
+    metrics = Metrics(
+        fpr_at_95=fpr,
+        fpr_at_95_pooled=fpr,
+        fpr_at_95_ood_positive=fpr,
+        auroc=fpr,
+        aupr_id=fpr,
+        aupr_ood=fpr,
+        threshold=0.0,
+        id_images=10,
+        ood_images=10,
+        classes=[ClassValue(name=n, fpr_at_95=exactly(v), images=2) for n, v in (classes or {}).items()],
+    )
+    return Case(
+        run="r",
+        suite="colours",
+        model="net",
+        detector="msp",
+        set=set,
+        role="far",
+        status="failed",
+        expected=False,
+        reason=None,
+        metrics=metrics,
+        timing=None,
+        limit=None,
+        scores=None,
+    )
+
+
+GROUPS = 'class_groups = { dark = ["black", "slate"], light = ["white"] }'
+
+
+def test_means_are_of_sets_and_groups_of_classes(own_world: Path) -> None:
+    lines = [f"net,msp,{set},50,1,T," for set in ("greys", "both", "greys:dark", "greys:light")]
+    suite = with_figures(own_world, lines, GROUPS)
+    greys = case("greys", Estimate(value=0.4, low=0.3, high=0.5), {"black": 0.2, "slate": 0.8, "pink": 0.0})
+    noise = case("noise", Estimate(value=0.6, low=0.55, high=0.7))
+
+    by_set = {c.figure.set: c for c in comparisons(suite, [greys, noise])}
+    assert by_set["greys"].measured == greys.metrics.fpr_at_95
+    assert by_set["both"].measured.model_dump() == pytest.approx({"value": 0.5, "low": 0.425, "high": 0.6})
+    assert by_set["both"].value.status == "reproduced"
+    assert by_set["greys:dark"].measured.value == 0.5
+    assert by_set["greys:light"].measured is None  # white has no image here
+    assert by_set["greys:light"].value.status == "not run"
+
+    alone = {c.figure.set: c.value.status for c in comparisons(suite, [greys])}
+    assert alone == {"greys": "differs", "both": "not run", "greys:dark": "reproduced", "greys:light": "not run"}
+
+    worse = case("greys", exactly(0.9))
+    assert {c.figure.set: c.value.status for c in comparisons(suite, [greys, worse])}["greys"] == "differs"
+    assert comparisons(suite, [greys, worse])[0].measured == exactly(0.9)  # the later one
+
+
+def test_what_the_suite_cannot_measure_is_not_counted(own_world: Path) -> None:
+    cells = ["net,knn,greys", "digits-vit,msp,greys", "net,msp,digits-8-9", "net,msp,greys"]
+    suite = with_figures(own_world, [f"{cell},50,1,T," for cell in cells])
+    assert [comparison.figure.cell for comparison in comparisons(suite, [])] == ["net/msp/greys"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("net,msp,both", "net,msp,bot", "published.csv:2: no set is called 'bot'"),
+        ("net,msp,both", "net,msp,greys:pale", "no set is called 'greys:pale'"),
+        ('both = ["greys"', 'both = ["greens"', r"no OOD set of the suite \(in means.both\) is called 'greens'"),
+        ('both = ["greys"', 'both = ["colours-val"', "in means.both"),
+        ("both =", "greys =", "means.greys: an image set has this name"),
+        ('["greys", "noise"]', "[]", "means.both: it has no set"),
+    ],
+)
+def test_a_mean_with_a_mistake_is_refused(own_world: Path, old: str, new: str, says: str) -> None:
+    with_figures(own_world, ["net,msp,both,50,1,T,"], GROUPS)
+    for file in (own_world / "colours.toml", own_world / "published.csv"):
+        file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=says):
+        load_suite(str(own_world / "colours.toml"))
+
+
+def test_the_table_and_the_summary_say_what_was_reproduced() -> None:
+    compared = [
+        Comparison(figure(50, 2, "net/msp/greys", "P, Table 1"), exactly(0.51)),
+        Comparison(figure(50, 2, "net/msp/noise", "P, Table 2"), Estimate(value=0.4, low=0.3, high=0.5)),
+        Comparison(figure(50, 2, "net/msp/both", "Q"), None),
+    ]
+    assert counts(compared) == "1 reproduced, 1 differ, 1 not run"
+    lines = list(table(compared))
+    assert lines[2].split("  ")[0] == "net/msp/noise"
+    assert "50.00 ± 2.00" in lines[2]
+    assert "40.00 (30.00 to 50.00)" in lines[2]
+    assert lines[2].endswith("differs by -10.0 points  P, Table 2")
+    text = ["".join(piece for piece, _ in line) for line in summary([case("greys", exactly(0.51))], [], compared)]
+    assert "  published figures: 1 reproduced, 1 differ, 1 not run" in text
+    assert "    msp on noise differs by -10.0 points from 50.0% ± 2.0 (P, Table 2)" in text
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_case_that_was_skipped_was_not_run(own_world: Path) -> None:
+    suite = with_figures(own_world, ["net,msp,greys,50,1,T,"])
+    (skipped,) = Draft(CaseId("net", "msp", "greys", "near")).finished("r", suite, "data missing", skipped=True)
+    (other,) = Draft(CaseId("net", "msp", "noise", "far")).finished("r", suite, "data missing", skipped=True)
+    assert (skipped.status, skipped.published[0].status) == ("skipped", "not run")
+    assert other.published == []
+
+
+def test_the_command_needs_a_suite_with_published_figures(own_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["published", "--suite", str(own_world / "colours.toml")]) == 1
+    assert "colours.toml: published: the suite names no file of published figures" in capsys.readouterr().err
+
+
+def test_a_run_holds_cases_to_what_is_published(
+    own_world: Path, pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One figure that the run reproduces, one from which it differs, and one that it does not run."""
+    suite = own_world / "colours.toml"
+
+    def run(*arguments: str) -> tuple[pytest.RunResult, dict[str, Case]]:
+        folders = ["--store", own_world / "store", "--results", own_world / "results"]
+        fixed = [f"--rootdir={ROOT}", "-c", ROOT / "tox.ini", "-p", "no:cacheprovider", "--suite", suite, *folders]
+        result = pytester.runpytest_inprocess(*map(str, [*fixed, ROOT / "benchmark"]), *arguments)
+        newest = max((own_world / "results" / "colours").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        cases = [record for record in read_records(newest) if isinstance(record, Case)]
+        return result, {f"{case.detector}/{case.set}": case for case in cases}
+
+    _, cases = run("--fpr-limit", "1", "-k", "msp and noise")
+    measured = cases["msp/noise"].metrics.fpr_at_95.value
+    assert 0.1 < measured < 0.97
+    lines = [
+        f"net,msp,noise,{100 * measured:.4f},1,Table 1,",
+        "net,msp,greys,50,1,Table 2,drawn anew",
+        "net,mahalanobis,greys,50,1,Table 1,",
+    ]
+    with_figures(own_world, lines)
+    goals = suite.read_text()
+    suite.write_text(goals.replace("near = 0.5", "near = 1.0").replace("far = 0.25", "far = 1.0"))
+    result, cases = run("-k", "msp")
+    noise, greys = cases["msp/noise"], cases["msp/greys"]
+    assert (noise.status, noise.published[0].status, noise.limit.source) == (
+        "passed",
+        "reproduced",
+        "published, Table 1",
+    )
+    assert noise.limit.fpr_at_95 == pytest.approx(measured + 0.01, abs=1e-5)
+    assert (greys.published[0].status, greys.published[0].note) == ("differs", "drawn anew")
+    assert greys.published[0].difference == pytest.approx(greys.metrics.fpr_at_95.value - 0.5)
+    result.stdout.fnmatch_lines(["*published figures: 1 reproduced, 1 differ, 1 not run", "*msp on greys differs by *"])
+
+    # Worse than published fails.
+    published = own_world / "published.csv"
+    published.write_text(published.read_text().replace(f"{100 * measured:.4f},1", f"{100 * measured - 2:.4f},1"))
+    _, cases = run("-k", "msp and noise")
+    assert (cases["msp/noise"].status, cases["msp/noise"].expected) == ("failed", False)
+    assert "(published, Table 1)" in cases["msp/noise"].reason
+
+    # A published value above the goal is a known failure, and a case that ended before its metrics was not run.
+    published.write_text(published.read_text().replace(f"{100 * measured - 2:.4f},1", f"{100 * measured:.4f},1"))
+    suite.write_text(goals.replace("far = 0.25", "far = 0.05"))
+    (own_world / "images" / "greys" / "07.png").write_bytes(b"")
+    _, cases = run("-k", "msp")
+    assert (cases["msp/noise"].status, cases["msp/noise"].expected) == ("failed", True)
+    assert "published, the goal is 5%" in cases["msp/noise"].limit.known_failure
+    assert (cases["msp/greys"].status, cases["msp/greys"].published[0].status) == ("error", "not run")
+
+    # The table takes each case from the newest run that measured it.
+    arguments = ["published", "--suite", suite, "--results", own_world / "results"]
+    capsys.readouterr()
+    assert main(list(map(str, arguments))) == 0
+    shown = capsys.readouterr().out
+    assert "drawn anew" in shown
+    assert shown.splitlines()[-1] == "FPR@95 in %: 1 reproduced, 1 differ, 1 not run"
