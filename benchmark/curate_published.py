@@ -21,9 +21,9 @@ A tolerance is, in percentage points, the sum of
 * where the checkpoint is another training of the same network, 1.96 sqrt(2) standard deviations of such trainings: the
   one printed for the cell, and at least the root mean square of those that Unleashing Mask prints for MSP, ODIN and
   Energy (Tables 2, 10, 20 and 24: 2.3 of a set, 0.9 of a mean);
-* a margin of 1 for what moves a few images across the threshold: later releases of timm, torch and the image decoder,
-  a threshold at the nearest recall instead of at least 95 %, the arithmetic of a GPU. It is our choice: accuracies of
-  Mahalanobis++'s networks agree with those of later releases to 0.012, and Mahalanobis distances amplify such changes;
+* a margin of 2 for what moves a few images across the threshold: other releases of timm, torch and the image decoder,
+  a threshold at the nearest recall instead of at least 95 %, the arithmetic of a GPU. NINCO and Mahalanobis++ print 63
+  cells of the same networks, detectors and images: 95 of 100 of them lie within 1.9 of each other, two above 2.1;
 * 1 more for detectors that draw training images by chance (NNGuide);
 * 4 more, our choice too, where an option is not stated or the network saw images of another size than it sees here.
 """
@@ -43,7 +43,7 @@ from benchmark.published import COLUMNS
 
 FOLDER = Path(__file__).parent / "published"
 
-MARGIN = 1.0
+MARGIN = 2.0
 DRAWN_AT_RANDOM = 1.0
 UNSTATED = 4.0
 # Standard deviation of FPR@95 in points over trainings of DenseNet-BC-100-12: of a set, and of a mean of seven.
@@ -113,7 +113,12 @@ NINCO_SETS = {
     "COOD/clean": "ninco-clean-cood",
 }
 # Top-1 accuracies show that these saw other sizes than timm's test size of today.
-NINCO_OTHER_SIZE = {"ResNet50": "224 pixels there, by its accuracy of 80.4 %"}
+NINCO_OTHER_SIZE = {
+    "ResNet50": "224 pixels there, by its accuracy of 80.4 %",
+    "EffNetv2-M": "it seems that timm cropped there what it squashes now",
+    "EffNetv2-M-21k": "it seems that timm cropped there what it squashes now",
+    "CnvNxt-T-21k": "it seems that timm cropped there what it squashes now",
+}
 
 
 def ninco(read: Callable[[str], list[Row]]) -> Iterator[Curated]:

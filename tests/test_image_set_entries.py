@@ -119,6 +119,9 @@ def test_contamination_is_that_of_nincos_table(entries: dict[str, ImageSetEntry]
         "imagenet-o": "ImageNet-O",
         "openimage-o": "OpenImage-O",
         "inaturalist": "iNaturalist OOD Plants",
+        "cood": "COOD",
+        "imagenet-1k-ood": "IN-1K-OOD",
+        "360openset": "360OpenSet",
     }
     stated = {id: entry.contamination for id, entry in entries.items() if entry.contamination}
     assert stated.keys() == ids.keys()

@@ -100,14 +100,14 @@ def _paper(figure: PublishedFigure) -> tuple[str, str]:
 
 def test_a_tolerance_grows_with_all_that_may_differ() -> None:
     same = Curated("m", "d", "s", "50.0", "p")
-    assert same.tolerance == pytest.approx(1.05)
-    assert Curated("m", "d", "s", "50.00", "p").tolerance == pytest.approx(1.005)
+    assert same.tolerance == pytest.approx(2.05)
+    assert Curated("m", "d", "s", "50.00", "p").tolerance == pytest.approx(2.005)
     drawn = Curated("m", "d", "s", "50.0", "p", sampled=(10_000,))
-    assert drawn.tolerance == pytest.approx(1.05 + 196 * (2 * 0.25 / 10_000) ** 0.5)
+    assert drawn.tolerance == pytest.approx(2.05 + 196 * (2 * 0.25 / 10_000) ** 0.5)
     mean = Curated("m", "d", "s", "50.0", "p", sampled=(10_000, 10_000), sets=4)
-    assert mean.tolerance == pytest.approx(1.05 + 196 * (2 * 2 * 0.25 / 10_000) ** 0.5 / 4)
+    assert mean.tolerance == pytest.approx(2.05 + 196 * (2 * 2 * 0.25 / 10_000) ** 0.5 / 4)
     other = Curated("m", "d", "s", "50.0", "p", training_sd=2.0, extra=4.0)
-    assert other.tolerance == pytest.approx(1.05 + 1.96 * 2**0.5 * 2.0 + 4.0)
+    assert other.tolerance == pytest.approx(2.05 + 1.96 * 2**0.5 * 2.0 + 4.0)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
