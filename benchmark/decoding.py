@@ -68,7 +68,7 @@ def decode(content: bytes, policy: Decoding = AS_PAPERS) -> Image.Image:
         image = Image.open(io.BytesIO(content))
         if image.width * image.height > PIXEL_LIMIT:
             raise DecodingError(f"its {image.width} x {image.height} pixels are more than {PIXEL_LIMIT}")
-        return _rgb(_oriented(image, policy))
+        return to_rgb(_oriented(image, policy))
     except DecodingError:
         raise
     except UnidentifiedImageError:
@@ -95,10 +95,13 @@ def _oriented(image: Image.Image, policy: Decoding) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB by the rules above, itself unchanged. Raises DecodingError for floating-point pixels."""
     if image.mode == "F":
         raise DecodingError("its pixels are floating-point numbers of no known range; save it with integers")
-    image.info.pop("transparency", None)  # it would go, with a warning
+    if "transparency" in image.info:  # it would go, with a warning
+        image = image.copy()
+        del image.info["transparency"]
     if image.mode == "I" or image.mode.startswith("I;"):
         return _highest_8_bits(image).convert("RGB")
     return image.convert("RGB")

@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from benchmark.archives import ArchiveError, unpack
@@ -73,6 +73,8 @@ def fetch(
     """
     if is_there(target):  # in a folder that may be for reading only
         return fetched(target, data_dir)
+    if not Path(os.path.abspath(target)).is_relative_to(os.path.abspath(data_dir)):  # as a suite of others may say
+        raise DownloadError(f"{target} lies outside of {data_dir}, where nothing is put; name a place below it")
     downloads = data_dir / ".downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     with _alone(downloads, str(target.relative_to(data_dir)), tell):
@@ -98,7 +100,7 @@ def fetched(target: Path, data_dir: Path) -> Fetched | None:
     """Where a target came from, if it was fetched."""
     try:
         return Fetched.model_validate_json(_manifest(target, data_dir).read_bytes())
-    except (OSError, ValidationError):
+    except (OSError, ValueError):  # as for a target that lies elsewhere
         return None
 
 

@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -53,15 +54,17 @@ class Once:
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
+        self._failed: dict[str, tuple[Exception, TracebackType | None]] = {}
 
     def __call__(self, name: str, make: Callable[[], _Made]) -> _Made:
-        if name not in self._made:
+        if name not in self._made and name not in self._failed:
             try:
                 self._made[name] = make()
             except Exception as error:
-                self._made[name] = error
-        if isinstance(self._made[name], Exception):
-            raise self._made[name]
+                self._failed[name] = error, error.__traceback__
+        if name in self._failed:
+            failure, traceback = self._failed[name]
+            raise failure.with_traceback(traceback)  # else it would grow, and keep every case's frames, with each raise
         return self._made[name]
 
 
@@ -109,7 +112,7 @@ class Workbench:
         A shifted set may hold some of the classes only, in another order.
         """
         splits = self.suite.entry.in_distribution
-        classes = self.image_set(splits.test).classes or self.image_set(splits.train or splits.test).classes
+        classes = self.image_set(splits.train or splits.test).classes
         if image_set.labels is None or image_set.classes == classes:
             return image_set.labels
         if not classes:
@@ -167,11 +170,7 @@ class ModelBench:
         self._outputs = Once()
         self._detectors = Once()
         self._correct = Once()
-        splits = workbench.suite.entry.in_distribution
-        self.train, self.val = (
-            self.outputs(workbench.image_set(id)) if id is not None else None for id in (splits.train, splits.val)
-        )
-        self.test_set = workbench.image_set(splits.test)
+        self.test_set = workbench.image_set(workbench.suite.entry.in_distribution.test)
         self.test = self.outputs(self.test_set)
         self.shifted_sets = workbench.shifted_sets()
         self.forward_ms_per_image = workbench.store.forward_ms_per_image(model, self.test)
@@ -190,6 +189,12 @@ class ModelBench:
                 )
         return self.workbench.store.outputs(self.model, image_set)
 
+    def split(self, role: Literal["train", "val"]) -> Outputs | None:
+        """The outputs of a split to learn from, None where there is none. They are made when a detector needs them:
+        those of ImageNet's training images take hours."""
+        id = getattr(self.workbench.suite.entry.in_distribution, role)
+        return None if id is None else self.outputs(self.workbench.image_set(id))
+
     def forward_ms_per_image_now(self) -> float:
         """The model's forward time while the machine does whatever else it does now."""
         return forward_ms_per_image(self.model, next(self.test.only({"images"}).batches(BATCH_ROWS)).images)
@@ -207,16 +212,21 @@ class ModelBench:
 
         def auroc_with(options: dict[str, Any]) -> float:
             try:
-                detector = self.fit(id, suite.options(id) | options)
-                return auroc(detector.score(self.val), detector.score(ood))  # type: ignore[arg-type]
+                detector, _ = self.fit(id, suite.options(id) | options)
+                return auroc(detector.score(self.split("val")), detector.score(ood))  # type: ignore[arg-type]
             except ValueError as error:
                 raise ValueError(f"{self.model.id}/{id}: tuning with {options}: {error}") from error
 
         return tune(tuning.ood, tuning.options[id], auroc_with)
 
-    def fit(self, id: str, options: dict[str, Any]) -> Detector:
-        """A new detector, fitted to the training images (and the val split)."""
-        return create(id, **options).fit(self.train, self.model.head, val=self.val, model=self.model)
+    def fit(self, id: str, options: dict[str, Any]) -> tuple[Detector, float]:
+        """A new detector, fitted to those of train and val that it needs, and the seconds that this took."""
+        detector = create(id, **options)
+        train = self.split("train") if "train" in detector.needs else None
+        val = self.split("val") if "val" in detector.needs else None
+        head, started = self.model.head, time.perf_counter()
+        detector.fit(train, head, val=val, model=self.model)
+        return detector, time.perf_counter() - started
 
     def correct(self, image_set: ImageSet) -> np.ndarray | None:
         """Whether the network that classifies is right about each of some in-distribution images (N,); None where they
@@ -282,9 +292,7 @@ class DetectorBench:
         self.bench, self.id, self.tuned = bench, id, tuned
         self._saved: pa.Table | None = None
         options = bench.workbench.suite.options(id) | (tuned.options if tuned else {})
-        started = time.perf_counter()
-        self._detector = bench.fit(id, options)
-        self.fit_s = time.perf_counter() - started
+        self._detector, self.fit_s = bench.fit(id, options)
         self.id_scores = self.score(bench.test_set)
         self.shifted_scores = [self.score(image_set) for image_set in bench.shifted_sets]
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 from safetensors.torch import load, save
 from torch import Tensor
 
-from benchmark.decoding import Decoding
+from benchmark.decoding import Decoding, to_rgb
 from benchmark.devices import choose_device, device_name
 from benchmark.entries import DATA_DIR
 from benchmark.evaluation import ModelBench, Workbench, source_sha256
@@ -277,7 +277,7 @@ def _image_set(images: Sequence[AnImage], decoding: Decoding) -> ImageSet:
     def encoded(index: int) -> bytes | np.ndarray:
         image = images[index]
         if isinstance(image, Image.Image):
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(to_rgb(image))
         return image if isinstance(image, bytes) else Path(image).read_bytes()
 
     return ImageSet("gate", "", "", "", "", names, None, (), encoded, decoding=decoding)

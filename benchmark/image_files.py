@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")  # as `datasets` and the Hub name them
-_LABELLED = re.compile(r"(.+?)\s+(-?\d+)")
 _SAMPLE = 16
 
 
@@ -79,9 +78,11 @@ def read_list(file: Path) -> list[tuple[str, str | None]]:
         pairs = [(row[0], row[1] if len(row) > 1 else None) for row in rows]
     else:
         for line in filter(None, map(str.strip, lines)):
-            labelled = _LABELLED.fullmatch(line)
-            path, label = labelled.groups() if labelled else (line, None)
-            pairs.append((path, None if label == "-1" else label))
+            path, *label = line.rsplit(maxsplit=1)
+            if not label or not label[0].removeprefix("-").isdecimal():
+                pairs.append((line, None))
+            else:
+                pairs.append((path, None if label[0] == "-1" else label[0]))
     paths = [path for path, _ in pairs]
     if not paths:
         raise ValueError(f"the list {file} is empty")

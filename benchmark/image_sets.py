@@ -52,6 +52,14 @@ class Contamination(_Table):
     source: str
 
 
+def listed_files(place: Path, listed: Path | None) -> set[str] | None:
+    """The files of a list, None without one. A list that nobody has fetched names none."""
+    if listed is None:
+        return None
+    place = place.resolve()
+    return {f"{place}/{path}" for path, _ in read_list(listed)} if listed.is_file() else set()
+
+
 class ImageSetEntry(Entry):
     """One entry of an image-set file. Its images lie in a `parquet` file or a `folder` beside the entry's own file, or
     at `local` under the data folder, as a Parquet file, a folder of them, or a folder of images.
@@ -104,6 +112,8 @@ class ImageSetEntry(Entry):
             raise ValueError("`class_names` must differ from each other, and none be blank")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("`classes` must differ from each other")
+        if self.corruption and self.corruption.changes_nothing:
+            raise ValueError(f"`corruption`: {self.corruption.kind} of {self.corruption.amount} changes nothing")
         return self
 
     @property
@@ -133,10 +143,13 @@ class ImageSetEntry(Entry):
         command = ["python", "-m", "benchmark", "fetch", id, *suite, "--data-dir", str(self.data_dir)]
         return f"get it with: {shlex.join(command)}"
 
-    def may_overlap(self, other: "ImageSetEntry") -> bool:
-        """Whether both may hold the same image file or row, as far as their entries and lists tell."""
-        if self.corruption != other.corruption:
-            return False
+    def may_overlap(
+        self, other: "ImageSetEntry", files: Callable[[Path, Path | None], set[str] | None] = listed_files
+    ) -> bool:
+        """Whether both may hold the same image file or row, corrupted or not, as far as their entries and lists tell.
+
+        files: `listed_files`, or the same with a memory for whoever compares many sets.
+        """
         if any(other.rows.get(column, value) != value for column, value in self.rows.items()):
             return False
         if self._is_split_from(other):
@@ -144,20 +157,13 @@ class ImageSetEntry(Entry):
         one, another = self.place.resolve(), other.place.resolve()
         if not (one.is_relative_to(another) or another.is_relative_to(one)):
             return False
-        mine, theirs = self._listed_files(), other._listed_files()
+        mine, theirs = (files(entry.place, entry.listed) for entry in (self, other))
         if mine is not None and theirs is not None:
             return not mine.isdisjoint(theirs)
         if mine is None and theirs is None:
             return True
         unlisted = one if mine is None else another
         return any(Path(file).is_relative_to(unlisted) for file in mine or theirs or ())
-
-    def _listed_files(self) -> set[str] | None:
-        """The files of its list, None without one. A list that nobody has fetched names none."""
-        if self.listed is None:
-            return None
-        place = self.place.resolve()
-        return {f"{place}/{path}" for path, _ in read_list(self.listed)} if self.listed.is_file() else set()
 
     def _is_split_from(self, other: "ImageSetEntry") -> bool:
         """Whether one is the first images of each class, and the other is of those that come later in the same set."""

@@ -6,8 +6,9 @@ empty array or another shape raises ValueError. Metrics are fractions in [0, 1] 
 alone: no squashing, no interpolation between scores, ties treated exactly.
 
 Intervals are 95 % and let both samples vary: the ID images, which set the threshold, and the OOD images. They are
-deterministic, contain their estimate, and never have zero width. With fewer than some 60 ID images the threshold may
-well lie below all of them, and the interval of FPR@95 then reaches to about 1.
+deterministic, contain their estimate, and never have zero width. Where one side has fewer than some 200 images they
+cover less than they say, down to 91 % of the time at 50 images against 3,000, most for AURC. With fewer than some 60 ID
+images the threshold may well lie below all of them, and the interval of FPR@95 then reaches to about 1.
 """
 
 import math

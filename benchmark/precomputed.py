@@ -65,6 +65,8 @@ class OutputsFolder:
         self.splits = {role: file for role in ("train", "val", "test") if (file := _file(path, role))}
         names = sorted({file.stem for file in (path / "ood").glob("*") if file.suffix in ENDINGS})
         self.ood = {id_of(name): _needed(path / "ood", name) for name in names}
+        if len(self.ood) < len(names):
+            raise PrecomputedError(f"{path / 'ood'}: two of {', '.join(names)} make one id; rename one of the files")
         if not self.ood:
             raise PrecomputedError(f"{path}: there is no ood/NAME.safetensors and no ood/NAME.npz")
         if same := sorted(self.splits.keys() & self.ood.keys()):

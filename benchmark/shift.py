@@ -27,6 +27,10 @@ class Corruption(BaseModel):
     kind: Literal["noise", "blur", "contrast"]
     amount: int = Field(ge=0, le=255)
 
+    @property
+    def changes_nothing(self) -> bool:
+        return self.amount == (100 if self.kind == "contrast" else 0)
+
     def __call__(self, pixels: Pixels, image_id: str) -> Pixels:
         """The corrupted image, uint8 (height, width, 3) as the image."""
         return _CORRUPTIONS[self.kind](pixels.astype(np.int64), self.amount, image_id).clip(0, 255).astype(np.uint8)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from benchmark.entries import DATA_DIR, Entry, read_entries, read_toml
 from benchmark.image_sets import BUILT_IN as IMAGE_SETS
-from benchmark.image_sets import ImageSetEntry
+from benchmark.image_sets import ImageSetEntry, listed_files
 from benchmark.models import BUILT_IN as MODELS
 from benchmark.models import OPEN_CLIP, ModelEntry, ModelError, is_vision_language, root_of
 from benchmark.published import Figures, read_published
@@ -278,21 +279,30 @@ def _check_ids(ids: Iterable[str], file: Path) -> None:
 
 
 def _check_apart(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) -> None:
-    """Raises ValueError where the outliers to train with, the OOD images to tune with or a shifted set are, by their id
-    or their files, a set that they must not be."""
-    splits = entry.in_distribution
-    clean_or_ood = [*filter(None, [splits.train, splits.val, splits.test]), *(set for set, _ in entry.ood.by_role())]
-    rules = [("shifted", id, clean_or_ood, "shifted images are neither clean nor OOD") for id in entry.shifted]
+    """Raises ValueError where image sets are, by their ids or their files, sets that they must not be."""
+    named = (entry.in_distribution.train, entry.in_distribution.val, entry.in_distribution.test)
+    splits = [id for id in named if id is not None]
+    ood = [set for set, _ in entry.ood.by_role()]
+    rules = [
+        ("in_distribution", id, splits[later:], "what detectors learn from does not judge them")
+        for later, id in enumerate(splits, start=1)
+    ]
+    corrupted = [id for id in ood if image_sets[id].corruption]
+    rules += [("ood", id, splits, "what is in-distribution is not OOD for being corrupted") for id in corrupted]
+    for id in entry.shifted:
+        alike = [other for other in (*splits, *ood) if image_sets[other].corruption == image_sets[id].corruption]
+        rules.append(("shifted", id, alike, "shifted images are neither clean nor OOD"))
     if entry.outliers:
         why = "a network that has seen them in training proves nothing there"
         rules.append(("outliers", entry.outliers, entry.evaluated(), why))
     if entry.tuning:
         rules.append(("tuning.ood", entry.tuning.ood, entry.evaluated(), "options that fit them prove nothing there"))
+    files = cache(listed_files)  # of a list with a million lines, each reading takes seconds
     for key, id, others, why in rules:
         for other in others:
-            if other == id or image_sets[other].may_overlap(image_sets[id]):
+            if other == id or image_sets[other].may_overlap(image_sets[id], files):
                 raise ValueError(
-                    f"{entry.file}: {key}: {id} holds images of {other}, on which this suite evaluates; {why}: name "
+                    f"{entry.file}: {key}: {id} holds images of {other}, which the suite uses, too; {why}: name "
                     "another set"
                 )
 

@@ -197,7 +197,8 @@ def _accuracy_change(base: ModelRecord | None, record: ModelRecord, problem: str
     after = record.id_accuracy
     before = base.id_accuracy if base else None
     if record.classified_by_base or before is None or after is None or problem:
-        reason = "the base goes on classifying" if record.classified_by_base else problem or "the base has no record"
+        lacking = "the ID images have no labels" if base else "the base has no record"
+        reason = "the base goes on classifying" if record.classified_by_base else problem or lacking
         return Change(_figure(before), _figure(after), reason=reason)
     finding: Finding = "no difference found"
     if after.low > before.high or after.high < before.low:

@@ -217,9 +217,16 @@ def rerun_command(result: Result) -> str:
     case = result.case
     test = "unit_tests_ood/test_unit_tests.py" if case.role == "unit-test" else "benchmark/test_ood_detection.py"
     option = result.run.suite_option
-    named = f"{option} " if option.startswith("--") else f"--suite {shlex.quote(option)} "
-    suite = "" if option == DEFAULT_SUITE else named
+    suite = "" if option == DEFAULT_SUITE else f"{shlex.join(_suite_words(option))} "
     return f'pytest {suite}"{test}::test_case[{case.model}/{case.detector}/{case.set}]"'
+
+
+def _suite_words(option: str) -> list[str]:
+    """The words of a run's suite option, which somebody may copy into a shell: whoever wrote the record."""
+    try:
+        return shlex.split(option) if option.startswith("--") else ["--suite", option]
+    except ValueError:  # a quotation mark without its other
+        return [option]
 
 
 @dataclass(frozen=True)

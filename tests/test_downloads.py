@@ -103,6 +103,18 @@ def test_what_a_person_put_there_stays(server: Server, tmp_path: Path) -> None:
     assert not server.requests
 
 
+@pytest.mark.parametrize("local", ["../beside.parquet", "a/../../beside.parquet", "{beside}"])
+def test_nothing_is_put_outside_of_the_data_folder(server: Server, tmp_path: Path, local: str) -> None:
+    server.files["/f.parquet"] = Served(CONTENT)
+    data, beside = tmp_path / "data", tmp_path / "beside.parquet"
+    target = data / local.format(beside=beside)
+    with pytest.raises(DownloadError, match=r"lies outside of .*data, where nothing is put"):
+        fetch([UrlSource(url=f"{server.url}/f.parquet")], target, data)
+    assert not list(tmp_path.iterdir())
+    beside.write_bytes(b"mine")
+    assert fetch([], data / beside, data) is None  # whoever put it there
+
+
 @pytest.mark.parametrize("lengths", [True, False])
 def test_a_connection_that_is_cut_is_taken_up_again(server: Server, tmp_path: Path, lengths: bool) -> None:
     server.files["/f.parquet"] = Served(CONTENT, cuts=[1000, 50_000] if lengths else [], lengths=lengths)

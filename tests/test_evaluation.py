@@ -1,5 +1,6 @@
 """The full spectrum: shifted in-distribution images are classified, accepted or not, and count as ID with the clean."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmark.evaluation import ModelBench, Workbench
+from benchmark.evaluation import ModelBench, Once, Workbench
 from benchmark.image_sets import ImageSetError
 from benchmark.metrics import accepted, accuracy, fpr_at_tpr, measure
 from benchmark.records import Case, ModelRecord, Record
@@ -199,5 +200,39 @@ def test_errors_are_those_of_the_network_that_classifies(own_world: Path, monkey
 
 def test_a_suite_without_a_training_split_serves_what_needs_none(own_world: Path) -> None:
     session = session_of(own_world, '["dark"]', ('train = "colours-train"\nval = "colours-val"\n', ""))
-    assert session.workbench.model("net").train is None
+    assert session.workbench.model("net").split("train") is None
     assert case_of(session).full_spectrum is not None
+
+
+def test_outputs_of_a_split_are_made_for_those_who_learn_from_it(own_world: Path) -> None:
+    session = session_of(own_world, "[]")
+
+    def stored() -> set[str]:
+        return {json.loads(file.read_text())["image_set"] for file in (own_world / "store").glob("*/about.json")}
+
+    case_of(session, "msp")
+    assert stored() == {"colours-test", "noise"}
+    case_of(session, "mahalanobis")
+    assert stored() == {"colours-test", "noise", "colours-train"}
+
+
+def test_test_images_may_name_their_classes_in_another_order(own_world: Path) -> None:
+    here = 'folder = "images/colours-test"\n'
+    order = "classes = ['blue', 'green', 'red']"
+    session = session_of(own_world, "[]", (here + order, here + "classes = ['red', 'green', 'blue']"))
+    test = session.workbench.image_set("colours-test")
+    colours = [image.split("/")[0] for image in test.image_ids]
+    assert session.workbench.id_labels(test).tolist() == [["blue", "green", "red"].index(name) for name in colours]
+
+
+def test_a_failure_does_not_grow_with_each_time_that_it_is_raised() -> None:
+    once = Once()
+
+    def frames() -> list[str]:
+        with pytest.raises(ZeroDivisionError) as failure:
+            once("it", lambda: 1 // 0)  # type: ignore[arg-type]
+        return [entry.name for entry in failure.traceback]
+
+    first = frames()
+    assert first[-1] == "<lambda>"  # where it went wrong is still said
+    assert frames() == frames() == first

@@ -115,6 +115,16 @@ def test_a_path_its_bytes_and_its_pixels_are_one_image(saved: Path, own_world: P
     assert gate([path, str(path)])[1].score == pytest.approx(one.score)
 
 
+def test_pixels_of_16_bits_are_those_of_their_file(saved: Path) -> None:
+    grey = Image.fromarray(np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8))
+    file = io.BytesIO()
+    grey.save(file, "png")
+    gate = Gate.load(saved)
+    assert gate(grey) == gate(file.getvalue())
+    with pytest.raises(ImageSetError, match="cannot read image 0: its pixels are floating-point numbers"):
+        gate(Image.new("F", (8, 8)))
+
+
 def test_files_are_decoded_as_those_of_the_test_images(own_world: Path) -> None:
     suite = own_world / "colours.toml"
     entry = "[image_set.colours-test]\n"

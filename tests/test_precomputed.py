@@ -112,6 +112,13 @@ def test_safetensors_files_are_mapped(folder: Path) -> None:
     assert all(str(file.resolve()) in maps for file in opened.files.values())
 
 
+def test_two_files_of_one_id_are_refused(folder: Path) -> None:
+    for name in ("a b", "a-b"):
+        (folder / "ood" / f"{name}.safetensors").write_bytes((folder / "ood" / "near.safetensors").read_bytes())
+    with pytest.raises(PrecomputedError, match="two of a b, a-b, far, near make one id"):
+        OutputsFolder(folder)
+
+
 def _without(name: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {key: value for key, value in tensors.items() if key != name}
 

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmark import image_sets
+from benchmark.image_files import read_list
 from benchmark.suites import load_suite, suite_names
 from detectors import available, describe
 from unit_tests_ood import names
@@ -11,6 +13,18 @@ def test_every_shipped_suite_loads_and_has_cases() -> None:
     for name in suite_names():
         suite = load_suite(name)
         assert list(suite.ood_cases())
+
+
+def test_a_list_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = tmp_path / "openood" / "benchmark_imglist" / "cifar10"
+    lists.mkdir(parents=True)
+    (tmp_path / "openood" / "images_classic").mkdir()
+    for name in ("train_cifar10", "test_cifar10", "test_cifar10c", "val_tin"):
+        (lists / f"{name}.txt").write_text(f"{name}/0.png 0\n")
+    read: list[str] = []
+    monkeypatch.setattr(image_sets, "read_list", lambda file: read.append(file.name) or read_list(file))
+    load_suite("openood-cifar10", tmp_path)
+    assert len(read) == len(set(read)) == 4
 
 
 def test_the_grid_is_models_times_detectors_times_sets(world: Path) -> None:

@@ -24,6 +24,7 @@ from detectors import Detector, create
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+CORRUPTED = 'images/{}"\ncorruption = {{ kind = "contrast", amount = 80 }}\n# "'
 TUNING = """
 [tuning]
 ood = "mud"
@@ -89,8 +90,8 @@ def test_the_options_with_the_best_auroc_on_val_and_the_tuning_set_run(tuned_wor
     tuned = records[-1].tuned
     bench = session.workbench.model("net")
     mud, noise = (bench.outputs(session.workbench.image_set(id)) for id in ("mud", "noise"))
-    fitted = {k: create("knn", k=k).fit(bench.train, bench.model.head) for k in (30, 2, 1, 7)}
-    expected = {k: auroc(detector.score(bench.val), detector.score(mud)) for k, detector in fitted.items()}
+    fitted = {k: create("knn", k=k).fit(bench.split("train"), bench.model.head) for k in (30, 2, 1, 7)}
+    expected = {k: auroc(detector.score(bench.split("val")), detector.score(mud)) for k, detector in fitted.items()}
     assert len(set(expected.values())) > 1  # or nothing is chosen
     assert tuned.ood == "mud"
     assert {one["options"]["k"]: one["auroc"] for one in tuned.tried} == expected
@@ -120,19 +121,25 @@ def test_nothing_that_is_evaluated_takes_part_and_no_network_runs_twice(
     monkeypatch.setattr(Detector, "score", lambda self, outputs: scored.append(outputs) or score(self, outputs))
     bench.tuned("knn")
     mud = bench.outputs(session.workbench.image_set("mud"))
-    assert ran == ["mud"]
-    assert scored == [bench.val, mud] * 4
+    assert sorted(ran) == ["colours-train", "colours-val", "mud"]
+    assert scored == [bench.split("val"), mud] * 4
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
         ('ood = "mud"', 'ood = "mut"', "no image set is called 'mut' .did you mean 'mud'"),
-        ('ood = "mud"', 'ood = "greys"', "tuning.ood: greys holds images of greys, on which this suite evaluates"),
+        ('ood = "mud"', 'ood = "greys"', "tuning.ood: greys holds images of greys, which the suite uses, too"),
         ('ood = "mud"', 'ood = "colours-test"', "tuning.ood: colours-test holds images of colours-test"),
         ("images/mud", "images/noise", "tuning.ood: mud holds images of noise"),
         ("images/mud", "images/colours-val", "tuning.ood: mud holds images of colours-val"),
         ('val = "colours-val"\n', "", "tuning: in_distribution.val is needed"),
+        ('val = "colours-val"', 'val = "colours-test"', "in_distribution: colours-test holds images of colours-test"),
+        ('train = "colours-train"', 'train = "colours-test"', "in_distribution: colours-test holds images of"),
+        ("images/mud", CORRUPTED.format("noise"), "tuning.ood: mud holds images of noise"),
+        ("images/mud", CORRUPTED.format("colours-test"), "tuning.ood: mud holds images of colours-test"),
+        ("images/greys", CORRUPTED.format("colours-test"), "ood: greys holds images of colours-test"),
+        ("images/mud", CORRUPTED.format("mud").replace("80", "100"), "`corruption`: contrast of 100 changes nothing"),
         ("options.knn]", "options.kn]", "no detector of the suite is called 'kn' .did you mean 'knn'"),
         ("k = [30", "kk = [30", "tuning.options.knn: knn has no option 'kk' .did you mean 'k'"),
         ("[30, 2", "[30, 0", "tuning.options.knn: knn.*k"),
