@@ -4,8 +4,8 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -88,11 +88,31 @@ class Workbench:
             self._model = (id, Once())
         return self._model[1](id, lambda: ModelBench(self, self.load_model(id)))
 
+    @cached_property
+    def splits(self) -> list[tuple[SetRole, ImageSet]]:
+        """The in-distribution splits with their roles. One to learn from may be missing: not every detector learns."""
+        found: list[tuple[SetRole, ImageSet]] = []
+        for role, id in self.suite.splits():
+            with nullcontext() if role == "test" else suppress(MissingImageSetError):
+                found.append((role, self.image_set(id)))
+        return found
+
+    @cached_property
+    def _classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The classes that networks tell apart, in their order, and a word for each."""
+        splits = self.suite.entry.in_distribution
+        id = splits.train or splits.test
+        try:
+            return self.image_set(id).classes, self.image_set(id).class_names
+        except MissingImageSetError:
+            entry = self.suite.image_sets[id].with_classes()
+            if entry.leave_out or not entry.classes:  # its files have to tell
+                raise
+            return entry.classes, entry.class_names or entry.classes
+
     def load_model(self, id: str) -> Model:
         """A model for the suite's classes, without its outputs."""
-        splits = self.suite.entry.in_distribution
-        class_names = self.image_set(splits.train or splits.test).class_names
-        return load_model(id, self.suite.known_models, self.device, class_names)
+        return load_model(id, self.suite.known_models, self.device, self._classes[1])
 
     def base_of(self, model: Model) -> Model:
         """The base of a variant, for what is asked of it beside the variant."""
@@ -111,8 +131,7 @@ class Workbench:
 
         A shifted set may hold some of the classes only, in another order.
         """
-        splits = self.suite.entry.in_distribution
-        classes = self.image_set(splits.train or splits.test).classes
+        classes, _ = self._classes
         if image_set.labels is None or image_set.classes == classes:
             return image_set.labels
         if not classes:
@@ -126,10 +145,8 @@ class Workbench:
 
     def check_is_ood(self, image_set: ImageSet) -> None:
         """Raises ImageSetError where a set holds files of an in-distribution split too."""
-        for role, id in self.suite.splits():
-            _refuse_shared(
-                image_set, self.image_set(id), f"the {role} images of this suite", "what is ID cannot be OOD"
-            )
+        for role, split in self.splits:
+            _refuse_shared(image_set, split, f"the {role} images of this suite", "what is ID cannot be OOD")
 
     def tuning_set(self) -> ImageSet:
         """The OOD images that options are chosen with, which are in no in-distribution set."""
@@ -193,7 +210,13 @@ class ModelBench:
         """The outputs of a split to learn from, None where there is none. They are made when a detector needs them:
         those of ImageNet's training images take hours."""
         id = getattr(self.workbench.suite.entry.in_distribution, role)
-        return None if id is None else self.outputs(self.workbench.image_set(id))
+        if id is None:
+            return None
+        image_set = self.workbench.image_set(id)
+        outputs, labels = self.outputs(image_set), self.workbench.id_labels(image_set)
+        if labels is image_set.labels:
+            return outputs
+        return replace(outputs, labels=None if labels is None else torch.from_numpy(labels))
 
     def forward_ms_per_image_now(self) -> float:
         """The model's forward time while the machine does whatever else it does now."""
@@ -292,7 +315,7 @@ class DetectorBench:
         self.bench, self.id, self.tuned = bench, id, tuned
         self._saved: pa.Table | None = None
         options = bench.workbench.suite.options(id) | (tuned.options if tuned else {})
-        self._detector, self.fit_s = bench.fit(id, options)
+        self.detector, self.fit_s = bench.fit(id, options)
         self.id_scores = self.score(bench.test_set)
         self.shifted_scores = [self.score(image_set) for image_set in bench.shifted_sets]
 
@@ -300,7 +323,7 @@ class DetectorBench:
         """The scores of a set; a ValueError that names model, detector and set where they cannot be made."""
         outputs = self.bench.outputs(image_set)
         started = time.perf_counter()
-        scored = self._detector.score(outputs)
+        scored = self.detector.score(outputs)
         seconds = time.perf_counter() - started
         if scored.shape != (len(image_set),) or scored.dtype != torch.float64:
             raise ValueError(
@@ -361,11 +384,11 @@ class DetectorBench:
             suite=suite,
             **describe(self.id),
             options_used={
-                option.name: getattr(self._detector, option.name)
-                for option in option_fields(self._detector)
+                option.name: getattr(self.detector, option.name)
+                for option in option_fields(self.detector)
                 if not (self.tuned and option.name in self.tuned.options)  # which differ between models
             },
-            source_sha256=source_sha256(type(self._detector)),
+            source_sha256=source_sha256(type(self.detector)),
         )
 
     def save(self, folder: Path, run: str, scores: Scores) -> ScoresFile:

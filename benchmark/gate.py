@@ -169,11 +169,11 @@ class Gate:
             entries=_with_bases(model.id, workbench.suite.known_models),
             class_names=sets.get("train", sets["test"]).class_names,
             decoding=bench.test_set.decoding,
-            detector=fitted._detector,
+            detector=fitted.detector,
             threshold=threshold,
             accepted=accuracy(accepted, len(bench.test_set)),
             sets={role: SavedSet(id=s.id, images=len(s), content_sha256=s.content_sha256) for role, s in sets.items()},
-            made=_provenance(workbench.suite, model, fitted._detector),
+            made=_provenance(workbench.suite, model, fitted.detector),
         )
 
     @overload

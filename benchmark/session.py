@@ -134,8 +134,8 @@ class Session:
         case = draft.case
         bench = self.workbench.model(case.model)
         self._tell(draft, "model", case.model, bench.record)
-        for role, id in self.workbench.suite.splits():
-            self._tell(draft, "set", id, partial(set_record, self.workbench.image_set(id), role))
+        for role, split in self.workbench.splits:
+            self._tell(draft, "set", split.id, partial(set_record, split, role))
         if case.role != "unit-test":
             self.workbench.check_is_ood(image_set)
         bench.outputs(image_set)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmark.evaluation import ModelBench, Once, Workbench
-from benchmark.image_sets import ImageSetError
+from benchmark.image_sets import ImageSetError, MissingImageSetError
 from benchmark.metrics import accepted, accuracy, fpr_at_tpr, measure
 from benchmark.records import Case, ModelRecord, Record
 from benchmark.session import Draft, Limits, Session
@@ -236,3 +236,30 @@ def test_a_failure_does_not_grow_with_each_time_that_it_is_raised() -> None:
     first = frames()
     assert first[-1] == "<lambda>"  # where it went wrong is still said
     assert frames() == frames() == first
+
+
+def test_without_training_images_only_the_detectors_that_learn_lack_theirs(own_world: Path) -> None:
+    session = session_of(own_world, "[]", ('folder = "images/colours-train"', 'local = "gone-too"'))
+    assert case_of(session, "msp").status == "passed"
+    assert {record.id for record in records_of(session, "msp", "greys") if record.kind == "set"} == {"greys"}
+    with pytest.raises(MissingImageSetError, match="colours-train"):
+        case_of(session, "mahalanobis")
+
+
+def test_without_test_images_no_detector_runs(own_world: Path) -> None:
+    session = session_of(own_world, "[]", ('folder = "images/colours-test"', 'local = "gone-too"'))
+    with pytest.raises(MissingImageSetError, match="colours-test"):
+        case_of(session, "msp")
+
+
+def test_labels_of_val_are_in_the_order_of_the_networks_classes(own_world: Path) -> None:
+    other = ("folder = \"images/colours-val\"\nclasses = ['blue', 'green', 'red']", "")
+    text = (own_world / "colours.toml").read_text()
+    assert other[0] in text
+    turned = other[0].replace("['blue', 'green', 'red']", "['red', 'green', 'blue']")
+    session = session_of(own_world, "[]", (other[0], turned))
+    val = session.workbench.image_set("colours-val")
+    labels = session.workbench.model("net").split("val").labels
+    names = [("blue", "green", "red")[label] for label in labels]
+    assert names == [image.split("/")[0] for image in val.image_ids]
+    assert val.labels.tolist() != labels.tolist()
