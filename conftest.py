@@ -2,6 +2,8 @@
 
 import argparse
 import shlex
+import sysconfig
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,8 +20,8 @@ from benchmark.models import MissingWeightsError
 from benchmark.own import DEFAULT_SUITE, Named, load_detectors, near_chance, split_name
 from benchmark.own import FILE as OWN_SUITE
 from benchmark.precomputed import OutputsFolder, OutputsWorkbench
-from benchmark.published import comparisons
-from benchmark.records import Record, parse_record
+from benchmark.published import comparisons, published_records
+from benchmark.records import Record, append_record, parse_record
 from benchmark.session import Draft, Limits, PreparedCase, Recorder, Session, new_run_id, run_record
 from benchmark.store import Store
 from benchmark.suites import CaseId, Suite
@@ -278,14 +280,30 @@ def _given(config: pytest.Config, options: Iterable[str]) -> list[str]:
 
 @contextmanager
 def _one_line(case: CaseId) -> Iterator[None]:
-    """What goes wrong in a user's files, disks and settings fails the case with its message, without a traceback."""
+    """What goes wrong in a user's files, disks, settings and code fails the case in one line, without a traceback."""
     problem = None
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
         problem = str(error).removeprefix(f"{case}: ")
-    if problem is not None:  # outside of `except`, which would chain the tracebacks that nobody asked for
-        pytest.fail(f"{case}: {problem}", pytrace=False)
+    except (Exception, SystemExit) as error:
+        place = _place_in_own_code(error)
+        if place is None:
+            raise
+        problem = f"{type(error).__name__}: {error} ({place})"
+    if problem is not None:
+        raise pytest.fail.Exception(f"{case}: {problem}", pytrace=False) from None
+
+
+def _place_in_own_code(error: BaseException) -> str | None:
+    """File and line of a user's code in which an error came up; None where it came up in ours or a library's."""
+    others = [Path(__file__).parent / name for name in ("benchmark", "detectors", "unit_tests_ood")]
+    others += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    file = Path(last.filename)
+    if any(file.is_relative_to(folder) for folder in others):
+        return None
+    return f"{file}, line {last.lineno}"
 
 
 def _uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
@@ -323,8 +341,9 @@ class Controller:
     def recorder(self) -> Recorder:
         if self._recorder is None:
             config, suite = self._config, suite_of(self._config)
-            own = _given(config, ("--suite", *OWN)) if _given(config, OWN) else None
-            option = shlex.join(own) if own else config.getoption("--suite")
+            beside = (*OWN, "--data-dir")
+            options = _given(config, ("--suite", *beside)) if _given(config, beside) else None
+            option = shlex.join(options) if options else config.getoption("--suite")
             run = run_record(config.stash[RUN], suite, option, config.rootpath, _device(config))
             self._recorder = Recorder(_results(config) / f"{run.run}.jsonl", run)
         return self._recorder
@@ -338,8 +357,20 @@ class Controller:
                 self._add(Draft(case).finished(self._config.stash[RUN], suite_of(self._config), "its process died"))
 
     def _add(self, records: list[Record]) -> None:
-        try:
+        with self._writing():
             self.recorder.add(records)
+
+    def _add_published(self) -> None:
+        """What papers report of several cases at once has its record when all cases have theirs."""
+        recorder, suite = self.recorder, suite_of(self._config)
+        with self._writing():
+            for record in published_records(self._config.stash[RUN], suite, recorder.cases):
+                append_record(recorder.file, record)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             pytest.exit(
                 f"cannot write the records {self.recorder.file}: {error.strerror}; free some space, or name another "
@@ -388,6 +419,8 @@ class Controller:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self._none_ran and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        if self._recorder:
+            self._add_published()
         if self._recorder and self._config.getoption("--record-baselines"):
             thresholds = suite_of(self._config).entry.thresholds
             assert thresholds  # which _check_options saw to

@@ -23,7 +23,7 @@ from benchmark.image_sets import BUILT_IN as IMAGE_SETS
 from benchmark.image_sets import Columns, ImageSet, ImageSetEntry, Part, load_image_set
 from benchmark.models import BUILT_IN as MODELS
 from benchmark.models import MODULE, OPEN_CLIP, ModelEntry
-from benchmark.records import ID_PATTERN, ModelRecord
+from benchmark.records import ID_LENGTH, ID_PATTERN, ModelRecord
 from benchmark.suites import Suite, SuiteEntry, Variants, load_suite, make_suite
 from detectors import available, describe, did_you_mean
 
@@ -137,13 +137,20 @@ class Named:
         }
         sets = {given.id: given.entry for given in (test, *splits.values(), *ood)}
         entry = SuiteEntry.parse(table, FILE, "", self.data_dir)
-        return make_suite(f"own-{test.id}", entry, known_models | models, known_sets | sets)
+        return make_suite(f"own-{_suite_name(id, test)}", entry, known_models | models, known_sets | sets)
 
 
 def split_name(text: str) -> tuple[str | None, str]:
     """The two parts of NAME=WHAT, and no name where there is only WHAT."""
     name, equals, what = text.partition("=")
     return (name, what) if equals and re.fullmatch(ID_PATTERN, name) else (None, text)
+
+
+def _suite_name(text: str, test: "_Set") -> str:
+    """What tells a suite of these ID images from others: the name that they were given, or their folder and its own."""
+    if test.path is None or split_name(text)[0]:
+        return test.id
+    return id_of("-".join(test.path.resolve().with_suffix("").parts[-2:]))
 
 
 def id_of(text: str) -> str:
@@ -408,14 +415,19 @@ def load_detectors(file: str) -> list[str]:
     sys.modules[str(path)] = module  # where dataclasses, and whoever hashes the source, look it up
     try:
         specification.loader.exec_module(module)
-    except Exception as error:  # it is somebody else's code
+    except (Exception, SystemExit) as error:  # it is somebody else's code
         raise ValueError(f"--detectors {file}: {_place(error, path)}{type(error).__name__}: {error}") from error
     if not (new := sorted(set(available()) - before)):
         raise ValueError(f"--detectors {file}: it registers no detector; see `Add a detector` in CONTRIBUTING.md")
+    if odd := [id for id in new if not re.fullmatch(ID_PATTERN, id) or len(id) > ID_LENGTH]:
+        raise ValueError(
+            f"--detectors {file}: {odd[0][:ID_LENGTH]!r} cannot be an id: take up to {ID_LENGTH} letters, digits and "
+            ". + _ -, letter or digit first"
+        )
     return new
 
 
-def _place(error: Exception, path: Path) -> str:
+def _place(error: BaseException, path: Path) -> str:
     """The line of a file in which an error came up."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None

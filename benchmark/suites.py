@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,7 +60,7 @@ class Variants(_Table):
 class UnitTests(_Table):
     """The synthetic sets: height and width of their images, images a set, and the detectors that meet them."""
 
-    size: tuple[int, int] = (224, 224)
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (224, 224)
     images: int = Field(default=400, ge=1)
     detectors: tuple[str, ...] = ("*",)
 
@@ -247,6 +247,9 @@ def make_suite(
         raise ValueError(f"{file}: {error}") from None
     if twice := sorted({id for id in ids if ids.count(id) > 1}):
         raise ValueError(f"{file}: {', '.join(twice)}: listed twice; name a model once, under `models` or `variants`")
+    sets = [*(set for set, _ in entry.ood.by_role()), *entry.shifted]
+    if twice := sorted({id for id in sets if sets.count(id) > 1}):
+        raise ValueError(f"{file}: {', '.join(twice)}: listed twice; name an image set once, under one role")
     reads_text = any(root.source.startswith(OPEN_CLIP) for root in roots)
     detectors = _detectors(entry.detectors, file, reads_text)
     of_variants = _detectors(entry.variants.detectors, file, reads_text)

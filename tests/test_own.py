@@ -77,10 +77,10 @@ class Runs:
     def files(self, suite: str) -> list[Path]:
         return sorted((self.world / "results" / suite).glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
 
-    def records(self, suite: str = "own-colours-test") -> list[Record]:
+    def records(self, suite: str = "own-images-colours-test") -> list[Record]:
         return list(read_records(self.files(suite)[-1]))
 
-    def cases(self, suite: str = "own-colours-test") -> dict[str, Case]:
+    def cases(self, suite: str = "own-images-colours-test") -> dict[str, Case]:
         return {f"{r.model}/{r.detector}/{r.set}": r for r in self.records(suite) if isinstance(r, Case)}
 
 
@@ -310,7 +310,7 @@ def test_collecting_makes_no_outputs(run: Runs) -> None:
     result = run(OOD, *run.own, "--collect-only", "-q")
     assert any("test_case[net/msp/greys]" in line for line in result.outlines)
     assert not (run.world / "store").exists()
-    assert not run.files("own-colours-test")
+    assert not run.files("own-images-colours-test")
 
 
 # --- Image sets that nobody has fetched. ---
@@ -434,5 +434,5 @@ def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{block}\n{done.stdout[-3000:]}{done.stderr[-2000:]}"
     suites = {path.name for path in (tmp_path / "results").iterdir()}
-    assert suites == {"own-val", "digits", "my-digits", "own-digits"}
-    assert "own-val" in (tmp_path / "site" / "index.html").read_text()
+    assert suites == {"own-mine-val", "digits", "my-digits", "own-digits"}
+    assert "own-mine-val" in (tmp_path / "site" / "index.html").read_text()
