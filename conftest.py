@@ -171,6 +171,9 @@ def _check_options(config: pytest.Config) -> None:
     try:
         read_baselines(suite_of(config).entry.thresholds, all_cases(config))
         _device(config)
+        results = config.rootpath / str(config.getoption("--results"))
+        if results.exists() and not results.is_dir():
+            raise ValueError(f"--results {results}: this is a file; name a folder")
         entry = suite_of(config).entry
         if twice := {set for set, _ in entry.ood.by_role()} & {*unit_tests}:
             raise ValueError(f"{entry.file}: {sorted(twice)} are names of unit tests; rename the sets")
@@ -369,6 +372,7 @@ class Controller:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
+        """Ends the run where a record cannot be written."""
         try:
             yield
         except OSError as error:
@@ -383,6 +387,8 @@ class Controller:
         if self._recorder is None:
             if self._core_alone(terminalreporter):
                 terminalreporter.line("the unit tests meet a core of the suite's detectors; --full adds all others")
+            for text in self._why_no_case():
+                terminalreporter.line(text)
             return
         compared = comparisons(suite_of(self._config), self._recorder.cases)
         for line in summary(self._recorder.cases, self._recorder.models, compared):
@@ -392,6 +398,15 @@ class Controller:
         for text in self._remarks():
             terminalreporter.line(text)
         terminalreporter.line(f"records: {self._recorder.file}")
+
+    def _why_no_case(self) -> Iterator[str]:
+        """What a run of a user's own lacks, where none of its cases ran."""
+        if not _given(self._config, OWN) or self._config.getoption("collectonly"):
+            return
+        entry = suite_of(self._config).entry
+        yield from filter(None, [entry.about if entry.file == OWN_SUITE else ""])
+        if not entry.ood.by_role():
+            yield "no case ran: there are no OOD images; name them with --ood, or run unit_tests_ood/"
 
     def _remarks(self) -> Iterator[str]:
         """What a reader should know of the figures: what was left out, and what is odd."""
@@ -416,9 +431,11 @@ class Controller:
         none_left = not terminalreporter.stats.keys() - {"deselected", ""}
         return none_left and "test_unit_tests.py" in deselected and not self._config.getoption("--full")
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # around the terminal's: what fails here does not cost the summary
+    def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
         if self._none_ran and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        yield
         if self._recorder:
             self._add_published()
         if self._recorder and self._config.getoption("--record-baselines"):

@@ -190,6 +190,8 @@ class Gate:
         """
         if isinstance(images, AnImage):
             return self._decide([images])[0]
+        if not hasattr(images, "__len__"):
+            raise TypeError(f"an image is a path, bytes or a PIL image, or a list of them, not {type(images).__name__}")
         slices = range(0, len(images), BATCH_ROWS)
         return [decision for start in slices for decision in self._decide(images[start : start + BATCH_ROWS])]
 
@@ -341,7 +343,7 @@ def _read(folder: Path) -> tuple[SavedGate, dict[str, Tensor]]:
         content = (folder / TENSORS).read_bytes()
     except FileNotFoundError as error:
         raise GateError(f"{folder} holds no gate: there is no {Path(error.filename).name}; {_REMEDY}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GateError(f"{folder}: {ABOUT} or {TENSORS} cannot be read: {error}; {_REMEDY}") from None
     if not isinstance(about, dict) or about.get("schema_version") != SCHEMA:
         raise GateError(f"{folder / ABOUT} is no gate of schema {SCHEMA}; load it with the version that saved it")

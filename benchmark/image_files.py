@@ -99,13 +99,19 @@ def _found(folder: Path) -> list[str]:
     known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(parent, name)]
         prefix = Path(parent).relative_to(folder).as_posix() + "/"
         prefix = "" if prefix == "./" else prefix
         found += [prefix + name for name in names if _ending(name) in known and not name.startswith(".")]
     if not found:
         raise ValueError(f"no image files in {folder}; the known endings are {', '.join(sorted(known))}")
     return sorted(found, key=lambda path: path.split("/"))
+
+
+def _leads_back(parent: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in, which would be walked for ever."""
+    folder = os.path.join(parent, name)
+    return os.path.islink(folder) and Path(parent).resolve().is_relative_to(Path(folder).resolve())
 
 
 def _ending(name: str) -> str:
@@ -185,6 +191,8 @@ def _columns(shards: list[Path], needed: list[str]) -> list[str]:
     for shard in shards:
         try:
             columns = pq.read_schema(shard).names
+            if pq.read_metadata(shard).num_rows == 0:
+                raise ValueError(f"{shard} has no rows")
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"cannot read {shard}: {error}") from None
         if lacking := [name for name in needed if name not in columns]:

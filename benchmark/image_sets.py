@@ -243,7 +243,7 @@ class ImageSet:
         except DecodingError as error:
             raise ImageSetError(
                 f"image set {self.id}: cannot decode {self.image_ids[index]}: {error}; "
-                "replace the file, or remove it and correct the set's image count"
+                "replace the file, or leave it out (and correct the set's image count)"
             ) from None
 
     @cached_property
@@ -275,7 +275,12 @@ class ImageSet:
                 content = content.tobytes()
             return hashlib.sha256(content).digest()
 
-        return image_hashes(self.image_ids, hash_of, self.kept), shapes
+        try:
+            return image_hashes(self.image_ids, hash_of, self.kept), shapes
+        except OSError as error:  # of a link that leads nowhere, say
+            raise ImageSetError(
+                f"image set {self.id}: cannot read {error.filename}: {error.strerror}; replace the file, or remove it"
+            ) from None
 
     def _content(self, index: int) -> bytes | np.ndarray:
         try:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,11 +82,12 @@ class ModelEntry(Entry):
 
     def remedy(self, id: str) -> str:
         """What to do where its files are missing or damaged, as the end of a message."""
-        suite = "" if self.file == BUILT_IN else f" --suite {self.file}"
+        suite = [] if self.file == BUILT_IN else ["--suite", str(self.file)]
         if self.weights is not None:
-            folder = "" if self.data_dir == DATA_DIR else f" --data-dir {self.data_dir}"
-            return f"; get it with: python -m benchmark fetch {id}{suite}{folder}"
-        command = self.recipe if isinstance(self.recipe, str) else f"python -m benchmark.variants {id}{suite}"
+            folder = [] if self.data_dir == DATA_DIR else ["--data-dir", str(self.data_dir)]
+            return f"; get it with: {shlex.join(['python', '-m', 'benchmark', 'fetch', id, *suite, *folder])}"
+        make = shlex.join(["python", "-m", "benchmark.variants", id, *suite])
+        command = self.recipe if isinstance(self.recipe, str) else make
         return f"; make it again with: {command}" if command else ""
 
 

@@ -303,6 +303,8 @@ def _label_values(path: Path, column: str) -> tuple[list[str], bool]:
         for shard in _shards(path)
         for value in pq.read_table(shard, columns=[column])[column].unique().to_pylist()
     }
+    if None in values or any(isinstance(value, int) and value < 0 for value in values):
+        raise ValueError(f"{path}: column {column}: each image needs a class, and one has none or a negative number")
     if all(isinstance(value, int) for value in values):
         return [str(index) for index in range(max(values) + 1)], True
     return _in_order(map(str, values)), False

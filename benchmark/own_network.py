@@ -151,10 +151,14 @@ def _headed(network: nn.Module, transform: Transform) -> HeadedNetwork:
         raise OwnNetworkError(f"its forward gives no logits (images, classes){remedy}")
     if not called:
         raise OwnNetworkError(f"it calls no torch.nn.Linear{remedy}")
+    if not logits.isfinite().all():
+        raise OwnNetworkError("its logits are NaN or infinite: check its weights")
     headed = HeadedNetwork(network, names[called[-1]])
     with torch.no_grad():
         features = headed.forward_features(images)
         explained = headed.forward_head(features)
+        if not torch.allclose(network(images), logits, 1e-4, 1e-4):
+            raise OwnNetworkError("two passes of the same images differ: leave random steps to training")
     if features.ndim != 2 or explained.shape != logits.shape or not torch.allclose(explained, logits, 1e-4, 1e-4):
         raise OwnNetworkError(
             f"its logits are not those of {names[called[-1]]}, its last linear layer: return them as they are, without "

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmark.records import Case, Estimate, Metrics, PublishedValue, read_records
+from benchmark.records import Case, Estimate, Metrics, PublishedRecord, PublishedValue, read_records
 from detectors import did_you_mean
 
 if TYPE_CHECKING:  # suites read their published figures with this module
@@ -149,10 +149,35 @@ def comparisons(suite: "Suite", cases: Iterable[Case]) -> list[Comparison]:
     ]
 
 
-def _cells(suite: "Suite", figure: PublishedFigure) -> list[str]:
-    """The cells that a figure is of: one, or those of a mean."""
+def published_records(run: str, suite: "Suite", cases: Sequence[Case]) -> Iterator[PublishedRecord]:
+    """What is published of means and of groups of classes, as far as this run had a case of it.
+
+    The record of a case has what is published of that case.
+    """
+    met = {f"{case.model}/{case.detector}/{case.set}" for case in cases}
+    for comparison in comparisons(suite, cases):
+        figure = comparison.figure
+        if figure.set not in suite.image_sets and not met.isdisjoint(_cells(suite, figure)):
+            yield PublishedRecord(
+                run=run,
+                suite=suite.id,
+                model=figure.model,
+                detector=figure.detector,
+                name=figure.set,
+                sets=_sets(suite, figure),
+                measured=comparison.measured,
+                published=comparison.value,
+            )
+
+
+def _sets(suite: "Suite", figure: PublishedFigure) -> list[str]:
+    """The image sets that a figure is of: one, or those of a mean."""
     set, _, _ = figure.set.partition(":")
-    return [f"{figure.model}/{figure.detector}/{name}" for name in suite.entry.means.get(set, (set,))]
+    return list(suite.entry.means.get(set, (set,)))
+
+
+def _cells(suite: "Suite", figure: PublishedFigure) -> list[str]:
+    return [f"{figure.model}/{figure.detector}/{set}" for set in _sets(suite, figure)]
 
 
 def _measured(suite: "Suite", figure: PublishedFigure, measured: Mapping[str, Metrics]) -> Estimate | None:
@@ -206,14 +231,18 @@ def _print_table(arguments: argparse.Namespace) -> None:
     suite = load_suite(arguments.suite)
     if not suite.entry.published:
         raise ValueError(f"{suite.entry.file}: published: the suite names no file of published figures")
-    for line in table(comparisons(suite, newest_cases(arguments.results / suite.id))):
+    compared = comparisons(suite, newest_cases(arguments.results / suite.id))
+    if not compared:
+        raise ValueError(f"{suite.entry.file}: published: none of the figures there is of a case of this suite")
+    for line in table(compared):
         print(line)
 
 
 def newest_cases(folder: Path) -> Iterator[Case]:
-    """The cases of all runs of a suite, the oldest run first."""
+    """The cases of all runs of a suite that were not skipped, the oldest run first."""
     for file in sorted(folder.glob("*.jsonl")):
-        yield from (record for record in read_records(file) if isinstance(record, Case))
+        cases = (record for record in read_records(file) if isinstance(record, Case))
+        yield from (case for case in cases if case.status != "skipped")
 
 
 def table(compared: Sequence[Comparison]) -> Iterator[str]:

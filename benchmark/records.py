@@ -1,6 +1,6 @@
 """Records: what a run found, one JSON line each. They are all that the leaderboard reads.
 
-`results/<suite>/<run>.jsonl` holds the records of one run, of five kinds; a missing value is null. Beside it,
+`results/<suite>/<run>.jsonl` holds the records of one run, of six kinds; a missing value is null. Beside it,
 `results/<suite>/<run>/<model>/<detector>.parquet` holds the scores (columns set, image, score), one row an image.
 
 This module imports nothing of the machinery: neither torch nor timm.
@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 SCHEMA: Literal[1] = 1
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$"
-Id = Annotated[str, Field(pattern=ID_PATTERN, max_length=120)]
+ID_LENGTH = 120
+Id = Annotated[str, Field(pattern=ID_PATTERN, max_length=ID_LENGTH)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -150,8 +151,8 @@ class _Record(_Value):
 class Run(_Record):
     """Provenance of all that one run recorded.
 
-    suite_option: what its --suite was or, of a user's own, all options that name the suite. suite_about: what the suite
-    says of itself.
+    suite_option: what its --suite was or, where that is not enough to run it again, all options that name the suite and
+    where its images lie, as one types them. suite_about: what the suite says of itself.
     """
 
     kind: Literal["run"] = "run"
@@ -278,7 +279,23 @@ class Case(_Record):
         return self
 
 
-Record = Run | ModelRecord | DetectorRecord | SetRecord | Case
+class PublishedRecord(_Record):
+    """An FPR@95 that somebody published of more than one case, or of a part of one: written when its run ends.
+
+    name: the suite's name of a mean of OOD sets, or `SET:GROUP` for a group of a set's classes. sets: those that it is
+    of. measured: from the cases of this run alone, null where it lacks a figure of one.
+    """
+
+    kind: Literal["published"] = "published"
+    model: Id
+    detector: Id
+    name: str
+    sets: Annotated[list[Id], Field(min_length=1)]
+    measured: Estimate | None
+    published: PublishedValue
+
+
+Record = Run | ModelRecord | DetectorRecord | SetRecord | Case | PublishedRecord
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
 

@@ -11,6 +11,7 @@ from benchmark.records import (
     Case,
     DetectorRecord,
     ModelRecord,
+    PublishedRecord,
     Record,
     RecordError,
     Run,
@@ -42,7 +43,8 @@ class Suite:
     """The newest results of a suite, by (model, detector, set), and the newest record of each part.
 
     runs: those that a result comes from, newest first. outdated: models whose record was made with other images or
-    another base than the newest, and with which.
+    another base than the newest, and with which. published: what papers report of means and of groups of classes,
+    beside what a run measured; it is left out where a case of it is stale, or shown from another run.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Suite:
     sets: dict[str, SetRecord]
     results: dict[CaseKey, Result]
     outdated: dict[str, str]
+    published: list[PublishedRecord]
 
     @cached_property
     def model_ids(self) -> list[str]:
@@ -107,6 +110,7 @@ class Results:
         for suite in self.suites:
             shown += [*suite.runs, *suite.models.values(), *suite.detectors.values(), *suite.sets.values()]
             shown += [result.case for result in suite.results.values()]
+            shown += suite.published
         return shown
 
     @property
@@ -125,6 +129,7 @@ class _RunRecords:
     detectors: dict[str, DetectorRecord]
     sets: dict[str, SetRecord]
     cases: dict[CaseKey, Case]
+    published: list[PublishedRecord]
 
 
 def read_results(folder: Path) -> Results:
@@ -153,10 +158,11 @@ def _suite_ids(runs: list[_RunRecords]) -> list[str]:
 
 def _read_runs(path: Path) -> list[_RunRecords]:
     runs: dict[tuple[str, str], _RunRecords] = {}
-    others: list[ModelRecord | DetectorRecord | SetRecord | Case] = []
+    others: list[ModelRecord | DetectorRecord | SetRecord | Case | PublishedRecord] = []
     for record in read_records(path):
         if isinstance(record, Run):
-            runs[record.suite, record.run] = _RunRecords(record, _started(record, path), path.parent, {}, {}, {}, {})
+            started = _started(record, path)
+            runs[record.suite, record.run] = _RunRecords(record, started, path.parent, {}, {}, {}, {}, [])
         else:
             others.append(record)
     for record in others:
@@ -175,6 +181,8 @@ def _read_runs(path: Path) -> list[_RunRecords]:
                 of_run.sets[record.id] = record
             case Case():
                 of_run.cases[record.model, record.detector, record.set] = record
+            case PublishedRecord():
+                of_run.published.append(record)
     return list(runs.values())
 
 
@@ -187,10 +195,14 @@ def _started(run: Run, path: Path) -> datetime:
 
 
 def _suite(id: str, newest_first: list[_RunRecords]) -> Suite:
-    newest = _RunRecords(newest_first[0].run, newest_first[0].started, newest_first[0].folder, {}, {}, {}, {})
+    newest = _RunRecords(newest_first[0].run, newest_first[0].started, newest_first[0].folder, {}, {}, {}, {}, [])
     origin: dict[CaseKey, _RunRecords] = {}
     for records in newest_first:
-        origin |= {key: records for key in records.cases if key not in origin}
+        origin |= {
+            key: records for key, case in records.cases.items() if key not in origin and case.status != "skipped"
+        }
+    for records in newest_first:
+        origin |= {key: records for key in records.cases if key not in origin}  # what was only ever skipped
         _fill(newest.models, records.models)
         _fill(newest.detectors, records.detectors)
         _fill(newest.sets, records.sets)
@@ -207,12 +219,20 @@ def _suite(id: str, newest_first: list[_RunRecords]) -> Suite:
         sets=dict(sorted(newest.sets.items(), key=lambda item: _ROLES.index(item[1].role))),
         results=results,
         outdated=_outdated(newest_first, newest),
+        published=[record for records in newest_first for record in records.published if _is_of_shown(record, results)],
     )
 
 
 def _fill(newest: dict[str, _Part], older: dict[str, _Part]) -> None:
     for id, part in older.items():
         newest.setdefault(id, part)
+
+
+def _is_of_shown(record: PublishedRecord, results: dict[CaseKey, Result]) -> bool:
+    """Whether the cases that are shown of its sets are those that it was measured from, and none is stale."""
+    keys = [(record.model, record.detector, set) for set in record.sets]
+    shown = [results[key] for key in keys if key in results]
+    return {(result.run.run, result.stale) for result in shown} == {(record.run, None)}
 
 
 def _stale(case: Case, then: _RunRecords, now: _RunRecords) -> str | None:

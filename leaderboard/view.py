@@ -241,7 +241,7 @@ class ClassTable:
 def class_tables(columns: Mapping[str, Row], suite: Suite) -> list[ClassTable]:
     """A table for each OOD set with classes, groups of them first; every row of results becomes a column."""
     tables = []
-    for cells in zip(*(row.ood for row in columns.values()), strict=True):
+    for cells in zip(*(row.cells for row in columns.values()), strict=True):
         found = [{value.name: value for value in _classes(cell)} for cell in cells]
         images = {name: value.images for of_column in found for name, value in of_column.items()}
         if images:
@@ -280,19 +280,29 @@ def _mean_estimate(fprs: Sequence[Estimate]) -> Estimate:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """What somebody published of a case, beside what was measured."""
+    """What somebody published, beside what was measured: of a case, or of a mean or group of classes of these sets."""
 
-    cell: Cell
+    model: str
+    detector: str
+    name: str
+    sets: list[str]
+    case: Case | None
+    measured: Estimate | None
     published: PublishedValue
 
 
 def published_rows(suite: Suite) -> list[PublishedRow]:
-    """Every published figure of a suite's cases, in the order of the cases."""
-    return [
-        PublishedRow(Cell(set, result), value)
-        for (_, _, set), result in suite.results.items()
+    """Every published figure, by model and detector: of cases in their order, then of means and groups of classes."""
+    of_cases = [
+        PublishedRow(model, detector, set, [set], result.case, Cell(set, result).fpr, value)
+        for (model, detector, set), result in suite.results.items()
         for value in result.case.published
     ]
+    others = [
+        PublishedRow(found.model, found.detector, found.name, found.sets, None, found.measured, found.published)
+        for found in suite.published
+    ]
+    return sorted([*of_cases, *others], key=lambda row: (row.model, row.detector))
 
 
 def count_published(rows: Sequence[PublishedRow]) -> list[tuple[str, int]]:

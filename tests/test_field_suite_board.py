@@ -1,11 +1,27 @@
 """The board of a suite from the field: published figures, cleaned and shifted sets, groups of classes."""
 
+import csv
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from benchmark.metrics import accuracy
-from benchmark.records import Case, ModelRecord, PublishedValue, Record, Run, SetRecord, Tuned, append_record
+from benchmark.records import (
+    Case,
+    ClassValue,
+    Estimate,
+    ModelRecord,
+    PublishedRecord,
+    PublishedValue,
+    Record,
+    Run,
+    SetRecord,
+    Tuned,
+    append_record,
+)
 from leaderboard import view
 from leaderboard.results import read_results
 from tests.test_leaderboard import HOSTILE, Page, build, pages, set_record, write_suite
@@ -16,6 +32,25 @@ PUBLISHED = [
     PublishedValue(fpr_at_95=0.1, tolerance=0.02, source="Table 4", note=HOSTILE, difference=0.11, status="differs"),
 ]
 NOT_RUN = PublishedValue(fpr_at_95=0.3, tolerance=0.02, source="Table 5", difference=None, status="not run")
+MEAN = PublishedRecord(
+    run="run-1",
+    suite="field",
+    model="digits-resnet",
+    detector="energy",
+    name=f"all {HOSTILE}",
+    sets=["digits-8-9", "letters"],
+    measured=None,
+    published=NOT_RUN,
+)
+GROUP = MEAN.model_copy(
+    update={
+        "detector": "knn",
+        "name": "digits-8-9:overlap",
+        "sets": ["digits-8-9"],
+        "measured": Estimate(value=0.21, low=0.15, high=0.25),
+        "published": PUBLISHED[0],
+    }
+)
 
 
 def of_the_field(record: Record) -> Record:
@@ -61,6 +96,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     path = write_suite(folder, suite="field", models=["digits-resnet"], change=of_the_field)
     append_record(path, set_record("digits-noisy", "shifted", run="run-1", suite="field"))
+    for record in (MEAN, GROUP):
+        append_record(path, record)
     return folder
 
 
@@ -87,10 +124,85 @@ def test_cleaned_and_contaminated_sets_stand_beside_the_mean(results: Path, site
 
 def test_published_figures_are_counted_and_shown_with_difference_and_source(site: dict[str, Page]) -> None:
     page = site["suites/field.html"]
-    measured, not_run = 5 * 3 - 2, 2
-    assert f"{measured} reproduced, {measured} differs, {not_run} not run." in " ".join(page.text.split())
+    measured, not_run = 5 * 3 - 2, 2 + 1
+    assert f"{measured + 1} reproduced, {measured} differs, {not_run} not run." in " ".join(page.text.split())
     assert "+11.0" in page.text
     assert "Table 4" in page.text
+
+
+def test_means_and_groups_of_classes_stand_with_the_cases_of_their_model_and_detector(
+    results: Path, site: dict[str, Page]
+) -> None:
+    rows = view.published_rows(read_results(results).suites[0])
+    assert [row.detector for row in rows] == sorted(row.detector for row in rows)
+    of_energy = [row.name for row in rows if row.detector == "energy"]
+    assert of_energy == ["digits-8-9", "digits-8-9", "letters", "photo-patches", MEAN.name]
+    assert [row.name for row in rows if row.detector == "knn"][-1] == "digits-8-9:overlap"
+    text = "".join(site["suites/field.html"].text.split())
+    assert "".join(f"{MEAN.name} mean of digits-8-9, letters 30.0 ±2.0 not run Table 5".split()) in text
+    assert "digits-8-9:overlap20.0±2.021.0[15.0,25.0]+1.0reproducedTable3" in text
+
+
+def another_run(folder: Path, change: Callable[[Record], Record | None], *others: PublishedRecord) -> list[str]:
+    """The names of the means and groups that are shown when a later run recorded what `change` leaves."""
+    path = write_suite(folder, "field", "run-0", "2026-06-01", ["digits-resnet"], ["energy", "knn"], change)
+    for record in others:
+        append_record(path, record.model_copy(update={"run": "run-0"}))
+    return [record.name for record in read_results(folder).suites[0].published]
+
+
+@pytest.mark.parametrize(
+    ("of_later_run", "shown"),
+    [
+        ([], [MEAN.name, GROUP.name]),
+        (["letters"], [GROUP.name]),  # the mean would be of two runs
+        (["photo-patches"], [MEAN.name, GROUP.name]),  # which neither is of
+        (["digits-8-9", "letters"], []),
+    ],
+)
+def test_a_mean_is_shown_where_all_its_cases_are_of_its_run(
+    results: Path, tmp_path: Path, of_later_run: list[str], shown: list[str]
+) -> None:
+    folder = Path(shutil.copytree(results, tmp_path / "results"))
+
+    def change(record: Record) -> Record | None:
+        return record if not isinstance(record, Case) or record.set in of_later_run else None
+
+    assert another_run(folder, change) == shown
+
+
+def test_a_later_run_of_all_cases_replaces_a_mean(results: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(results, tmp_path / "results"))
+    assert another_run(folder, lambda record: record, MEAN, GROUP) == [MEAN.name, GROUP.name]
+    assert {record.run for record in read_results(folder).suites[0].published} == {"run-0"}
+
+
+def test_a_mean_of_stale_cases_is_left_out(results: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(results, tmp_path / "results"))
+
+    def other_letters(record: Record) -> Record | None:
+        changed = isinstance(record, SetRecord) and record.id == "letters"
+        return record.model_copy(update={"content_sha256": "0" * 64}) if changed else _no_case(record)
+
+    assert another_run(folder, other_letters) == [GROUP.name]
+
+
+def _no_case(record: Record) -> Record | None:
+    return None if isinstance(record, Case) else record
+
+
+def test_a_mean_without_cases_is_left_out(results: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(results, tmp_path / "results"))
+    assert another_run(folder, _no_case, MEAN.model_copy(update={"model": "gone"})) == [MEAN.name, GROUP.name]
+
+
+def test_downloads_hold_means_in_the_records_and_cases_alone_in_the_table(results: Path, tmp_path: Path) -> None:
+    assert build(results, tmp_path / "site") == 0
+    records = TypeAdapter(list[Record]).validate_json((tmp_path / "site" / "records.json").read_bytes())
+    assert [record for record in records if isinstance(record, PublishedRecord)] == [MEAN, GROUP]
+    assert "PublishedRecord" in (tmp_path / "site" / "schema.json").read_text()
+    with (tmp_path / "site" / "records.csv").open(encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == sum(isinstance(record, Case) for record in records)
 
 
 def test_shifted_sets_and_the_other_conventions_have_columns(site: dict[str, Page]) -> None:
@@ -125,6 +237,30 @@ def test_groups_of_classes_have_means(results: Path, site: dict[str, Page]) -> N
     assert overlap[2] == [metrics.classes[0].fpr_at_95]
     assert other[2][0]
     assert other[2][0].value == pytest.approx(sum(value.fpr_at_95.value for value in metrics.classes) / 2)
+
+
+def test_classes_of_cleaned_and_contaminated_sets_have_a_table(tmp_path: Path) -> None:
+    """Where the set with classes is no part of the mean."""
+    roles = {"digits-8-9": "cleaned", "letters": "contaminated"}
+
+    def change(record: Record) -> Record:
+        match record:
+            case SetRecord(id=set) if set in roles:
+                return record.model_copy(update={"role": roles[set]})
+            case Case(set=set) if set in roles:
+                classes = [ClassValue(name="a", fpr_at_95=SHIFTED, images=20)] if set == "letters" else None
+                update = {"metrics": record.metrics.model_copy(update={"classes": classes})} if classes else {}
+                return record.model_copy(update={"role": roles[set]} | update)
+        return record
+
+    write_suite(tmp_path, models=["digits-resnet"], detectors=["msp", "knn"], change=change)
+    suite = read_results(tmp_path).suites[0]
+    tables = view.class_tables(view.model_tables(suite)[0][0].by_detector, suite)
+    assert {table.set: [name for name, _, _ in table.rows] for table in tables} == {
+        "letters": ["a"],
+        "digits-8-9": ["8", HOSTILE],
+    }
+    assert all(values[0] for table in tables for _, _, values in table.rows)
 
 
 def test_title_about_and_set_facts_are_on_the_suite_page(site: dict[str, Page]) -> None:

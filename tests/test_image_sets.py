@@ -623,3 +623,25 @@ def test_real_cifar_loads(name: str, column: str, classes: int) -> None:
     assert images.labels is not None
     assert np.bincount(images.labels).tolist() == [10_000 // classes] * classes
     assert (images[0].mode, images[0].size) == ("RGB", (32, 32))
+
+
+def test_links_that_lead_back_or_nowhere_do_no_harm(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    write_image(folder / "a.png")
+    (folder / "back").symlink_to(tmp_path)
+    assert load_image_set("set", folder_set(folder)).image_ids == ("a.png",)
+    (folder / "broken.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ImageSetError, match=r"image set set: cannot read .*broken.png"):
+        load_image_set("set", folder_set(folder)).content_sha256  # noqa: B018
+    (tmp_path / "else").mkdir()
+    write_image(tmp_path / "else" / "b.png")
+    (folder / "broken.png").unlink()
+    (folder / "more").symlink_to(tmp_path / "else")
+    assert load_image_set("set", folder_set(folder)).image_ids == ("a.png", "more/b.png")  # the twin
+
+
+def test_a_parquet_file_without_rows_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "none.parquet")
+    entry = folder_set(tmp_path)["set"].model_copy(update={"folder": None, "parquet": tmp_path / "none.parquet"})
+    with pytest.raises(ImageSetError, match=r"none\.parquet has no rows"):
+        load_image_set("set", {"set": entry})

@@ -429,12 +429,12 @@ def plain(cell: str) -> str:
     return " ".join(cell.split())
 
 
-def test_errors_and_skips_say_why_in_the_suite_table(built: Path) -> None:
+def test_errors_say_why_in_the_suite_table_and_skips_lead_to_their_record(built: Path) -> None:
     row = pages(built)["suites/digits.html"].tables[0]["energy k = 10"]
     assert "error" in row[5]
     assert "row 3 is not finite" in row[5]
-    assert "skipped" in row[7]
-    assert "data missing" in row[7]
+    assert row[7] == "– skipped record"
+    assert "data missing" in pages(built)["models/digits-resnet.html"].text
 
 
 def test_incomplete_rows_are_not_averaged(built: Path) -> None:
@@ -535,6 +535,21 @@ def test_the_newest_run_wins_cell_by_cell(small: Path, tmp_path: Path) -> None:
     assert page.cases["digits/msp/letters"][8].endswith("Runa, 2026-05-01T09:00:00-09:00")
     assert page.cases["digits/msp/photo-patches"][8].endswith("Runrun-1, 2026-05-01T10:00:00+00:00")
     assert [run.run for run in read_results(folder).runs] == ["a", "run-1"]
+
+
+def test_a_case_that_is_skipped_later_keeps_its_figure(small: Path, tmp_path: Path) -> None:
+    def skipped(record: Record) -> Record | None:
+        if not isinstance(record, Case):
+            return record
+        nothing = {"status": "skipped", "reason": "data missing", "metrics": None, "timing": None, "limit": None}
+        return record.model_copy(update={**nothing, "scores": None}) if record.set == "letters" else None
+
+    folder = small.parent.parent
+    before = read_results(folder).suites[0].results["digits-vit", "msp", "letters"]
+    write_suite(folder, run="b", started="2026-06-01", models=["digits-vit"], detectors=["msp"], change=skipped)
+    assert read_results(folder).suites[0].results["digits-vit", "msp", "letters"].case == before.case
+    small.unlink()
+    assert read_results(folder).suites[0].results["digits-vit", "msp", "letters"].case.status == "skipped"  # the twin
 
 
 def test_figures_of_an_older_checkpoint_are_stale_and_not_averaged(small: Path, tmp_path: Path) -> None:

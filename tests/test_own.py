@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from benchmark.image_sets import load_image_set
-from benchmark.own import Named, id_of, near_chance, split_name
+from benchmark.own import Named, id_of, load_detectors, near_chance, split_name
 from benchmark.records import Case, Record, read_records
 from detectors import available
 from detectors.catalogue import registry
@@ -436,3 +436,31 @@ def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
     suites = {path.name for path in (tmp_path / "results").iterdir()}
     assert suites == {"own-mine-val", "digits", "my-digits", "own-digits"}
     assert "own-mine-val" in (tmp_path / "site" / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("_registry")
+@pytest.mark.parametrize("id", ["../x <b>", "x" * 300])
+def test_a_detector_with_an_odd_id_is_refused(tmp_path: Path, id: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(DETECTOR.replace("my-detector", id))
+    with pytest.raises(ValueError, match=r"--detectors .*mine\.py: .* cannot be an id"):
+        load_detectors(str(file))
+
+
+def test_a_detector_file_that_leaves_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import sys\nsys.exit(3)")
+    with pytest.raises(ValueError, match=r"--detectors .*mine\.py: line 2: SystemExit: 3"):
+        load_detectors(str(file))
+
+
+@pytest.mark.usefixtures("_registry")
+def test_a_detector_that_raises_is_named_with_its_line(run: Runs) -> None:
+    file = run.pytester.path / "mine.py"
+    file.write_text(DETECTOR.replace("return batch.logits.amax(dim=1)", "raise KeyError('mine')"))
+    result = run(OOD, *run.own, "--detectors", str(file), "-k", "my-detector and test_case and not contract")
+    text = result.stdout.str()
+    assert "KeyError: 'mine' (" in text
+    assert "mine.py, line " in text
+    assert "Traceback" not in text
+    assert "direct cause" not in text

@@ -1,12 +1,18 @@
 """Published figures: their files, the verdict of a comparison, means and groups of classes, and what a run says."""
 
 import csv
+import errno
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmark import records
 from benchmark.__main__ import main
 from benchmark.curate_published import FILES, Curated, write
 from benchmark.published import (
@@ -16,14 +22,18 @@ from benchmark.published import (
     compare,
     comparisons,
     counts,
+    published_records,
     read_published,
     table,
     verdict,
 )
-from benchmark.records import Case, ClassValue, Estimate, Metrics, read_records
+from benchmark.records import Case, ClassValue, Estimate, Metrics, PublishedRecord, Record, append_record, read_records
 from benchmark.session import Draft
 from benchmark.suites import CaseId, Suite, load_suite
 from benchmark.summary import summary
+from leaderboard.results import Suite as BoardSuite
+from leaderboard.results import read_results
+from leaderboard.view import published_rows, rerun_command
 
 pytest_plugins = "pytester"
 ROOT = Path(__file__).parents[1]
@@ -273,6 +283,38 @@ def test_means_are_of_sets_and_groups_of_classes(own_world: Path) -> None:
     assert comparisons(suite, [greys, worse])[0].measured == exactly(0.9)  # the later one
 
 
+def test_a_run_records_the_means_and_groups_that_it_had_a_case_of(own_world: Path) -> None:
+    names = ["greys", "both", "greys:dark"]
+    lines = [f"net,{detector},{name},50,1,T," for detector in ("msp", "mahalanobis") for name in names]
+    suite = with_figures(own_world, [*lines, "net,msp,both,60,1,U,"], GROUPS)
+    greys = case("greys", exactly(0.4), {"black": 0.2, "slate": 0.8})
+    noise = case("noise", exactly(0.6))
+
+    def recorded(*cases: Case) -> dict[tuple[str, str], tuple[list[str], float | None, str]]:
+        found = list(published_records("r", suite, cases))
+        assert {record.detector for record in found} <= {"msp"}  # no case of the other was there
+        return {
+            (record.name, record.published.source): (
+                record.sets,
+                record.measured and round(record.measured.value, 9),
+                record.published.status,
+            )
+            for record in found
+        }
+
+    assert recorded(greys, noise) == {
+        ("both", "T"): (["greys", "noise"], 0.5, "reproduced"),
+        ("both", "U"): (["greys", "noise"], 0.5, "differs"),
+        ("greys:dark", "T"): (["greys"], 0.5, "reproduced"),
+    }
+    half = {("both", source): (["greys", "noise"], None, "not run") for source in ("T", "U")}
+    assert recorded(noise) == half
+    assert recorded(noise, greys.model_copy(update={"metrics": None, "status": "skipped"})) == half | {
+        ("greys:dark", "T"): (["greys"], None, "not run")
+    }
+    assert recorded() == {}
+
+
 def test_what_the_suite_cannot_measure_is_not_counted(own_world: Path) -> None:
     cells = ["net,knn,greys", "digits-vit,msp,greys", "net,msp,digits-8-9", "net,msp,greys"]
     suite = with_figures(own_world, [f"{cell},50,1,T," for cell in cells])
@@ -318,6 +360,18 @@ def test_the_table_and_the_summary_say_what_was_reproduced() -> None:
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
 
+def options(world: Path) -> list[str]:
+    """What a run of the suite of colours needs on its command line."""
+    folders = ["--store", world / "store", "--results", world / "results", "--suite", world / "colours.toml"]
+    fixed = [f"--rootdir={ROOT}", "-c", ROOT / "tox.ini", "-p", "no:cacheprovider", *folders, ROOT / "benchmark"]
+    return list(map(str, fixed))
+
+
+def without_goals(world: Path) -> None:
+    suite = world / "colours.toml"
+    suite.write_text(suite.read_text().replace("near = 0.5", "near = 1.0").replace("far = 0.25", "far = 1.0"))
+
+
 def test_a_case_that_was_skipped_was_not_run(own_world: Path) -> None:
     suite = with_figures(own_world, ["net,msp,greys,50,1,T,"])
     (skipped,) = Draft(CaseId("net", "msp", "greys", "near")).finished("r", suite, "data missing", skipped=True)
@@ -338,9 +392,7 @@ def test_a_run_holds_cases_to_what_is_published(
     suite = own_world / "colours.toml"
 
     def run(*arguments: str) -> tuple[pytest.RunResult, dict[str, Case]]:
-        folders = ["--store", own_world / "store", "--results", own_world / "results"]
-        fixed = [f"--rootdir={ROOT}", "-c", ROOT / "tox.ini", "-p", "no:cacheprovider", "--suite", suite, *folders]
-        result = pytester.runpytest_inprocess(*map(str, [*fixed, ROOT / "benchmark"]), *arguments)
+        result = pytester.runpytest_inprocess(*options(own_world), *arguments)
         newest = max((own_world / "results" / "colours").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         cases = [record for record in read_records(newest) if isinstance(record, Case)]
         return result, {f"{case.detector}/{case.set}": case for case in cases}
@@ -355,7 +407,7 @@ def test_a_run_holds_cases_to_what_is_published(
     ]
     with_figures(own_world, lines)
     goals = suite.read_text()
-    suite.write_text(goals.replace("near = 0.5", "near = 1.0").replace("far = 0.25", "far = 1.0"))
+    without_goals(own_world)
     result, cases = run("-k", "msp")
     noise, greys = cases["msp/noise"], cases["msp/greys"]
     assert (noise.status, noise.published[0].status, noise.limit.source) == (
@@ -391,3 +443,51 @@ def test_a_run_holds_cases_to_what_is_published(
     shown = capsys.readouterr().out
     assert "drawn anew" in shown
     assert shown.splitlines()[-1] == "FPR@95 in %: 1 reproduced, 1 differ, 1 not run"
+
+
+def test_means_reach_the_site_from_the_run_whose_cases_are_shown(own_world: Path, pytester: pytest.Pytester) -> None:
+    with_figures(own_world, ["net,msp,both,50,1,T,", "net,msp,noise,80,20,T,"])
+    without_goals(own_world)
+
+    def newest() -> BoardSuite:
+        return read_results(own_world / "results").suites[0]
+
+    def shown() -> dict[str, float | None]:
+        return {row.name: row.measured and row.measured.value for row in published_rows(newest())}
+
+    data_dir = str(own_world / "my data")
+    pytester.runpytest_inprocess(*options(own_world), "-k", "msp and greys", "--data-dir", data_dir)
+    assert shown() == {"both": None}
+    (result,) = newest().results.values()
+    suite = str(own_world / "colours.toml")
+    assert shlex.split(rerun_command(result))[1:5] == ["--suite", suite, "--data-dir", data_dir]
+
+    # Two processes write once what one does; and the option stays away where it has its default.
+    command = [sys.executable, "-m", "pytest", *options(own_world), "-k", "msp", "-n", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    greys, noise = (newest().results["net", "msp", set].case.metrics.fpr_at_95.value for set in ("greys", "noise"))
+    assert shown() == {"noise": noise, "both": pytest.approx((greys + noise) / 2)}
+    assert [record.name for record in newest().published] == ["both"]
+    assert newest().runs[0].suite_option == suite
+
+    # With one of its cases from another run, the mean is of no run.
+    pytester.runpytest_inprocess(*options(own_world), "-k", "msp and noise")
+    assert shown() == {"noise": noise}
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_run_does_not_cost_its_summary(
+    own_world: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def append(path: Path, record: Record) -> None:
+        if isinstance(record, PublishedRecord):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append_record(path, record)
+
+    with_figures(own_world, ["net,msp,both,50,1,T,"])
+    without_goals(own_world)
+    monkeypatch.setattr(records, "append_record", append)
+    result = pytester.runpytest_inprocess(*options(own_world), "-k", "msp and greys")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*published figures: 0 reproduced, 0 differ, 1 not run", "records: *"])
+    assert f"cannot write the records {own_world}" in result.stderr.str()

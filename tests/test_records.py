@@ -3,7 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.records import Case, Estimate, RecordError, Run, append_record, read_records
+from benchmark.records import (
+    Case,
+    Estimate,
+    PublishedRecord,
+    PublishedValue,
+    RecordError,
+    Run,
+    append_record,
+    read_records,
+)
 
 RUN = Run(
     suite_option="s.toml",
@@ -33,13 +42,24 @@ CASE = Case(
     limit=None,
     scores=None,
 )
+PUBLISHED = PublishedRecord(
+    run="r1",
+    suite="s",
+    model="net",
+    detector="msp",
+    name="greys:dark ones",
+    sets=["greys"],
+    measured=None,
+    published=PublishedValue(fpr_at_95=0.5, tolerance=0.02, source="Table 1", difference=None, status="not run"),
+)
 
 
 def test_records_survive_the_file(tmp_path: Path) -> None:
     file = tmp_path / "s" / "r1.jsonl"
     append_record(file, RUN)
     append_record(file, CASE)
-    assert list(read_records(file)) == [RUN, CASE]
+    append_record(file, PUBLISHED)
+    assert list(read_records(file)) == [RUN, CASE, PUBLISHED]
     assert json.loads(file.read_text().splitlines()[1])["metrics"] is None
 
 
@@ -51,8 +71,8 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     assert list(read_records(file)) == [RUN]
 
 
-def changed(**values: object) -> str:
-    return json.dumps(json.loads(CASE.model_dump_json()) | values)
+def changed(record: Case | PublishedRecord = CASE, **values: object) -> str:
+    return json.dumps(json.loads(record.model_dump_json()) | values)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +88,9 @@ def changed(**values: object) -> str:
         changed(scores={"path": "../outside.parquet", "sha256": "0" * 64}),
         changed(scores={"path": "/absolute.parquet", "sha256": "0" * 64}),
         changed(metrics={"fpr_at_95": "0.5"}),
+        changed(PUBLISHED, sets=[]),
+        changed(PUBLISHED, sets=["greys:dark ones"]),
+        changed(PUBLISHED, measured=0.5),
         '{"kind": "case"',
         "not json",
         "[]",
