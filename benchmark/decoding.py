@@ -22,6 +22,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
 PIXEL_LIMIT = 178_956_970  # what Pillow refuses by default, as decompression bombs; here, whatever its setting
+_UTF8_MARK = b"\xef\xbb\xbf"
 _JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
 _SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")  # its marker, after which comes its length
 _SEGMENT_BYTES = 65_537  # at most
@@ -32,6 +33,8 @@ class Decoding(BaseModel):
     """What a set decides about files that decoders treat differently. The defaults are what the papers' code does.
 
     orientation: whether an EXIF orientation is applied. truncated: whether a JPEG's missing end is an error or grey.
+    Grey is what Pillow makes of it when told to go on, as OpenOOD tells it; but Pillow loses more of a progressive
+    file, and goes on with PNG files, too, which are refused here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,7 +63,7 @@ def decode(content: bytes, policy: Decoding = AS_PAPERS) -> Image.Image:
     """The image of a file's content, in RGB. Raises DecodingError."""
     if not content:
         raise DecodingError("the file is empty")
-    if content.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+    if content.removeprefix(_UTF8_MARK).lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         raise DecodingError("it is an HTML page, as servers send it in place of a file that is not there")
     if policy.truncated == "grey" and content.startswith(_JPEG):
         content = _ended(content)

@@ -186,6 +186,7 @@ def test_other_cut_files_are_refused_even_where_a_jpeg_is_filled(kind: str) -> N
         (b"", "the file is empty"),
         (b"\n <!DOCTYPE html>\n<title>404</title>", "HTML page"),
         (b"<html><body>Quota exceeded</body></html>", "HTML page"),
+        (b"\xef\xbb\xbf<!doctype html>", "HTML page"),
         (b"GIF89a", "."),
         (b"no image at all", "no image of a known kind"),
         (b"\xff\xd8\xff\xe0", "."),
