@@ -380,7 +380,8 @@ def _hold_out(test: _Set, splits: dict[str, _Set], images: ImageSet) -> tuple[_S
     smallest = min(Counter([] if images.labels is None else images.labels.tolist()).values(), default=0)
     count = 0 if test.entry.part else min(VAL_PER_CLASS, smallest // VAL_SHARE)
     if not count:
-        return test, splits, f"Nothing of {test.id} is held out as val: its smallest class has {smallest} images."
+        why = "it is a part of a set already" if test.entry.part else f"its smallest class has {smallest} images"
+        return test, splits, f"Nothing of {test.id} is held out as val: {why}."
     first, others = (
         test.entry.model_copy(update={"part": Part(per_class=count, others=others), "images": None})
         for others in (False, True)
