@@ -77,6 +77,7 @@ class Workbench:
     def __init__(self, suite: Suite, store: Store, device: torch.device) -> None:
         self.suite, self.store, self.device = suite, store, device
         self._image_sets = Once()
+        self._found_ood, self._found_untuned = Once(), Once()
         self._model = ("", Once())
 
     def image_set(self, id: str) -> ImageSet:
@@ -144,9 +145,13 @@ class Workbench:
         return np.array([classes.index(name) for name in image_set.classes])[image_set.labels]
 
     def check_is_ood(self, image_set: ImageSet) -> None:
-        """Raises ImageSetError where a set holds files of an in-distribution split too."""
-        for role, split in self.splits:
-            _refuse_shared(image_set, split, f"the {role} images of this suite", "what is ID cannot be OOD")
+        """Raises ImageSetError where a set holds files of an in-distribution split too. Each set is looked at once."""
+
+        def check() -> None:
+            for role, split in self.splits:
+                _refuse_shared(image_set, split, f"the {role} images of this suite", "what is ID cannot be OOD")
+
+        self._found_ood(image_set.id, check)
 
     def tuning_set(self) -> ImageSet:
         """The OOD images that options are chosen with, which are in no in-distribution set."""
@@ -160,12 +165,9 @@ class Workbench:
     def check_not_tuned_on(self, image_set: ImageSet) -> None:
         """Raises ImageSetError where a set holds files that options were chosen with."""
         assert self.suite.entry.tuning
-        _refuse_shared(
-            image_set,
-            self.image_set(self.suite.entry.tuning.ood),
-            "the tuning images of this suite",
-            "what options were chosen with proves nothing",
-        )
+        tuning_set = self.image_set(self.suite.entry.tuning.ood)
+        what, why = "the tuning images of this suite", "what options were chosen with proves nothing"
+        self._found_untuned(image_set.id, lambda: _refuse_shared(image_set, tuning_set, what, why))
 
 
 def _refuse_shared(image_set: ImageSet, other: ImageSet, what: str, why: str) -> None:

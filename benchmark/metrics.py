@@ -13,6 +13,7 @@ images the threshold may well lie below all of them, and the interval of FPR@95 
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -107,6 +108,16 @@ def aurc(id_scores: ArrayLike, id_correct: ArrayLike, ood_scores: ArrayLike | No
 def accepted(id_scores: ArrayLike, other_scores: ArrayLike) -> Estimate:
     """The share of other images that the threshold accepts which accepts 95 % of the ID images."""
     return _fpr(np.sort(_scores("id_scores", id_scores)), _scores("other_scores", other_scores))
+
+
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The unweighted mean over sets or classes.
+
+    Its interval is the mean of the intervals: the widest, as if all erred together, which they do as far as the
+    threshold does that they share.
+    """
+    value, low, high = (fmean(getattr(each, name) for each in estimates) for name in ("value", "low", "high"))
+    return Estimate(value=value, low=low, high=high)
 
 
 def accuracy(correct: int, total: int) -> Estimate:

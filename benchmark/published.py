@@ -19,9 +19,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchmark.metrics import mean
 from benchmark.records import Case, Estimate, Metrics, PublishedRecord, PublishedValue, read_records
 from detectors import did_you_mean
 
@@ -191,16 +191,9 @@ def _measured(suite: "Suite", figure: PublishedFigure, measured: Mapping[str, Me
 
 
 def _mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """The unweighted mean, as papers take it; None where one is missing.
-
-    Its interval is the mean of the intervals: the widest, as if all erred together, which they do as far as the
-    threshold does that they share.
-    """
+    """The unweighted mean, as papers take it; None where one is missing."""
     there = [estimate for estimate in estimates if estimate is not None]
-    if not there or len(there) < len(estimates):
-        return None
-    value, low, high = (fmean(getattr(estimate, name) for estimate in there) for name in ("value", "low", "high"))
-    return Estimate(value=value, low=min(low, value), high=max(high, value))
+    return mean(there) if there and len(there) == len(estimates) else None
 
 
 def counts(compared: Iterable[Comparison]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from benchmark.metrics import mean
 from benchmark.records import Case, ClassValue, DetectorRecord, Estimate, PublishedValue
 from leaderboard.ranking import Comparisons, Standing
 from leaderboard.results import Result, Suite
@@ -182,7 +183,7 @@ def _mean(cells: Sequence[Cell]) -> Mean:
     fprs = [cell.fpr for cell in cells if cell.comparable and cell.fpr]
     if not fprs or len(fprs) < len(cells):
         return Mean(None, len(fprs), len(cells))
-    return Mean(_mean_estimate(fprs), len(fprs), len(cells))
+    return Mean(mean(fprs), len(fprs), len(cells))
 
 
 def _unit_tests(cells: Sequence[Cell]) -> UnitTests:
@@ -268,14 +269,7 @@ def _mean_of_classes(values: Sequence[ClassValue | None]) -> Estimate | None:
     if not values or None in values:
         return None
     fprs = [value.fpr_at_95 for value in values if value]
-    return _mean_estimate(fprs)
-
-
-def _mean_estimate(fprs: Sequence[Estimate]) -> Estimate:
-    value, low, high = (
-        sum(ends) / len(fprs) for ends in zip(*((fpr.value, fpr.low, fpr.high) for fpr in fprs), strict=True)
-    )
-    return Estimate(value=value, low=low, high=high)
+    return mean(fprs)
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,18 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import rmtree
-from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
 
 import numpy as np
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from turns import medians_s
+
 from benchmark.decoding import decode
 from benchmark.image_sets import ImageSet, ImageSetEntry, load_image_set
 
@@ -44,6 +43,7 @@ def main() -> int:
             return image_set(Path(scratch)).content_sha256
 
         peer_s, list_s, read_s, first_s, again_s, pillow_s, decode_s = medians_s(
+            ROUNDS,
             lambda: ImageFolder(folder),
             lambda: image_set(Path(scratch)),
             lambda: read_and_hash(files),
@@ -87,16 +87,6 @@ def read_and_hash(files: list[Path]) -> list[bytes]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [digest for part in pool.map(digests, range(0, len(files), 256)) for digest in part]
-
-
-def medians_s(*tasks: Callable[[], object]) -> list[float]:
-    times: list[list[float]] = [[] for _ in tasks]
-    for _ in range(ROUNDS):
-        for task, taken in zip(tasks, times, strict=True):
-            start = perf_counter()
-            task()
-            taken.append(perf_counter() - start)
-    return [median(taken) for taken in times]
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ float32 once, a million of which hold many ties, are timed for information.
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from turns import medians_s
+
 from benchmark.metrics import auroc, fpr_at_tpr, measure
 
 IMAGES = 1_000_000
@@ -27,7 +26,7 @@ def main() -> int:
     id_scores, ood_scores = generator.normal(2, 1, IMAGES), generator.normal(0, 1, IMAGES)
     ratio = compare("float64 scores", id_scores, ood_scores)
     compare("once float32", *(scores.astype(np.float32).astype(np.float64) for scores in (id_scores, ood_scores)))
-    (measure_s,) = medians_s(lambda: measure(id_scores[:450], ood_scores[:400]))
+    (measure_s,) = medians_s(ROUNDS, lambda: measure(id_scores[:450], ood_scores[:400]))
     print(f"measure, 450 + 400 scores: {measure_s * 1e3:.2f} ms")
     return int(ratio > ALLOWED_RATIO)
 
@@ -35,7 +34,7 @@ def main() -> int:
 def compare(title: str, id_scores: np.ndarray, ood_scores: np.ndarray) -> float:
     everything = np.concatenate([id_scores, ood_scores])
     sort_s, metrics_s = medians_s(
-        lambda: np.sort(everything), lambda: (fpr_at_tpr(id_scores, ood_scores), auroc(id_scores, ood_scores))
+        ROUNDS, lambda: np.sort(everything), lambda: (fpr_at_tpr(id_scores, ood_scores), auroc(id_scores, ood_scores))
     )
     ratio = metrics_s / sort_s
     print(
@@ -43,16 +42,6 @@ def compare(title: str, id_scores: np.ndarray, ood_scores: np.ndarray) -> float:
         f"ratio {ratio:.2f} (at most {ALLOWED_RATIO})"
     )
     return ratio
-
-
-def medians_s(*tasks: Callable[[], object]) -> list[float]:
-    times: list[list[float]] = [[] for _ in tasks]
-    for _ in range(ROUNDS):
-        for task, taken in zip(tasks, times, strict=True):
-            start = perf_counter()
-            task()
-            taken.append(perf_counter() - start)
-    return [median(taken) for taken in times]
 
 
 if __name__ == "__main__":
