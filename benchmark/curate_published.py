@@ -472,14 +472,20 @@ def write(transcripts: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, curate in FILES.items():
+        rows = sorted(row.cells() for row in curate(read))  # before the old file is opened
         files.append(folder / f"{name}.csv")
         with files[-1].open("w", newline="", encoding="utf-8") as lines:
             table = csv.writer(lines, lineterminator="\n")
             table.writerow(COLUMNS)
-            table.writerows(sorted(row.cells() for row in curate(read)))
+            table.writerows(rows)
     return files
 
 
 if __name__ == "__main__":
-    for file in write(Path(sys.argv[1]), FOLDER):
-        print(file)
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m benchmark.curate_published FOLDER_OF_TRANSCRIPTS")
+    try:
+        for file in write(Path(sys.argv[1]), FOLDER):
+            print(file)
+    except OSError as error:
+        sys.exit(f"cannot read the transcripts or write {FOLDER}: {error}")

@@ -112,4 +112,9 @@ def _sha256(file: Path) -> str:
 
 
 if __name__ == "__main__":
-    save_file(read_state_dict(Path(sys.argv[1])), sys.argv[2])
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m benchmark.state_dicts IN OUT.safetensors")
+    try:
+        save_file(read_state_dict(Path(sys.argv[1])), sys.argv[2])
+    except (ValueError, OSError) as error:
+        sys.exit(f"cannot convert {sys.argv[1]} to {sys.argv[2]}: {error}")
