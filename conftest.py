@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmark.devices import choose_device, device_name, share_processor
-from benchmark.evaluation import Workbench
-from benchmark.image_sets import ImageSet, MissingImageSetError
-from benchmark.models import MissingWeightsError
-from benchmark.own import DEFAULT_SUITE, Named, load_detectors, near_chance, split_name
-from benchmark.own import FILE as OWN_SUITE
-from benchmark.precomputed import OutputsFolder, OutputsWorkbench
-from benchmark.published import comparisons, published_records
+from benchmark.images.image_set import ImageSet, MissingImageSetError
+from benchmark.limits.baselines import read_baselines
+from benchmark.limits.published import comparisons, published_records
+from benchmark.models.devices import choose_device, device_name, share_processor
+from benchmark.models.model import MissingWeightsError
 from benchmark.records import Record, append_record, parse_record
-from benchmark.session import Draft, Limits, PreparedCase, Recorder, Session, new_run_id, run_record
-from benchmark.store import Store
-from benchmark.suites import CaseId, Suite
-from benchmark.summary import summary
-from benchmark.thresholds import read_baselines
+from benchmark.running.evaluation import Workbench
+from benchmark.running.session import Draft, Limits, PreparedCase, Recorder, Session, new_run_id, run_record
+from benchmark.running.store import Store
+from benchmark.running.summary import summary
+from benchmark.suites.suite import CaseId, Suite
+from benchmark.user.outputs import OutputsFolder, OutputsWorkbench
+from benchmark.user.user import DEFAULT_SUITE, Named, load_detectors, near_chance, split_name
+from benchmark.user.user import FILE as OWN_SUITE
 from detectors.contract import checks
 from unit_tests_ood import names as unit_tests
 
@@ -105,7 +105,7 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from benchmark.scheduling import ByDetector  # here, since xdist may not be installed
+    from benchmark.running.scheduling import ByDetector  # here, since xdist may not be installed
 
     return None if config.getoption("dist") == "each" else ByDetector(config, log)
 

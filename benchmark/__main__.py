@@ -8,9 +8,9 @@ from importlib import import_module
 # The module of each command. Its `add_command(commands)` adds the parser and sets `run`, which takes the options, may
 # return an exit code, and raises ValueError or OSError for what a user can mend.
 COMMANDS = {
-    "sets": "benchmark.catalogue",
-    "fetch": "benchmark.catalogue",
-    "published": "benchmark.published",
+    "sets": "benchmark.commands.catalogue",
+    "fetch": "benchmark.commands.catalogue",
+    "published": "benchmark.limits.published",
     "save": "benchmark.gate",
 }
 

@@ -24,18 +24,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 from safetensors.torch import load, save
 from torch import Tensor
 
-from benchmark.decoding import Decoding, to_rgb
-from benchmark.devices import choose_device, device_name
 from benchmark.entries import DATA_DIR
-from benchmark.evaluation import ModelBench, Workbench, source_sha256
 from benchmark.files import write_atomically
-from benchmark.image_sets import ImageSet
+from benchmark.images.decoding import Decoding, to_rgb
+from benchmark.images.image_set import ImageSet
 from benchmark.metrics import accuracy, threshold_at_tpr
-from benchmark.models import BUILT_IN, Model, ModelEntry, base_of, load_model
-from benchmark.provenance import git_state, package_versions
+from benchmark.models.devices import choose_device, device_name
+from benchmark.models.model import BUILT_IN, Model, ModelEntry, base_of, load_model
 from benchmark.records import Count, Estimate, Sha256
-from benchmark.store import BATCH_ROWS, PreparedImages, Store
-from benchmark.suites import Suite, load_suite
+from benchmark.running.evaluation import ModelBench, Workbench, source_sha256
+from benchmark.running.provenance import git_state, package_versions
+from benchmark.running.store import BATCH_ROWS, PreparedImages, Store
+from benchmark.suites.suite import Suite, load_suite
 from detectors import Detector, Outputs, available, did_you_mean, restore
 
 TENSORS, ABOUT = "detector.safetensors", "gate.json"

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Generator
 
-from benchmark.augmentation import CROP_PIXELS, Augmentation, augmented
-from benchmark.train import augment
+from benchmark.training.augmentation import CROP_PIXELS, Augmentation, augmented
+from benchmark.training.from_scratch import augment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

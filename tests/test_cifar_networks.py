@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, batch_norm, conv2d, linear, relu
 from torchvision.models import DenseNet
 
-from benchmark.cifar_networks import NETWORKS, PaddedShortcut
 from benchmark.entries import read_entries
-from benchmark.models import BUILT_IN, ModelEntry, load_model
-from benchmark.state_dicts import load_state_dict
+from benchmark.models.cifar_networks import NETWORKS, PaddedShortcut
+from benchmark.models.model import BUILT_IN, ModelEntry, load_model
+from benchmark.models.state_dicts import load_state_dict
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 CPU = torch.device("cpu")

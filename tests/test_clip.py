@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from benchmark.entries import read_entries
-from benchmark.image_sets import ImageSet, load_image_set
-from benchmark.models import BUILT_IN, ModelEntry, ModelError, load_model
-from benchmark.store import forward
-from benchmark.train import CHECKPOINTS
-from benchmark.variants.training import Progress, Schedule
+from benchmark.images.image_set import ImageSet, load_image_set
+from benchmark.models.model import BUILT_IN, ModelEntry, ModelError, load_model
+from benchmark.running.store import forward
+from benchmark.training.from_scratch import CHECKPOINTS
+from benchmark.training.optimisation import Progress, Schedule
 from detectors import Outputs, create
 from tests.references.data import Data, agree
 from tests.references.language import gl_mcm, mcm
 
 open_clip = pytest.importorskip("open_clip")
-from benchmark import train_clip  # noqa: E402
-from benchmark.clip import ZeroShotClassifier, text_tower, vision_tower  # noqa: E402
+from benchmark.models.zero_shot import ZeroShotClassifier, text_tower, vision_tower  # noqa: E402
+from benchmark.training import clip as train_clip  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

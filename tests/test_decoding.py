@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageFile
 
-from benchmark.decoding import AS_PAPERS, Decoding, DecodingError, decode
-from benchmark.provenance import package_versions
+from benchmark.images.decoding import AS_PAPERS, Decoding, DecodingError, decode
+from benchmark.running.provenance import package_versions
 
 RANDOM = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 SMOOTH = Image.fromarray(RANDOM[:6, :8]).resize((64, 48), Image.Resampling.BICUBIC)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from benchmark import make_digits
 from benchmark.entries import read_entries
-from benchmark.image_sets import BUILT_IN, ImageSetEntry, load_image_set
-from benchmark.make_digits import FONTS, ID_CLASSES, IMAGES_A_FONT, PARQUET, Row, summary
+from benchmark.images import make_digits
+from benchmark.images.image_set import BUILT_IN, ImageSetEntry, load_image_set
+from benchmark.images.make_digits import FONTS, ID_CLASSES, IMAGES_A_FONT, PARQUET, Row, summary
 
 RECORDED = {
     "digits-train": (721, "059ac886ce5f5a8ec01af15d808add4fd5c131277ae9c5f031b58faab7da097f"),

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmark.__main__ import main
-from benchmark.archives import ArchiveError, unpack
-from benchmark.downloads import DownloadError, fetch, fetched, mark_verified
-from benchmark.sources import ManualSource, UrlSource
+from benchmark.images.archives import ArchiveError, unpack
+from benchmark.images.downloads import DownloadError, fetch, fetched, mark_verified
+from benchmark.images.sources import ManualSource, UrlSource
 from tests.local_servers import Repository, Served, Server, running
 
 CONTENT = bytes(range(256)) * 1000
@@ -378,8 +378,8 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
 FETCHER = """
 import sys
 from pathlib import Path
-from benchmark.downloads import fetch
-from benchmark.sources import UrlSource
+from benchmark.images.downloads import fetch
+from benchmark.images.sources import UrlSource
 
 folder, target, url, inside = sys.argv[1:]
 fetch([UrlSource(url=url, inside=inside)], Path(folder) / target, Path(folder))
@@ -444,8 +444,8 @@ def test_two_at_once_download_once(server: Server, tmp_path: Path) -> None:
 CLIENT = """
 import json, sys
 from pathlib import Path
-from benchmark.downloads import DownloadError, fetch
-from benchmark.sources import HubSource
+from benchmark.images.downloads import DownloadError, fetch
+from benchmark.images.sources import HubSource
 
 folder = Path(sys.argv[1])
 for target, source in json.loads(sys.argv[2]):

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmark.evaluation import ModelBench, Once, Workbench
-from benchmark.image_sets import ImageSetError, MissingImageSetError
+from benchmark.images.image_set import ImageSetError, MissingImageSetError
 from benchmark.metrics import accepted, accuracy, fpr_at_tpr, measure
 from benchmark.records import Case, ModelRecord, Record
-from benchmark.session import Draft, Limits, Session
-from benchmark.store import Store
-from benchmark.suites import CaseId, load_suite
+from benchmark.running.evaluation import ModelBench, Once, Workbench
+from benchmark.running.session import Draft, Limits, Session
+from benchmark.running.store import Store
+from benchmark.suites.suite import CaseId, load_suite
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

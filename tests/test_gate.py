@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from benchmark import gate as module
-from benchmark.decoding import Decoding
-from benchmark.evaluation import ModelBench, Workbench
 from benchmark.gate import ABOUT, TENSORS, Decision, Gate, GateError
-from benchmark.image_sets import ImageSetError
+from benchmark.images.decoding import Decoding
+from benchmark.images.image_set import ImageSetError
 from benchmark.metrics import accuracy
-from benchmark.models import ModelError
-from benchmark.store import Store
-from benchmark.suites import load_suite
+from benchmark.models.model import ModelError
+from benchmark.running.evaluation import ModelBench, Workbench
+from benchmark.running.store import Store
+from benchmark.suites.suite import load_suite
 from detectors import create
 from tests.conftest import save_network
 

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmark.entries import read_entries, read_toml
-from benchmark.image_sets import BUILT_IN, ImageSetEntry, MissingImageSetError, load_image_set
+from benchmark.images.image_set import BUILT_IN, ImageSetEntry, MissingImageSetError, load_image_set
+from benchmark.images.sources import HubSource, ManualSource, UrlSource
 from benchmark.records import ID_PATTERN
-from benchmark.sources import HubSource, ManualSource, UrlSource
-from benchmark.suites import FOLDER, SuiteEntry, load_suite, suite_names
+from benchmark.suites.suite import FOLDER, SuiteEntry, load_suite, suite_names
 from unit_tests_ood import names as unit_tests
 
 SHARED = Path(__file__).parents[2] / "shared"

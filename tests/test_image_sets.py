@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from benchmark.entries import read_entries
-from benchmark.evaluation import set_record
-from benchmark.image_sets import (
+from benchmark.images.image_set import (
     BUILT_IN,
     Columns,
     Contamination,
@@ -28,8 +27,9 @@ from benchmark.image_sets import (
     image_set_of_pixels,
     load_image_set,
 )
-from benchmark.store import Store
-from benchmark.suites import load_suite
+from benchmark.running.evaluation import set_record
+from benchmark.running.store import Store
+from benchmark.suites.suite import load_suite
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from benchmark.entries import read_entries
-from benchmark.image_sets import BUILT_IN, ImageSetEntry, ImageSetError, load_image_set
-from benchmark.published import comparisons
+from benchmark.images.image_set import BUILT_IN, ImageSetEntry, ImageSetError, load_image_set
+from benchmark.limits.published import comparisons
 from benchmark.records import Case, ModelRecord, Record, SetRecord, read_records
-from benchmark.suites import FOLDER, load_suite
+from benchmark.suites.suite import FOLDER, load_suite
 from tests.conftest import save_network
 from unit_tests_ood import names as unit_tests
 

@@ -46,7 +46,7 @@ def test_imports_point_one_way(package: str) -> None:
     [
         ("detectors", "from benchmark.metrics import auroc"),
         ("benchmark", "import unit_tests_ood"),
-        ("leaderboard", "from benchmark.store import Store"),
+        ("leaderboard", "from benchmark.running.store import Store"),
         ("leaderboard", "from benchmark import evaluation"),
         ("leaderboard", "import detectors"),
     ],

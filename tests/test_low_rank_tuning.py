@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from benchmark.classifier import Classifier
-from benchmark.models import Model
-from benchmark.variants import training
-from benchmark.variants.edits import Edit
-from benchmark.variants.low_rank import drop_minor_components, removed_components
+from benchmark.models.classifier import Classifier
+from benchmark.models.edits import Edit
+from benchmark.models.low_rank import drop_minor_components, removed_components
+from benchmark.models.model import Model
+from benchmark.training import optimisation as training
+from benchmark.training.optimisation import Progress
 from benchmark.variants.low_rank_tuning import (
     LoRA,
     SeTARFineTuning,
@@ -33,7 +34,6 @@ from benchmark.variants.low_rank_tuning import (
     weight_of,
 )
 from benchmark.variants.method import TrainingData, images_of_each_class
-from benchmark.variants.training import Progress
 from tests.references.networks import clip_network, model_fields, zero_shot
 
 open_clip = pytest.importorskip("open_clip")

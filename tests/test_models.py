@@ -14,11 +14,11 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-import benchmark.cifar_networks  # noqa: F401  # it registers them with timm
-from benchmark.classifier import Classifier
+import benchmark.models.cifar_networks  # noqa: F401  # it registers them with timm
 from benchmark.entries import DATA_DIR, read_entries
-from benchmark.models import BUILT_IN, OPEN_CLIP, MissingWeightsError, ModelEntry, ModelError, load_model
-from benchmark.state_dicts import StateDictError, load_state_dict
+from benchmark.models.classifier import Classifier
+from benchmark.models.model import BUILT_IN, OPEN_CLIP, MissingWeightsError, ModelEntry, ModelError, load_model
+from benchmark.models.state_dicts import StateDictError, load_state_dict
 
 CPU = torch.device("cpu")
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
@@ -127,13 +127,13 @@ def network(name: str) -> Classifier:
             else timm.create_model(name, num_classes=3)
         )
     config = {"input_size": [3, 32, 32]}
-    return Classifier(name, entry(Path()), net.eval().requires_grad_(False), lambda image: image, config, CPU)
+    return Classifier(name, entry(Path()), net.double().eval().requires_grad_(False), lambda image: image, config, CPU)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "swin", "bit", "cifar_wide_resnet40_2"])
 def test_what_detectors_ask_of_a_network_fits_together(name: str) -> None:
-    model = network(name)
-    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    model = network(name)  # in float64, where the order of a sum does not matter at the tolerance of assert_close
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(model.features(images) @ model.head.weight.T + model.head.bias, model(images))
     torch.testing.assert_close(model.outputs(images)["logits"], model(images))
     feature_map = model.feature_map(images)

@@ -18,10 +18,11 @@ from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmark.classifier import Classifier
-from benchmark.image_sets import image_set_of_pixels
-from benchmark.models import Model, ModelEntry
-from benchmark.variants.edits import Edit
+from benchmark.images.image_set import image_set_of_pixels
+from benchmark.models.classifier import Classifier
+from benchmark.models.edits import Edit
+from benchmark.models.model import Model, ModelEntry
+from benchmark.training.optimisation import Progress, Schedule
 from benchmark.variants.method import TrainingData, TrainingSet
 from benchmark.variants.outliers import (
     EnergyBounded,
@@ -30,7 +31,6 @@ from benchmark.variants.outliers import (
     OutlierTerm,
     jensen_shannon,
 )
-from benchmark.variants.training import Progress, Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from benchmark.image_sets import load_image_set
-from benchmark.own import Named, id_of, load_detectors, near_chance, split_name
+from benchmark.images.image_set import load_image_set
 from benchmark.records import Case, Record, read_records
+from benchmark.user.user import Named, id_of, load_detectors, near_chance, split_name
 from detectors import available
 from detectors.catalogue import registry
 
@@ -126,7 +126,7 @@ def test_folders_become_a_suite_whose_goals_hold(run: Runs) -> None:
     }
     limit = run.cases()["net/msp/greys"].limit
     assert limit is not None
-    assert (limit.fpr_at_95, limit.forward_ratio, limit.source) == (0.5, None, "goals in own.toml")
+    assert (limit.fpr_at_95, limit.forward_ratio, limit.source) == (0.5, None, "goals in user.toml")
     result.stdout.fnmatch_lines(
         ["Without --val, the first 2 images of each class of colours-test, 6 in all, are held *"]
     )
@@ -272,7 +272,7 @@ def test_a_mistake_is_a_usage_error(run: Runs) -> None:
 
 
 def test_a_network_for_other_classes_is_an_error_of_its_cases(run: Runs) -> None:
-    model = f"local-dir:{ROOT / 'benchmark/checkpoints/digits-resnet'}"
+    model = f"local-dir:{ROOT / 'benchmark/models/checkpoints/digits-resnet'}"
     result = run(OOD, "--model", model, *run.own[2:], "-k", "msp/")
     result.assert_outcomes(errors=1)
     assert "has 8 classes, the in-distribution set has 3" in str(run.cases()["digits-resnet/msp/greys"].reason)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmark.precomputed import OutputsFolder, OutputsWorkbench, PrecomputedError, suite_of_outputs
 from benchmark.records import Case, read_records
+from benchmark.user.outputs import OutputsFolder, OutputsWorkbench, PrecomputedError, suite_of_outputs
 from detectors import Outputs, create, describe
 
 pytest_plugins = "pytester"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from benchmark import records
 from benchmark.__main__ import main
-from benchmark.curate_published import FILES, Curated, write
-from benchmark.published import (
+from benchmark.limits.curate_published import FILES, Curated, write
+from benchmark.limits.published import (
     COLUMNS,
     Comparison,
     PublishedFigure,
@@ -28,9 +28,9 @@ from benchmark.published import (
     verdict,
 )
 from benchmark.records import Case, ClassValue, Estimate, Metrics, PublishedRecord, Record, append_record, read_records
-from benchmark.session import Draft
-from benchmark.suites import CaseId, Suite, load_suite
-from benchmark.summary import summary
+from benchmark.running.session import Draft
+from benchmark.running.summary import summary
+from benchmark.suites.suite import CaseId, Suite, load_suite
 from leaderboard.results import Suite as BoardSuite
 from leaderboard.results import read_results
 from leaderboard.view import published_rows, rerun_command
@@ -55,9 +55,9 @@ def exactly(value: float) -> Estimate:
 @pytest.mark.skipif(not TRANSCRIPTS.is_dir(), reason="needs the transcripts of the papers, ../shared/published")
 def test_the_shipped_files_are_what_the_script_writes(tmp_path: Path) -> None:
     for file in write(TRANSCRIPTS, tmp_path):
-        shipped = ROOT / "benchmark" / "published" / file.name
-        assert shipped.read_bytes() == file.read_bytes(), "make them with python -m benchmark.curate_published"
-    assert {path.stem for path in (ROOT / "benchmark" / "published").iterdir()} == set(FILES)
+        shipped = ROOT / "benchmark" / "limits" / "published" / file.name
+        assert shipped.read_bytes() == file.read_bytes(), "make them with python -m benchmark.limits.curate_published"
+    assert {path.stem for path in (ROOT / "benchmark" / "limits" / "published").iterdir()} == set(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -84,7 +84,7 @@ def test_each_suite_of_a_paper_can_measure_every_figure_of_its_file(name: str) -
 )
 def test_figures_that_the_papers_name_in_other_places_too(cell: str, percent: float | None, source: str) -> None:
     name, _, cell = cell.partition(":")
-    with (ROOT / "benchmark" / "published" / f"{name}.csv").open(newline="", encoding="utf-8") as lines:
+    with (ROOT / "benchmark" / "limits" / "published" / f"{name}.csv").open(newline="", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if "/".join([row["model"], row["detector"], row["set"]]) == cell]
     (row,) = [row for row in rows if source in row["source"]]
     assert percent is None or float(row["fpr_at_95_percent"]) == percent

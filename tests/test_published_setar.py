@@ -9,9 +9,9 @@ import timm
 import torch
 
 from benchmark.entries import read_entries
-from benchmark.models import BUILT_IN, ModelEntry
-from benchmark.variants.edits import Edit, load_edit
-from benchmark.variants.low_rank import removed_components
+from benchmark.models.edits import Edit, load_edit
+from benchmark.models.low_rank import removed_components
+from benchmark.models.model import BUILT_IN, ModelEntry
 
 open_clip = pytest.importorskip("open_clip")
 

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark.evaluation import DetectorBench, source_sha256
+from benchmark.limits.baselines import read_baselines, write_baselines
 from benchmark.records import Case, Record, read_records
-from benchmark.session import TIME_RETRIES
-from benchmark.thresholds import read_baselines, write_baselines
+from benchmark.running.evaluation import DetectorBench, source_sha256
+from benchmark.running.session import TIME_RETRIES
 from detectors import create
 from detectors.gaussian import Mahalanobis
 

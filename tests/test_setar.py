@@ -21,16 +21,16 @@ from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, V
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmark.classifier import Classifier
-from benchmark.models import Model
+from benchmark.models.classifier import Classifier
+from benchmark.models.edits import Edit, load_edit
+from benchmark.models.low_rank import decompose, drop_minor_components, removed_components
+from benchmark.models.model import Model
+from benchmark.training.optimisation import Progress
 from benchmark.variants import setar
-from benchmark.variants.edits import Edit, load_edit
 from benchmark.variants.locoop import locoop_loss
-from benchmark.variants.low_rank import decompose, drop_minor_components, removed_components
 from benchmark.variants.method import TrainingData, images_of_each_class
 from benchmark.variants.network_towers import vision_tower
 from benchmark.variants.setar import Evaluator, SeTAR
-from benchmark.variants.training import Progress
 from tests.references.networks import clip_network, model_fields, zero_shot
 from tests.references.setar import losses_of_batch, plain_search
 

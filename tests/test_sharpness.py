@@ -16,8 +16,8 @@ from scipy.stats import kendalltau
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from benchmark import sharpness as module
-from benchmark.sharpness import (
+from benchmark.training import sharpness as module
+from benchmark.training.sharpness import (
     Measured,
     average_rise,
     correlate,

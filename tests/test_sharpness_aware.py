@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
 
-from benchmark.sharpness_aware import Perturbation, SharpnessAware, norm_parameters, perturbation, scope_masks
+from benchmark.training.sharpness_aware import Perturbation, SharpnessAware, norm_parameters, perturbation, scope_masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import uniform_filter
 
-from benchmark.image_sets import BUILT_IN, ImageSetEntry, load_image_set, read_entries
-from benchmark.shift import Corruption
+from benchmark.images.corruptions import Corruption
+from benchmark.images.image_set import BUILT_IN, ImageSetEntry, load_image_set, read_entries
 
 KINDS = ["noise", "blur", "contrast"]
 SHIFTED = ["digits-noise", "digits-blur", "digits-contrast"]
@@ -80,7 +80,7 @@ def test_corrupted_digits_are_some_of_the_test_digits(id: str) -> None:
         assert shifted[index].size == clean[at].size
         assert np.abs(np.asarray(shifted[index], float) - np.asarray(clean[at], float)).mean() > 3
     assert shifted.coding == "pixels"
-    assert "benchmark/shift.py" in shifted.source
+    assert "benchmark/images/corruptions.py" in shifted.source
     assert not shifted.image_sha256s.keys() & clean.image_sha256s.keys()
 
 

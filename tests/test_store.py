@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark import store as store_module
-from benchmark.classifier import Classifier
-from benchmark.image_sets import ImageSet, image_set_of_pixels
-from benchmark.models import Model, load_model
-from benchmark.store import DamagedShardWarning, PreparedImages, Shards, Store, StoreError
-from benchmark.suites import load_suite
+from benchmark.images.image_set import ImageSet, image_set_of_pixels
+from benchmark.models.classifier import Classifier
+from benchmark.models.model import Model, load_model
+from benchmark.running import store as store_module
+from benchmark.running.store import DamagedShardWarning, PreparedImages, Shards, Store, StoreError
+from benchmark.suites.suite import load_suite
 
 
 @pytest.fixture
@@ -148,10 +148,10 @@ def test_an_interrupted_run_goes_on_at_the_next_shard(
 TWO_AT_ONCE = """
 import sys, torch
 from pathlib import Path
-from benchmark.models import load_model
-from benchmark.store import Store
-from benchmark.suites import load_suite
-from benchmark.image_sets import load_image_set
+from benchmark.models.model import load_model
+from benchmark.running.store import Store
+from benchmark.suites.suite import load_suite
+from benchmark.images.image_set import load_image_set
 suite = load_suite(sys.argv[1])
 model = load_model("net", suite.models, torch.device("cpu"), ["blue", "green", "red"])
 images = load_image_set("colours-train", suite.image_sets)

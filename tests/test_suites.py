@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import image_sets
-from benchmark.image_files import read_list
-from benchmark.suites import load_suite, suite_names
+from benchmark.images import image_set as image_sets
+from benchmark.images.readers import read_list
+from benchmark.suites.suite import load_suite, suite_names
 from detectors import available, describe
 from unit_tests_ood import names
 

@@ -4,9 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.published import PublishedFigure
-from benchmark.records import Timing
-from benchmark.thresholds import (
+from benchmark.limits.baselines import (
     FPR_MARGIN,
     Baseline,
     judge,
@@ -16,6 +14,8 @@ from benchmark.thresholds import (
     read_baselines,
     write_baselines,
 )
+from benchmark.limits.published import PublishedFigure
+from benchmark.records import Timing
 
 FAST = Timing(device="d", fit_s=0, score_ms_per_image=0.01, forward_ms_per_image=1, forward_ratio=0.01)
 SLOW = FAST.model_copy(update={"forward_ratio": 3.0, "score_ms_per_image": 3.0})

@@ -10,10 +10,10 @@ from safetensors import safe_open
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from benchmark import train
-from benchmark.image_sets import ImageSet, load_image_set
-from benchmark.sharpness_aware import Perturbation, SharpnessAware
-from benchmark.train import CHECKPOINTS, PREPROCESSING, RECIPES
+from benchmark.images.image_set import ImageSet, load_image_set
+from benchmark.training import from_scratch as train
+from benchmark.training.from_scratch import CHECKPOINTS, PREPROCESSING, RECIPES
+from benchmark.training.sharpness_aware import Perturbation, SharpnessAware
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

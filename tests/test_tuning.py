@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmark import store
-from benchmark.evaluation import Workbench
-from benchmark.image_sets import ImageSetError
+from benchmark.images.image_set import ImageSetError
 from benchmark.metrics import auroc
 from benchmark.records import Record
-from benchmark.session import Draft, Limits, Session
-from benchmark.store import Store
-from benchmark.suites import CaseId, load_suite
-from benchmark.tuning import combinations, tune
+from benchmark.running import store
+from benchmark.running.evaluation import Workbench
+from benchmark.running.session import Draft, Limits, Session
+from benchmark.running.store import Store
+from benchmark.suites.suite import CaseId, load_suite
+from benchmark.suites.tuning import combinations, tune
 from detectors import Detector, create
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -354,7 +354,7 @@ def test_arrays_and_pil_images_of_any_size_are_the_same_source(name: str) -> Non
 
 @pytest.mark.parametrize("name", sorted(PERMUTATIONS))
 def test_the_embedded_photos_are_the_default_source(name: str) -> None:
-    from benchmark.image_sets import load_image_set
+    from benchmark.images.image_set import load_image_set
 
     expected = generate(name, 4, (32, 32), source=load_image_set("photo-patches"))
     np.testing.assert_array_equal(generate(name, 4, (32, 32)), expected)

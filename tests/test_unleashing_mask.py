@@ -15,15 +15,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmark.classifier import Classifier
-from benchmark.image_sets import load_image_set
-from benchmark.models import Model, load_model
-from benchmark.suites import load_suite
+from benchmark.images.image_set import load_image_set
+from benchmark.models.classifier import Classifier
+from benchmark.models.edits import Edit, load_edit
+from benchmark.models.model import Model, load_model
+from benchmark.suites.suite import load_suite
+from benchmark.training.optimisation import Progress, Schedule
 from benchmark.variants import unleashing_mask
-from benchmark.variants.edits import Edit, load_edit
 from benchmark.variants.method import Method, TrainingData
 from benchmark.variants.outliers import OutlierTerm
-from benchmark.variants.training import Progress, Schedule
 from benchmark.variants.unleashing_mask import (
     UM,
     UMAP,

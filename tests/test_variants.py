@@ -17,19 +17,19 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import mse_loss
 
 from benchmark.entries import read_entries
-from benchmark.evaluation import Workbench
-from benchmark.image_sets import ImageSetEntry
-from benchmark.models import BUILT_IN as MODELS
-from benchmark.models import Model, ModelEntry, ModelError, load_model, root_of
-from benchmark.store import Store
-from benchmark.suites import Suite, load_suite
-from benchmark.train import RECIPES
+from benchmark.images.image_set import ImageSetEntry
+from benchmark.models.edits import Edit, EditError, load_edit
+from benchmark.models.model import BUILT_IN as MODELS
+from benchmark.models.model import Model, ModelEntry, ModelError, load_model, root_of
+from benchmark.running.evaluation import Workbench
+from benchmark.running.store import Store
+from benchmark.suites.suite import Suite, load_suite
+from benchmark.training.from_scratch import RECIPES
+from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.variants import making
 from benchmark.variants.__main__ import main
-from benchmark.variants.edits import Edit, EditError, load_edit
 from benchmark.variants.making import make, recipe_of
 from benchmark.variants.method import IN_MEMORY_BYTES, Method, TrainingData, TrainingSet
-from benchmark.variants.training import Progress, Schedule, optimise
 from tests.conftest import IMAGE_SET
 from unit_tests_ood import names
 

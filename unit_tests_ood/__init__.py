@@ -55,7 +55,7 @@ def _recipe(name: str, source: Source | None) -> Recipe:
 
 
 def _photo_patches() -> Any:
-    from benchmark.image_sets import load_image_set  # here, since only the two permutation tests read images
+    from benchmark.images.image_set import load_image_set  # here, since only the two permutation tests read images
 
     return load_image_set("photo-patches")
 

@@ -4,8 +4,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from benchmark.evaluation import Workbench
-from benchmark.image_sets import ImageSet, image_set_of_pixels
+from benchmark.images.image_set import ImageSet, image_set_of_pixels
+from benchmark.running.evaluation import Workbench
 from unit_tests_ood import generate
 
 

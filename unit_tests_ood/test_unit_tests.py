@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmark.session import PreparedCase, Session
-from benchmark.suites import CaseId
+from benchmark.running.session import PreparedCase, Session
+from benchmark.suites.suite import CaseId
 from unit_tests_ood.image_sets import unit_test_set
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from benchmark.devices import choose_device
-from benchmark.suites import load_suite
-from benchmark.train import THREADS
+from benchmark.models.devices import choose_device
+from benchmark.suites.suite import load_suite
+from benchmark.training.from_scratch import THREADS
 from benchmark.variants.making import edit_folder, make
 
 

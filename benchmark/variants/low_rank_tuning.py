@@ -11,15 +11,15 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, linear
 from torch.nn.utils.parametrize import register_parametrization
 
-from benchmark.classifier import Classifier
-from benchmark.clip import ZeroShotClassifier
-from benchmark.models import Model
-from benchmark.variants.edits import Edit, EditError, load_edit
+from benchmark.models.classifier import Classifier
+from benchmark.models.edits import Edit, EditError, load_edit
+from benchmark.models.low_rank import decompose, removed_components
+from benchmark.models.model import Model
+from benchmark.models.zero_shot import ZeroShotClassifier
+from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.variants.locoop import locoop_loss
-from benchmark.variants.low_rank import decompose, removed_components
 from benchmark.variants.method import Method, TrainingData, images_of_each_class
 from benchmark.variants.network_towers import towers_of, vision_tower
-from benchmark.variants.training import Progress, Schedule, optimise
 
 LARGEST_STRETCH = 4 / 3  # of a crop's sides, either way, as torchvision's RandomResizedCrop has it
 

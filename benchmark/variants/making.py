@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from benchmark.image_sets import ImageSet, load_image_set
-from benchmark.models import base_of, load_model
-from benchmark.suites import Suite
-from benchmark.variants.edits import Edit
+from benchmark.images.image_set import ImageSet, load_image_set
+from benchmark.models.edits import Edit
+from benchmark.models.model import base_of, load_model
+from benchmark.suites.suite import Suite
+from benchmark.training.optimisation import Progress
 from benchmark.variants.method import Method, TrainingData, TrainingSet
 from benchmark.variants.methods import METHODS
-from benchmark.variants.training import Progress
 from detectors import did_you_mean
 
 

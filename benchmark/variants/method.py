@@ -8,11 +8,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Generator, Tensor
 
-from benchmark.image_sets import ImageSet
-from benchmark.models import Model
-from benchmark.store import PreparedImages
-from benchmark.variants.edits import Edit
-from benchmark.variants.training import Progress
+from benchmark.images.image_set import ImageSet
+from benchmark.models.edits import Edit
+from benchmark.models.model import Model
+from benchmark.running.store import PreparedImages
+from benchmark.training.optimisation import Progress
 
 IN_MEMORY_BYTES = 2**30
 

@@ -12,9 +12,9 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from benchmark.clip import ZeroShotClassifier
-from benchmark.models import Model
-from benchmark.towers import Matrix, Tower
+from benchmark.models.model import Model
+from benchmark.models.towers import Matrix, Tower
+from benchmark.models.zero_shot import ZeroShotClassifier
 
 PRE_NORM = (Block, SwinTransformerBlock)
 POST_NORM = (ResPostBlock, SwinTransformerV2Block)

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmark.augmentation import Augmentation, augmented
-from benchmark.models import Model
-from benchmark.variants.edits import Edit, trained_weights
+from benchmark.models.edits import Edit, trained_weights
+from benchmark.models.model import Model
+from benchmark.training.augmentation import Augmentation, augmented
+from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.variants.method import Method, TrainingData
-from benchmark.variants.training import Progress, Schedule, optimise
 
 OutlierLoss = Literal["uniform", "jensen-shannon", "energy-bounded"]
 
@@ -105,8 +105,8 @@ class _TrainingWithOutliers(Method):
     One forward pass takes ID images and outliers together, as in the first two: BatchNorm normalises them as one batch,
     and its running statistics become those of the mixture.
     Ours: each outlier batch is drawn with replacement; theirs goes through the outliers from a random place on.
-    augmentation: of ID images and outliers, see benchmark/augmentation.py. The authors augment both as in the base's
-    own training (crops and flips).
+    augmentation: of ID images and outliers, see benchmark/training/augmentation.py. The authors augment both as in the
+    base's own training (crops and flips).
     The edit holds what changed, BatchNorm's buffers included (see `trained_weights`).
     """
 

@@ -14,15 +14,15 @@ from torch import Generator, Tensor
 from torch.nn.functional import linear
 from tqdm import tqdm
 
-from benchmark.clip import ZeroShotClassifier
-from benchmark.models import Model
-from benchmark.towers import Matrix, Tower
-from benchmark.variants.edits import Edit
+from benchmark.models.edits import Edit
+from benchmark.models.low_rank import Components, decompose, removed_components
+from benchmark.models.model import Model
+from benchmark.models.towers import Matrix, Tower
+from benchmark.models.zero_shot import ZeroShotClassifier
+from benchmark.training.optimisation import Progress
 from benchmark.variants.locoop import locoop_loss
-from benchmark.variants.low_rank import Components, decompose, removed_components
 from benchmark.variants.method import Method, TrainingData, images_of_each_class
 from benchmark.variants.network_towers import towers_of
-from benchmark.variants.training import Progress
 
 RANK_SHARE = 0.3
 KEPT_BYTES = 4 * 2**30

@@ -29,13 +29,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from benchmark.augmentation import Augmentation, augmented
-from benchmark.classifier import Classifier
-from benchmark.models import Model
-from benchmark.variants.edits import Edit, trained_weights
+from benchmark.models.classifier import Classifier
+from benchmark.models.edits import Edit, trained_weights
+from benchmark.models.model import Model
+from benchmark.training.augmentation import Augmentation, augmented
+from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.variants.method import Method, TrainingData, TrainingSet
 from benchmark.variants.outliers import OutlierTerm
-from benchmark.variants.training import Progress, Schedule, optimise
 
 PASS_BATCH = 256
 
@@ -150,9 +150,9 @@ class _Training(Method):
     schedule, weight_decay: by default the paper's base recipe, to which its text refers for these trainings too: 100
     epochs from a rate of 0.1 in batches of 256 (20 epochs suffice: tables 17 and 18). Without Nesterov's step, as in
     the authors' configurations of UM and UMAP.
-    augmentation: see benchmark/augmentation.py; that with which the base was trained. With BatchNorm another one shifts
-    the loss under a batch's statistics against C, which is measured with the running ones: a base trained with crops
-    started above C without them, and was trained down first (a ResNet-20 on CIFAR-10).
+    augmentation: see benchmark/training/augmentation.py; that with which the base was trained. With BatchNorm another
+    one shifts the loss under a batch's statistics against C, which is measured with the running ones: a base trained
+    with crops started above C without them, and was trained down first (a ResNet-20 on CIFAR-10).
     """
 
     schedule: Schedule = Schedule(epochs=100, batch=256, learning_rate=0.1)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmark.clip import ZeroShotClassifier
-from benchmark.models import ModelEntry
+from benchmark.models.model import ModelEntry
+from benchmark.models.zero_shot import ZeroShotClassifier
 
 
 def clip_network(vision_layers: int = 2, text_layers: int = 2) -> nn.Module:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmark.clip import ZeroShotClassifier
-from benchmark.models import Model
+from benchmark.models.model import Model
+from benchmark.models.zero_shot import ZeroShotClassifier
 from benchmark.variants.locoop import locoop_loss
 from benchmark.variants.network_towers import towers_of
 from benchmark.variants.setar import SeTAR, layers_of

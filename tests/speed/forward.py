@@ -22,10 +22,10 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmark import store
-from benchmark.image_sets import ImageSet, image_set_of_pixels, load_image_set
-from benchmark.models import load_model
-from benchmark.suites import load_suite
+from benchmark.images.image_set import ImageSet, image_set_of_pixels, load_image_set
+from benchmark.models.model import load_model
+from benchmark.running import store
+from benchmark.suites.suite import load_suite
 
 ROUNDS = 9
 LEAST_SHARE = 0.9

@@ -23,8 +23,8 @@ from torchvision.datasets import ImageFolder
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from turns import medians_s
 
-from benchmark.decoding import decode
-from benchmark.image_sets import ImageSet, ImageSetEntry, load_image_set
+from benchmark.images.decoding import decode
+from benchmark.images.image_set import ImageSet, ImageSetEntry, load_image_set
 
 IMAGES, CLASSES, ROUNDS = 20_000, 100, 3
 DECODED = 2_000

@@ -14,13 +14,13 @@ from time import perf_counter
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmark.image_sets import load_image_set
-from benchmark.models import load_model
-from benchmark.suites import load_suite
+from benchmark.images.image_set import load_image_set
+from benchmark.models.model import load_model
+from benchmark.suites.suite import load_suite
+from benchmark.training.optimisation import Progress
 from benchmark.variants.making import recipe_of
 from benchmark.variants.method import TrainingData, TrainingSet, images_of_each_class
 from benchmark.variants.setar import SeTAR
-from benchmark.variants.training import Progress
 from tests.references.setar import plain_search
 
 VARIANT = "digits-clip+setar"

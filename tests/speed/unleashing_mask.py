@@ -10,12 +10,12 @@ import time
 
 import torch
 
-from benchmark.image_sets import load_image_set
-from benchmark.models import load_model
-from benchmark.suites import load_suite
-from benchmark.train import THREADS
+from benchmark.images.image_set import load_image_set
+from benchmark.models.model import load_model
+from benchmark.suites.suite import load_suite
+from benchmark.training.from_scratch import THREADS
+from benchmark.training.optimisation import Progress, Schedule
 from benchmark.variants.method import TrainingData, TrainingSet
-from benchmark.variants.training import Progress, Schedule
 from benchmark.variants.unleashing_mask import UMAP
 
 LIMIT_S = 120.0

@@ -1,0 +1,162 @@
+"""Image classifiers: networks with timm's interface, split into features and a linear head."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from benchmark.models.model import MODULE, MissingWeightsError, Model, ModelEntry, ModelError
+from benchmark.models.preprocessing import timm_transform
+from benchmark.models.state_dicts import StateDictError, load_state_dict
+from benchmark.models.user_network import load_own_network
+from detectors import Head
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier(Model):
+    """A timm network: features and one linear head."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (N, C) of images (N, 3, H, W), on the device of the images; torch can differentiate it."""
+        return self.network(images.to(self.device)).to(images.device)
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        hidden = self.network.forward_features(images.to(self.device, non_blocking=True))  # type: ignore[operator]
+        features = self.network.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
+        return {"features": features, "logits": linear(features, *self.linear_head)}
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled pre-logit features (N, D) of images (N, 3, H, W), on their device; torch can differentiate them."""
+        hidden = self.network.forward_features(images.to(self.device))  # type: ignore[operator]
+        return self.network.forward_head(hidden, pre_logits=True).to(images.device)  # type: ignore[operator]
+
+    def layers(self, images: Tensor) -> list[Tensor]:
+        """The outputs of the network's stages or blocks, first to last, each averaged over its positions: (N, C_l).
+
+        Raises ModelError where timm gives no intermediate outputs of the architecture.
+        """
+        if not hasattr(self.network, "forward_intermediates"):
+            raise ModelError(f"model {self.id}: timm gives no intermediate outputs of {self.architecture}")
+        maps = self.network.forward_intermediates(  # type: ignore[operator]
+            images.to(self.device), intermediates_only=True, output_fmt="NCHW"
+        )
+        return [layer.flatten(2).mean(dim=2).to(images.device) for layer in maps]
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """The last feature map (N, positions, channels) before pooling; for a transformer all its tokens."""
+        hidden = self.network.forward_features(images.to(self.device)).to(images.device)  # type: ignore[operator]
+        if hidden.ndim == 2:
+            raise ModelError(f"model {self.id}: {self.architecture} shows its pooled features alone, no feature map")
+        if hidden.ndim == 4 and not self._channels_last:
+            hidden = hidden.movedim(1, 3)
+        return hidden.flatten(1, -2)
+
+    def logits_of_map(self, feature_map: Tensor) -> Tensor:
+        """Logits (N, C) of a feature map (N, positions, channels)."""
+        hidden = feature_map.to(self.device)
+        if self._map_size:
+            hidden = hidden.unflatten(1, self._map_size)
+            hidden = hidden if self._channels_last else hidden.movedim(3, 1)
+        return self.network.forward_head(hidden).to(feature_map.device)  # type: ignore[operator]
+
+    @property
+    def _channels_last(self) -> bool:
+        return getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+
+    @cached_property
+    def _map_size(self) -> tuple[int, ...]:
+        """Height and width of the last feature map; none where it is a sequence of tokens."""
+        with torch.no_grad():
+            blank = torch.zeros(1, *self.preprocessing["input_size"], device=self.device, dtype=self.head.weight.dtype)
+            shape = self.network.forward_features(blank).shape  # type: ignore[operator]
+        if len(shape) == 3:
+            return ()
+        return tuple(shape[1:3] if self._channels_last else shape[2:4])
+
+    @property
+    def classifier(self) -> nn.Linear | nn.Conv2d:
+        return self.network.get_classifier()  # type: ignore[operator]
+
+    @property
+    def linear_head(self) -> tuple[Tensor, Tensor]:
+        """The head's weight (C, D) and bias (C,), as the network holds them; a 1 x 1 convolution is a linear layer."""
+        layer = self.classifier
+        weight = layer.weight.flatten(1)
+        return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
+
+    @property
+    def head(self) -> Head:
+        return Head(*(tensor.detach().cpu() for tensor in self.linear_head))
+
+    @property
+    def architecture(self) -> str:
+        config: Any = getattr(self.network, "pretrained_cfg", {})
+        return str(config.get("architecture", type(self.network).__name__))
+
+
+def load_classifier(id: str, entry: ModelEntry, device: torch.device, class_names: Sequence[str]) -> Classifier:
+    """The timm checkpoint, the state dict or the user's own network of an entry, for these classes.
+
+    Raises ModelError when the weights are missing or damaged, have another number of classes, or no linear head.
+    """
+    # Here, since timm is slow to import and a run that only collects has no use for it.
+    import benchmark.models.cifar_networks  # noqa: F401  # it registers them with timm
+
+    classes = len(class_names)
+    if entry.source.startswith(MODULE):
+        network, transform, preprocessing = load_own_network(id, entry, classes)
+    else:
+        network = _timm_network(id, entry, classes)
+        transform, preprocessing = timm_transform(entry.preprocessing, network)
+    _check_head(id, entry, network.get_classifier(), classes)  # type: ignore[operator]
+    network = network.eval().requires_grad_(False).to(device)
+    return Classifier(id, entry, network, transform, preprocessing, device)
+
+
+def _timm_network(id: str, entry: ModelEntry, classes: int) -> nn.Module:
+    import timm
+
+    kind, _, place = entry.source.partition(":")
+    if entry.weights is not None and not entry.weights_file.is_file():
+        raise MissingWeightsError(
+            f"model {id}: there are no weights at {entry.weights_file} (named in {entry.file}){entry.remedy(id)}"
+        )
+    try:
+        if entry.weights is not None:
+            network = timm.create_model(place, num_classes=classes)
+            load_state_dict(network, entry.weights_file, entry.weights_sha256)
+            return network
+        source = f"{kind}:{(entry.file.parent / place).resolve()}" if kind == "local-dir" else entry.source
+        # Without pretrained=True a local folder gives random weights in silence.
+        return timm.create_model(source, pretrained=True)
+    except StateDictError as error:
+        raise ModelError(
+            f"model {id}: cannot use {entry.weights_file} (named in {entry.file}) for {entry.source}: {error}"
+        ) from error
+    except Exception as error:  # timm, torch, safetensors and the Hub's client raise many kinds
+        raise ModelError(
+            f"model {id}: cannot load {entry.source} (named in {entry.file}): {error}{entry.remedy(id)}"
+        ) from error
+
+
+def _check_head(id: str, entry: ModelEntry, layer: Any, classes: int) -> None:
+    """Raises ModelError where the head is not one linear layer, or is for another number of classes."""
+    if not isinstance(layer, nn.Linear) and not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
+        kind = type(layer).__name__
+        if isinstance(layer, nn.Identity):
+            kind = "missing (it gives features alone)"
+        elif isinstance(layer, (tuple, list, nn.ModuleList)):  # of distilled DeiT and LeViT: one for each token
+            kind = f"the mean of {len(layer)} ({', '.join(type(part).__name__ for part in layer)})"
+        raise ModelError(
+            f"model {id}: the head of {entry.source} is {kind}, not one linear layer; "
+            "detectors that read the head need logits = features @ weight.T + bias: use a checkpoint with such a head"
+        )
+    if len(layer.weight) != classes:
+        raise ModelError(
+            f"model {id}: {entry.source} has {len(layer.weight)} classes, the in-distribution set has {classes}; "
+            "use a checkpoint for these classes, or correct the set's `classes`"
+        )

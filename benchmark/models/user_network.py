@@ -1,0 +1,172 @@
+"""A user's own network: made by a function in a module of theirs, and given the interface that timm's networks have."""
+
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmark.models.model import MODULE, ModelEntry, ModelError
+from benchmark.models.preprocessing import Transform, described, timm_transform
+
+TRIAL_SIZES = ((96, 64), (50, 80))  # of images that no preprocessing leaves as they are, and which are not alike
+
+
+class OwnNetworkError(ValueError):
+    """What is wrong with a network or its transform, and what to do."""
+
+
+class HeadedNetwork(nn.Module):
+    """A network whose logits are those of one linear layer, with timm's interface: features are that layer's input."""
+
+    def __init__(self, network: nn.Module, head: str) -> None:
+        super().__init__()
+        self.network, self._head = network, head
+        self.pretrained_cfg = {"architecture": type(network).__name__}
+
+    def get_classifier(self) -> nn.Module:
+        return self.network.get_submodule(self._head)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        inputs: list[Tensor] = []
+        hook = self.get_classifier().register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+        try:
+            self.network(images)
+        finally:
+            hook.remove()
+        return inputs[-1]
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        return features if pre_logits else self.get_classifier()(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+def load_own_network(id: str, entry: ModelEntry, classes: int) -> tuple[nn.Module, Transform, dict[str, Any]]:
+    """The network that `module:NAME:FUNCTION` makes, with its transform and what that does.
+
+    FUNCTION gives a network, or a network and a transform from a PIL image to a tensor; it is called with the number of
+    classes where it takes one. NAME is looked for beside the entry's file, in the current directory, and among what is
+    installed. Raises ModelError.
+    """
+    name, _, function = entry.source.removeprefix(MODULE).rpartition(":")
+    try:
+        if not name:
+            raise OwnNetworkError(f"name a module and a function in it: {MODULE}NAME:FUNCTION")
+        with _importable(folders := (entry.file.parent.resolve(), Path.cwd())):
+            module = importlib.import_module(name)
+            _check_origin(module, folders)
+            made = _called(getattr(module, function), classes)
+        network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        if not isinstance(network, nn.Module):
+            raise OwnNetworkError(f"{function}() gives {type(network).__name__}; return a torch.nn.Module")
+        network.eval()
+        transform, preprocessing = _preprocessing(entry, network, transform)
+        # The hash of the weights does not know the code that the network and the transform are made of.
+        code = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+        if not all(hasattr(network, name) for name in ("forward_features", "forward_head", "get_classifier")):
+            network = _headed(network, transform)
+    except Exception as error:  # anything may happen in a user's module
+        what = str(error) if isinstance(error, OwnNetworkError) else f"{type(error).__name__}: {error}"
+        raise ModelError(f"model {id}: cannot use {entry.source} (named in {entry.file}): {what}") from error
+    return network, transform, {**preprocessing, "code_sha256": code}
+
+
+@contextmanager
+def _importable(folders: tuple[Path, ...]) -> Iterator[None]:
+    before = sys.path
+    sys.path = [*map(str, folders), *before]
+    try:
+        yield
+    finally:
+        sys.path = before
+
+
+def _check_origin(module: Any, folders: tuple[Path, ...]) -> None:
+    """Python keeps modules by name: one of this name may have been imported from elsewhere."""
+    path = module.__name__.replace(".", "/")
+    files = [folder / name for folder in folders for name in (f"{path}.py", f"{path}/__init__.py")]
+    wanted = next((file for file in files if file.is_file()), None)
+    if wanted and Path(module.__file__).resolve() != wanted.resolve():
+        raise OwnNetworkError(f"{module.__name__} is also the name of {module.__file__}: rename {wanted}")
+
+
+def _called(function: Callable[..., Any], classes: int) -> Any:
+    parameters = inspect.signature(function).parameters
+    if "num_classes" in parameters:
+        return function(num_classes=classes)
+    positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    needed = [each for each in parameters.values() if each.kind in positional and each.default is each.empty]
+    return function(classes) if needed else function()
+
+
+def _preprocessing(entry: ModelEntry, network: nn.Module, transform: Any) -> tuple[Transform, dict[str, Any]]:
+    """What the entry states, else the transform that came with the network, else what its checkpoint asks for."""
+    if entry.preprocessing is not None or (transform is None and getattr(network, "pretrained_cfg", None)):
+        return timm_transform(entry.preprocessing, network)
+    if transform is None:
+        raise OwnNetworkError(
+            "it does not say how images are prepared: return a pair of network and transform, or state `preprocessing` "
+            "in the entry"
+        )
+    first, second = (transform(image) for image in _trial_images())
+    if not isinstance(first, Tensor) or first.ndim != 3 or first.shape != second.shape:
+        raise OwnNetworkError("its transform must give tensors (channels, height, width) of one shape for all images")
+    if not torch.equal(first, transform(_trial_images()[0])):
+        raise OwnNetworkError("its transform gives one image twice otherwise: leave random steps to training")
+    try:
+        return transform, {"input_size": list(first.shape), "transform": described(transform)}
+    except ValueError as error:
+        raise OwnNetworkError(
+            f"its transform's {error}, so stored outputs could not be told from those of another: "
+            "give it a __repr__ with all its settings, or state `preprocessing` in the entry"
+        ) from None
+
+
+def _headed(network: nn.Module, transform: Transform) -> HeadedNetwork:
+    """The network with the last linear layer that it calls as its head, on whose input the logits must depend alone."""
+    images = torch.stack([transform(image) for image in _trial_images()])
+    names: dict[nn.Module, str] = {
+        module: name for name, module in network.named_modules() if isinstance(module, nn.Linear)
+    }
+    called: list[nn.Module] = []
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: called.append(layer)) for layer in names]
+    try:
+        with torch.no_grad():
+            logits = network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    remedy = "; give the network forward_features, forward_head and get_classifier as timm's networks have them"
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise OwnNetworkError(f"its forward gives no logits (images, classes){remedy}")
+    if not called:
+        raise OwnNetworkError(f"it calls no torch.nn.Linear{remedy}")
+    if not logits.isfinite().all():
+        raise OwnNetworkError("its logits are NaN or infinite: check its weights")
+    headed = HeadedNetwork(network, names[called[-1]])
+    with torch.no_grad():
+        features = headed.forward_features(images)
+        explained = headed.forward_head(features)
+        if not torch.allclose(network(images), logits, 1e-4, 1e-4):
+            raise OwnNetworkError("two passes of the same images differ: leave random steps to training")
+    if features.ndim != 2 or explained.shape != logits.shape or not torch.allclose(explained, logits, 1e-4, 1e-4):
+        raise OwnNetworkError(
+            f"its logits are not those of {names[called[-1]]}, its last linear layer: return them as they are, without "
+            f"softmax or scaling{remedy}"
+        )
+    return headed
+
+
+def _trial_images() -> list[Image.Image]:
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in TRIAL_SIZES]

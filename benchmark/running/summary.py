@@ -1,0 +1,93 @@
+"""The table at the end of a run: FPR@95 of every case, for a person to read."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from benchmark.limits.published import Comparison, counts, verdict
+from benchmark.records import Case, ModelRecord
+
+Piece = tuple[str, bool]  # text, and whether it is bold
+
+
+def summary(
+    cases: Sequence[Case], models: Sequence[ModelRecord], compared: Sequence[Comparison] = ()
+) -> Iterator[list[Piece]]:
+    """Lines: a table a model with the best of each set in bold and what papers report, then the cases that need
+    somebody's attention."""
+    accuracies = {model.id: f" (ID accuracy {model.id_accuracy.value:.1%})" for model in models if model.id_accuracy}
+    for model in dict.fromkeys(case.model for case in cases):
+        yield []
+        yield [(f"{model}{accuracies.get(model, '')}", True), (": FPR@95 in %, lower is better; best in bold", False)]
+        yield from _table([case for case in cases if case.model == model])
+        yield from _published([comparison for comparison in compared if comparison.figure.model == model])
+    yield []
+    yield from _attention(cases)
+
+
+def _table(cases: Sequence[Case]) -> Iterator[list[Piece]]:
+    ood = [case for case in cases if case.role != "unit-test"]
+    unit_tests = [case for case in cases if case.role == "unit-test"]
+    sets = list(dict.fromkeys(case.set for case in ood))
+    detectors = list(dict.fromkeys(case.detector for case in cases))
+    cells = {(case.detector, case.set): _fpr(case) for case in ood}
+    columns = {set: [cells.get((detector, set), "-") for detector in detectors] for set in sets}
+    best = {
+        set: min((float(text) for text in column if _is_number(text)), default=None) for set, column in columns.items()
+    }
+    if unit_tests:
+        columns["unit tests failed"] = [_failed_unit_tests(unit_tests, detector) for detector in detectors]
+    name_width = max(map(len, ["detector", *detectors]))
+    yield [(_row("detector", name_width, list(columns), columns), False)]
+    for row, detector in enumerate(detectors):
+        pieces: list[Piece] = [(f"  {detector:<{name_width}}", False)]
+        for name, column in columns.items():
+            text = column[row]
+            is_best = name in best and _is_number(text) and float(text) == best[name]
+            pieces.append((f"  {text:>{_width(name, column)}}", is_best))
+        yield pieces
+
+
+def _published(compared: Sequence[Comparison]) -> Iterator[list[Piece]]:
+    """How many published figures were reproduced, and those that differ."""
+    if compared:
+        yield [(f"  published figures: {counts(compared)}", False)]
+    for comparison in compared:
+        if comparison.value.status == "differs":
+            figure, value = comparison.figure, comparison.value
+            text = f"{verdict(value)} from {figure.fpr_at_95:.1%} ± {100 * figure.tolerance:.1f} ({figure.source})"
+            yield [(f"    {figure.detector} on {figure.set} {text}", False)]
+
+
+def _row(first: str, first_width: int, names: list[str], columns: dict[str, list[str]]) -> str:
+    return f"  {first:<{first_width}}" + "".join(f"  {name:>{_width(name, columns[name])}}" for name in names)
+
+
+def _width(name: str, column: list[str]) -> int:
+    return max(map(len, [name, *column]))
+
+
+def _fpr(case: Case) -> str:
+    return f"{100 * case.metrics.fpr_at_95.value:.1f}" if case.metrics else case.status
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "").isdigit()
+
+
+def _failed_unit_tests(cases: Sequence[Case], detector: str) -> str:
+    """How many of a detector's unit tests exceed their limit, and the worst."""
+    ours = [case for case in cases if case.detector == detector]
+    measured = [case for case in ours if case.metrics]
+    if not measured:
+        return "-" if not ours else f"{len(ours)} errors"
+    failed = sum(case.status == "failed" for case in ours)
+    worst = max(measured, key=lambda case: case.metrics.fpr_at_95.value if case.metrics else 0.0)
+    return f"{failed} of {len(ours)}" + (f" (worst {_fpr(worst)}, {worst.set})" if failed else "")
+
+
+def _attention(cases: Sequence[Case]) -> Iterator[list[Piece]]:
+    for case in cases:
+        if case.status in ("failed", "error") and not case.expected:
+            yield [(case.status.upper(), True), (f" {case.model}/{case.detector}/{case.set}: {case.reason}", False)]
+    counts = Counter("known failures" if case.expected else case.status for case in cases)
+    yield [(", ".join(f"{count} {outcome}" for outcome, count in counts.items()), True)]

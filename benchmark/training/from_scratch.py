@@ -1,0 +1,273 @@
+"""Trains a network of the digits suite: `python -m benchmark.training.from_scratch digits-resnet [--output DIR]`.
+
+A recipe sees the training split alone. The validation accuracy is shown and decides nothing: the weights of the last
+epoch are kept. The same seed, number of threads and machine give the same weights. They are written only when the
+training is over, so that an interruption leaves what was there before; a recipe under the "cosine" schedule keeps its
+progress beside the folder meanwhile, and the same command goes on with it.
+
+Another recipe, such as SAM-ON as ASAM with AdamW, in a few lines:
+
+    sharpness = Perturbation(variant="asam-l2", scope="norm-only", rho=3)
+    recipe = replace(RECIPES["digits-thin-s0"], optimizer="adamw", learning_rate=2e-3, sharpness=sharpness)
+    network = train(recipe, load_image_set("digits-train"))
+    save(network, recipe, load_image_set("digits-train").classes, Path("my-network"))
+"""
+
+import argparse
+import copy
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from timm.data import create_transform, resolve_data_config
+from timm.models import save_for_hf
+from torch import Generator, Tensor, nn
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from benchmark.images.image_set import ImageSet, load_image_set
+from benchmark.training.optimisation import Progress, Schedule, optimise
+from benchmark.training.sharpness_aware import Perturbation, SharpnessAware
+from detectors import did_you_mean
+
+CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"
+THREADS = 2  # sums are taken in another order on another number of threads, and the weights drift apart
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A timm architecture with its arguments, and how it is trained.
+
+    optimizer: AdamW, or SGD with a momentum of 0.9.
+    schedule: "one-cycle" is torch's, with a warm-up over a tenth of the steps, drawing from torch's global random state
+        as the first checkpoints did; "cosine" falls from the learning rate to 0, and resumes.
+    sharpness: how the weights are moved before each gradient; needs "cosine".
+    half: whether the weights are rounded to float16 at the end, and kept so. A network that is loaded is float32.
+    """
+
+    architecture: str
+    arguments: dict[str, Any]
+    epochs: int = Field(ge=1)
+    learning_rate: float = Field(ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    batch: int = Field(default=64, ge=1)
+    seed: int = Field(default=0, ge=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    sharpness: Perturbation | None = None
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sharpness is None:
+            return
+        if self.schedule != "cosine":
+            raise ValueError(f"schedule is {self.schedule!r}; allowed with sharpness: 'cosine'")
+        micro_batch = self.sharpness.micro_batch
+        if micro_batch and self.batch % micro_batch:
+            raise ValueError(f"micro_batch is {micro_batch}; allowed: a divisor of batch, which is {self.batch}")
+
+
+RECIPES = {
+    "digits-resnet": Recipe("test_resnet", {}, epochs=40, learning_rate=2e-3),
+    "digits-convnext": Recipe("test_convnext", {}, epochs=80, learning_rate=4e-3),
+    "digits-vit": Recipe("test_vit", {"img_size": 32, "patch_size": 8}, epochs=120, learning_rate=2e-3),
+}
+
+# As the ResNets of the SAM-ON paper on CIFAR-10 (section 4.1 and appendix A.1), rho included, but for fewer epochs of
+# smaller batches, since a digit network has seen enough after them.
+THIN = Recipe(
+    "test_resnet",
+    {"channels": [16, 24, 24, 48]},
+    epochs=40,
+    learning_rate=0.1,
+    weight_decay=5e-4,
+    optimizer="sgd",
+    schedule="cosine",
+    label_smoothing=0.1,
+    half=True,
+)
+for _seed in range(3):
+    _thin = replace(THIN, seed=_seed)
+    RECIPES |= {
+        f"digits-thin-s{_seed}": _thin,
+        f"digits-thin-s{_seed}+sam": replace(_thin, sharpness=Perturbation(rho=0.1)),
+        f"digits-thin-s{_seed}+sam-on": replace(_thin, sharpness=Perturbation(scope="norm-only", rho=0.5)),
+    }
+
+# Plain pixels in [-1, 1]: the networks start from nothing, so no other data's statistics have a claim.
+PREPROCESSING: dict[str, Any] = {
+    "input_size": (3, 32, 32),
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+}
+BLACK = -1.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.training.from_scratch", description="Train a network of the digits suite."
+    )
+    parser.add_argument("model", help=", ".join(RECIPES))
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help=f"default: {CHECKPOINTS.name}/MODEL beside this file"
+    )
+    options = parser.parse_args(arguments)
+    if options.model not in RECIPES:
+        hint = did_you_mean(options.model, RECIPES)
+        parser.error(f"no recipe is called {options.model!r}{hint}; available: {', '.join(RECIPES)}")
+    recipe, folder = RECIPES[options.model], options.output or CHECKPOINTS / options.model
+    train_set, val_set = load_image_set("digits-train"), load_image_set("digits-val")
+    started = time.perf_counter()
+    progress = progress_beside(folder, recipe, train_set)
+    network = train(recipe, train_set, progress)
+    save(network, recipe, train_set.classes, folder)
+    progress.clear()
+    parameters, seconds = sum(parameter.numel() for parameter in network.parameters()), time.perf_counter() - started
+    accuracy = _accuracy(network, *_tensors(network, val_set))
+    print(f"{folder}: {parameters:,} parameters, validation accuracy {accuracy:.1%}, trained in {seconds:.0f} s")
+
+
+def train(recipe: Recipe, train_set: ImageSet, progress: Progress | None = None) -> nn.Module:
+    """A network for the classes of `train_set`, in evaluation mode. Leaves torch's random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = timm.create_model(
+            recipe.architecture,
+            num_classes=len(train_set.classes),
+            pretrained_cfg_overlay={**PREPROCESSING, "tag": "digits", "license": "apache-2.0"},
+            **recipe.arguments,
+        )
+        images, labels = _tensors(network, train_set)
+        if recipe.schedule == "one-cycle":
+            _train_one_cycle(network, recipe, images, labels)
+        else:
+            _train_cosine(network, recipe, images, labels, progress or Progress(None, {}))
+    return (network.half().float() if recipe.half else network).eval()
+
+
+def _train_one_cycle(network: nn.Module, recipe: Recipe, images: Tensor, labels: Tensor) -> None:
+    optimizer = _optimizer(network, recipe)
+    steps = recipe.epochs * math.ceil(len(images) / recipe.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+    )
+    network.train()
+    with tqdm(range(recipe.epochs), desc=recipe.architecture, unit="epoch", disable=None, leave=False) as epochs:
+        for _ in epochs:
+            for rows in torch.randperm(len(images)).split(recipe.batch):
+                logits = network(augment(images[rows]))
+                loss = cross_entropy(logits, labels[rows], label_smoothing=recipe.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            epochs.set_postfix(loss=f"{loss.item():.4f}")
+
+
+def _train_cosine(network: nn.Module, recipe: Recipe, images: Tensor, labels: Tensor, progress: Progress) -> None:
+    optimizer = _optimizer(network, recipe)
+    sharp = None if recipe.sharpness is None else SharpnessAware(recipe.sharpness, network, optimizer)
+
+    def update(rows: Tensor, generator: Generator) -> float:
+        batch, wanted = augment(images[rows], generator), labels[rows]
+
+        def loss_of(part: Tensor) -> Tensor:
+            return cross_entropy(network(batch[part]), wanted[part], label_smoothing=recipe.label_smoothing)
+
+        everything = torch.arange(len(rows))
+        if sharp is not None:
+            return sharp.step(loss_of, everything)
+        loss = loss_of(everything)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    schedule = Schedule(epochs=recipe.epochs, batch=recipe.batch, learning_rate=recipe.learning_rate, seed=recipe.seed)
+    network.train()
+    optimise(optimizer, schedule, len(images), update, network.state_dict(), progress, recipe.architecture)
+
+
+def _optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
+    settings: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), momentum=0.9, **settings)
+    return torch.optim.AdamW(network.parameters(), **settings)
+
+
+def progress_beside(folder: Path, recipe: object, train_set: ImageSet) -> Progress:
+    """What is finished of a recipe, beside the folder: in it, it would be taken for a part of the checkpoint."""
+    key = {
+        "recipe": repr(recipe),
+        "train_set": train_set.content_sha256,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    place = folder.resolve()
+    return Progress(place.with_name(f".{place.name}.progress.safetensors"), key)
+
+
+def save(network: nn.Module, recipe: Recipe, classes: Sequence[str], folder: Path) -> None:
+    """Writes timm's Hub format: config.json and model.safetensors, in float16 where the recipe keeps its weights so."""
+    kept = copy.deepcopy(network).half() if recipe.half else network
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+        save_for_hf(
+            kept,
+            part,
+            model_config={"label_names": list(classes)},
+            model_args=recipe.arguments,
+            safe_serialization=True,
+        )
+        for name in ("model.safetensors", "config.json"):
+            Path(part, name).replace(folder / name)
+
+
+def _tensors(network: nn.Module, image_set: ImageSet) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, H, W), preprocessed as the network's checkpoint will ask for, and labels (N,)."""
+    transform = create_transform(**resolve_data_config({}, model=network, use_test_size=True))
+    images = torch.stack([transform(image_set[index]) for index in range(len(image_set))])
+    return images, torch.as_tensor(image_set.labels)
+
+
+def black_of(preprocessing: Mapping[str, Any]) -> Tensor:
+    """A black pixel (3, 1, 1) after the preprocessing of a model."""
+    mean, std = (torch.tensor(preprocessing.get(name, PREPROCESSING[name])) for name in ("mean", "std"))
+    return (-mean / std)[:, None, None]
+
+
+def augment(images: Tensor, generator: Generator | None = None, black: Tensor | float = BLACK) -> Tensor:
+    """Images (N, 3, H, W) over black, each turned by up to 10 degrees, scaled by up to 10 %, shifted by up to 2 pixels.
+
+    Without a generator it draws from torch's global one. black: the value of such a pixel, of each channel.
+    """
+    count, _, _, width = images.shape
+    angle = torch.empty(count).uniform_(-math.radians(10), math.radians(10), generator=generator)
+    scale = torch.empty(count).uniform_(0.9, 1.1, generator=generator)
+    shift = torch.empty(count, 2).uniform_(-2, 2, generator=generator) * (2 / width)  # affine_grid's image is 2 wide
+    cosine, sine = angle.cos() * scale, angle.sin() * scale
+    turn = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
+    grid = affine_grid(torch.cat([turn, shift[:, :, None]], 2), list(images.shape), align_corners=False)
+    return grid_sample(images - black, grid, align_corners=False) + black
+
+
+@torch.inference_mode()
+def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    return (network.eval()(images).argmax(1) == labels).double().mean().item()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(THREADS)
+    main()

@@ -1,0 +1,428 @@
+"""Sharpness: how far the training loss rises near a network's weights. A diagnostic of models; no detector reads it.
+
+    python -m benchmark.training.sharpness digits-resnet digits-vit    the 12 definitions of the paper, model by model
+
+Source: Andriushchenko, Croce, Müller, Hein, Flammarion, "A Modern Look at the Relationship between Sharpness and
+Generalization", ICML 2023, section 3 and appendices C and H. With the loss L_S(w) on a batch S of m training
+images, a scale c >= 0 for each weight and a radius rho:
+
+    average:  E_S E_delta [L_S(w + delta) - L_S(w)]                     delta = c * N(0, rho^2) or c * U(-rho, rho)
+    worst:    E_S max [L_S(w + delta) - L_S(w)]                         over |delta / c|_p <= rho, p = 2 or infinity
+
+with c = 1 (standard) or c = |w| (adaptive). Adaptive sharpness does not change where weights are rescaled and the
+network's function stays, as between BatchNorm, ReLU and a convolution. The paper finds that no definition predicts how
+well a model generalises, and it measures no detection: a link to detectors is for a user to look for.
+
+Sharpness compares models on one loss surface alone: one architecture, one training set, the same images.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field, validate_call
+from torch import Generator, Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from benchmark.images.image_set import load_image_set
+from benchmark.models.devices import choose_device
+from benchmark.models.model import is_vision_language, load_model
+from benchmark.suites.suite import Suite, load_suite
+from benchmark.variants.method import TrainingSet
+from detectors import did_you_mean
+
+Case = Literal["worst", "average"]
+Norm = Literal["l2", "linf"]
+Scaling = Literal["standard", "adaptive"]
+Loss = Callable[[Tensor], Tensor]  # of weights (P,), a scalar
+
+MOMENTUM = 0.75
+SUCCESSES = 0.75  # the share of steps that must raise the loss, or the step size is halved
+SMALLEST_SPREAD = 1e-10  # of logits, as in the authors' code
+
+
+class Definition(NamedTuple):
+    """What is held to be sharpness. As text, such as `worst-linf-adaptive-normalised`."""
+
+    case: Case
+    norm: Norm
+    scaling: Scaling
+    normalise_logits: bool
+
+    def __str__(self) -> str:
+        return "-".join([*self[:3], *(["normalised"] if self.normalise_logits else [])])
+
+    @property
+    def radius(self) -> float:
+        """The smallest radius that the paper tries with this definition on its networks of CIFAR-10 (tables 3 and 4).
+
+        Standard sharpness has no radius that suits all networks: those of its ViT are a tenth to a fiftieth of those
+        of its ResNet, at which the small networks of the digits suite are destroyed.
+        """
+        return _RADII[self.case, self.norm, self.scaling]
+
+
+_RADII = {
+    ("average", "l2", "standard"): 0.005,
+    ("average", "l2", "adaptive"): 0.05,
+    ("average", "linf", "standard"): 0.01,
+    ("average", "linf", "adaptive"): 0.1,
+    ("worst", "l2", "standard"): 0.025,
+    ("worst", "l2", "adaptive"): 0.25,
+    ("worst", "linf", "standard"): 0.00001,
+    ("worst", "linf", "adaptive"): 0.0005,
+}
+
+
+def definitions() -> tuple[Definition, ...]:
+    """The paper's 12: average and worst, l2 and linf, each standard, adaptive, and adaptive of normalised logits."""
+    scalings: list[tuple[Scaling, bool]] = [("standard", False), ("adaptive", False), ("adaptive", True)]
+    cases: list[Case] = ["average", "worst"]
+    norms: list[Norm] = ["l2", "linf"]
+    return tuple(Definition(case, norm, *scaling) for scaling, case, norm in product(scalings, cases, norms))
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """value: the mean of the batches' values. base_loss: the mean loss at the weights themselves. Both in nats."""
+
+    value: float
+    per_batch: tuple[float, ...]
+    base_loss: float
+    seconds: float
+
+
+@validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+def sharpness(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    case: Case,
+    norm: Norm,
+    scaling: Scaling,
+    normalise_logits: bool,
+    rho: Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    batch: Annotated[int, Field(ge=1)] = 128,
+    steps: Annotated[int, Field(ge=1)] = 20,
+    draws: Annotated[int, Field(ge=1)] = 100,
+    seed: Annotated[int, Field(ge=0)] = 0,
+) -> Sharpness:
+    """The sharpness of a network, which stays as it is, on training images (N, 3, H, W) with labels (N,).
+
+    network: gives logits (n, C) of images (n, 3, H, W); in evaluation mode, so that BatchNorm uses its running
+    statistics. Every parameter is perturbed, biases and normalisation included, also those that a loader has frozen;
+    buffers are not. A parameter that is 0 does not move where the scaling is adaptive.
+    normalise_logits: whether an image's logits are divided by their standard deviation (over the classes, population)
+    before the loss, which a mere rescaling of the head then leaves alone (the paper's equation 5).
+    rho: the radius. batch: m, the images among which one perturbation is sought; the paper takes 8 batches of 128
+    (CIFAR) or of 256. Images after the last full batch are left out.
+    steps: of the search for the worst case, see `worst_rise`; 1 is one step to the boundary, see `one_step_rise`.
+    draws: of the average case. seed: the same seed on the same device gives the same value.
+
+    Raises ValueError, naming it, for a setting out of its range, a network in training mode, labels or images that do
+    not fit, and a loss that is not finite.
+
+    The paper leaves open BatchNorm's mode and which parameters are perturbed; both are as in the authors' published
+    code (tml-epfl/sharpness-vs-generalization). That code differs elsewhere from the paper, which we follow: it divides
+    logits by the norm of the centred logits, without the 1/sqrt(C); its commands start the search at the weights
+    themselves, not at random, and average 20 draws, not 100. Leaving out the last images is our choice.
+    """
+    if any(module.training for module in network.modules()):
+        raise ValueError("network is in training mode; allowed: evaluation mode, as after network.eval()")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels have the shape {tuple(labels.shape)}; allowed: one for each of {len(images)} images")
+    if len(images) < batch:
+        raise ValueError(f"batch is {batch}; allowed: up to the number of images, {len(images)}")
+    started = time.perf_counter()
+    weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    scale = weights.abs() if scaling == "adaptive" else torch.ones_like(weights)
+    rises, losses = [], []
+    numbers = range(len(images) // batch)
+    for number in tqdm(numbers, desc=f"{case} {norm} sharpness", unit="batch", disable=None, leave=False):
+        rows = slice(number * batch, (number + 1) * batch)
+        loss = _loss(network, images[rows].to(weights), labels[rows].to(weights.device), normalise_logits)
+        with torch.no_grad():
+            losses.append(loss(weights).item())
+        if not math.isfinite(losses[-1]):
+            raise ValueError(f"the loss of the network is {losses[-1]} on batch {number}; allowed: a finite loss")
+        random = Generator(weights.device).manual_seed(_batch_seed(seed, number))
+        if case == "average":
+            rises.append(average_rise(loss, weights, scale, norm, rho, draws, random))
+        elif steps == 1:
+            rises.append(one_step_rise(loss, weights, scale, norm, rho))
+        else:
+            rises.append(worst_rise(loss, weights, scale, norm, rho, steps, random))
+    return Sharpness(float(np.mean(rises)), tuple(rises), float(np.mean(losses)), seconds=time.perf_counter() - started)
+
+
+def _batch_seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _loss(network: nn.Module, images: Tensor, labels: Tensor, normalise_logits: bool) -> Loss:
+    """The mean cross-entropy of a batch as a function of all parameters, one after the other."""
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    sizes = [shape.numel() for shape in shapes.values()]
+
+    def loss(weights: Tensor) -> Tensor:
+        pieces = zip(shapes.items(), weights.split(sizes), strict=True)
+        parameters = {name: piece.view(shape) for (name, shape), piece in pieces}
+        logits = functional_call(network, parameters, (images,))
+        return cross_entropy(_normalised(logits) if normalise_logits else logits, labels)
+
+    return loss
+
+
+def _normalised(logits: Tensor) -> Tensor:
+    """Logits (n, C) over their standard deviation; centred, which softmax ignores. Equal logits give zeros."""
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    spread = centred.norm(dim=1, keepdim=True) / math.sqrt(logits.shape[1])
+    return centred / spread.clamp_min(SMALLEST_SPREAD)
+
+
+@torch.no_grad()
+def average_rise(
+    loss: Loss, weights: Tensor, scale: Tensor, norm: Norm, rho: float, draws: int, random: Generator
+) -> float:
+    """The mean rise of a loss over perturbations scale * N(0, rho^2) ("l2") or scale * U(-rho, rho) ("linf").
+
+    weights, scale: (P,). For a small rho and a loss of Hessian H it goes to rho^2 / 2 * sum_i H_ii scale_i^2, and to a
+    third of that for the uniform distribution. It can be negative.
+    """
+    draw = torch.empty_like(weights)
+    total = 0.0
+    for _ in range(draws):
+        draw = draw.normal_(generator=random) if norm == "l2" else draw.uniform_(-1, 1, generator=random)
+        total += loss(weights + rho * scale * draw).item()
+    return total / draws - loss(weights).item()
+
+
+def one_step_rise(loss: Loss, weights: Tensor, scale: Tensor, norm: Norm, rho: float) -> float:
+    """The rise of a loss after one step along its gradient, to the boundary of the ball |delta / scale|_p <= rho.
+
+    Source: Müller, Vlaar, Rolnick, Hein, "Normalization Layers Are All That Sharpness-Aware Minimization Needs",
+    NeurIPS 2023, section 5.2: the step of SAM, here with `scale`. It can be negative where rho is large.
+    """
+    here = _point(loss, weights, scale, torch.zeros_like(weights))
+    with torch.no_grad():
+        return loss(weights + rho * scale * _direction(here.gradient, norm)).item() - here.loss
+
+
+class _Point(NamedTuple):
+    """position: delta / scale (P,). gradient: of the loss with respect to the position (P,)."""
+
+    position: Tensor
+    loss: float
+    gradient: Tensor
+
+
+def worst_rise(
+    loss: Loss, weights: Tensor, scale: Tensor, norm: Norm, rho: float, steps: int, random: Generator
+) -> float:
+    """The largest rise of a loss that Auto-PGD finds in the ball |delta / scale|_p <= rho; at least 0.
+
+    weights, scale: (P,). For a small rho it goes to rho * |scale * gradient|_q with 1/p + 1/q = 1.
+
+    Source: algorithm 1 of the paper's appendix C, on positions delta / scale. Its constants, which the paper cites
+    alone, are those of Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+    parameter-free attacks", ICML 2020: steps of 2 rho at first, momentum 0.75, and the checkpoints and conditions at
+    which the step size is halved and the search goes on from the best position.
+
+    Our reading: for l2 the gradient with respect to the position is divided by its norm (Croce and Hein), and the
+    projection is the ball's, so that a rescaling which leaves the function alone leaves the search alone; the start
+    for l2 is Gaussian of expected squared norm rho^2, projected; the weights themselves count as found, as in the
+    authors' code. That code takes alpha z + (1 - alpha) w_(k-1) for the algorithm's step with momentum, divides
+    the l2 step by the norm of the gradient without the scale, projects on the ellipsoid in delta, and counts rises over
+    the best loss where Croce and Hein count rises over the step before.
+    """
+    best = _point(loss, weights, scale, torch.zeros_like(weights))
+    base = best.loss
+    here = _point(loss, weights, scale, _start(weights, norm, rho, random))
+    best = max(best, here, key=_loss_of)
+    before = here.position
+    step_size = checked_step_size = 2 * rho
+    checked_loss, rises, checked = best.loss, 0, 0
+    checkpoints = set(_checkpoints(steps))
+    for step in range(1, steps + 1):
+        momentum = 1.0 if step == 1 else MOMENTUM
+        target = _project(here.position + step_size * _direction(here.gradient, norm), norm, rho)
+        moved = momentum * (target - here.position) + (1 - momentum) * (here.position - before)
+        there = _point(loss, weights, scale, _project(here.position + moved, norm, rho))
+        rises += there.loss > here.loss
+        before, here = here.position, there
+        best = max(best, here, key=_loss_of)
+        if step in checkpoints:
+            too_few = rises < SUCCESSES * (step - checked)
+            stuck = step_size == checked_step_size and best.loss == checked_loss
+            checked_step_size, checked_loss, rises, checked = step_size, best.loss, 0, step
+            if too_few or stuck:
+                step_size /= 2
+                here = best
+    return best.loss - base
+
+
+def _loss_of(point: _Point) -> float:
+    """For the choice of the best point; a loss that is not a number is none."""
+    return -math.inf if math.isnan(point.loss) else point.loss
+
+
+def _point(loss: Loss, weights: Tensor, scale: Tensor, position: Tensor) -> _Point:
+    position = position.detach().requires_grad_()
+    value = loss(weights + scale * position)
+    (gradient,) = torch.autograd.grad(value, position)
+    return _Point(position.detach(), value.item(), gradient)
+
+
+def _start(weights: Tensor, norm: Norm, rho: float, random: Generator) -> Tensor:
+    position = torch.empty_like(weights)
+    if norm == "linf":
+        return position.uniform_(-rho, rho, generator=random)
+    return _project(position.normal_(0, rho / math.sqrt(len(weights)), generator=random), norm, rho)
+
+
+def _direction(gradient: Tensor, norm: Norm) -> Tensor:
+    """The direction of steepest ascent, of length 1 in the norm. A gradient of zero gives zero."""
+    if norm == "linf":
+        return gradient.sign()
+    tiny = torch.finfo(gradient.dtype).tiny
+    gradient = gradient / gradient.abs().max().clamp_min(tiny)  # or the squares of small ones would vanish
+    return gradient / gradient.norm().clamp_min(tiny)
+
+
+def _project(position: Tensor, norm: Norm, rho: float) -> Tensor:
+    """The nearest position of the ball."""
+    if norm == "linf":
+        return position.clamp(-rho, rho)
+    return position * (rho / position.norm().clamp_min(rho))
+
+
+def _checkpoints(steps: int) -> Iterator[int]:
+    """The steps after which Auto-PGD looks at its step size: ceil(p_j * steps), with p_1 = 0.22 and shrinking gaps."""
+    percent = gap = 22
+    while percent <= 100:
+        yield math.ceil(percent * steps / 100)
+        gap = max(gap - 3, 6)
+        percent += gap
+
+
+def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
+    """Kendall's tau-a of two measurements of M models: the mean of sign(a_i - a_j) sign(b_i - b_j) over the pairs.
+
+    Source: the paper's equation 4. A pair that is tied in either counts as 0 and stays in the mean, so ties bring tau-a
+    nearer to 0; SciPy's tau-b, which divides by the pairs that are not tied, is the same where there are no ties.
+    """
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
+        raise ValueError(f"measurements have the shapes {a.shape} and {b.shape}; allowed: (M,) twice, M from 2")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("a measurement is not finite; allowed: finite numbers")
+    signs = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
+    return float(signs.sum() / (len(a) * (len(a) - 1)))
+
+
+def kendall_tau_deviation(models: int) -> float:
+    """The standard deviation of tau over M unrelated models without ties: 0.22 for M = 12, 0.09 for M = 56."""
+    if models < 2:
+        raise ValueError(f"models is {models}; allowed: an integer from 2")
+    return math.sqrt(2 * (2 * models + 5) / (9 * models * (models - 1)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model with its sharpness and an error, larger = worse: a test error, an FPR@95 or 1 - AUROC.
+
+    architecture, training_set: what tells its loss surface, such as `Model.architecture` and an image set's
+    `content_sha256`.
+    """
+
+    model: str
+    architecture: str
+    training_set: str
+    sharpness: float
+    error: float
+
+
+def correlate(models: Sequence[Measured]) -> float:
+    """Kendall's tau of sharpness and error. Positive: flatter models are better.
+
+    Raises ValueError where the models are of several architectures or training sets, whose sharpness cannot be
+    compared (the paper's section 3.1).
+    """
+    for name in ("architecture", "training_set"):
+        values = sorted({getattr(model, name) for model in models})
+        if len(values) > 1:
+            raise ValueError(f"{name} is {' and '.join(values)}; allowed: the same for all models that are compared")
+    return kendall_tau([model.sharpness for model in models], [model.error for model in models])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    names = {str(definition): definition for definition in definitions()}
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.training.sharpness",
+        description="The sharpness of models of a suite, on training images without augmentation.",
+        epilog=f"definitions: {', '.join(names)}",
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--suite", default="digits", help="a suite by name, or the path of its TOML file")
+    parser.add_argument("--definition", nargs="+", default=list(names), metavar="NAME", help="default: all 12")
+    parser.add_argument("--rho", nargs="+", type=float, help="radii (default: the paper's for each definition)")
+    parser.add_argument("--images", type=int, default=1024, help="at most so many, drawn by the seed (default: 1024)")
+    parser.add_argument("--batch", type=int, default=128, help="images that share a perturbation (default: 128)")
+    parser.add_argument("--steps", type=int, default=20, help="of the search for the worst case (default: 20)")
+    parser.add_argument("--draws", type=int, default=100, help="of the average case (default: 100)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="as torch names it (default: cuda where there is one, else cpu)")
+    options = parser.parse_args(arguments)
+    for name in options.definition:
+        if name not in names:
+            parser.error(f"no definition is called {name!r}{did_you_mean(name, names)}; known: {', '.join(names)}")
+    suite = load_suite(options.suite)
+    device = choose_device(options.device)
+    print(f"{'model':24} {'definition':32} {'rho':>8} {'sharpness':>12} {'loss':>10} {'seconds':>8}")
+    for model in options.models:
+        network, images, labels = _of_suite(suite, model, device, options.images, options.seed)
+        for name in options.definition:
+            definition = names[name]
+            for rho in options.rho or [definition.radius]:
+                result = sharpness(
+                    network,
+                    images,
+                    labels,
+                    **definition._asdict(),
+                    rho=rho,
+                    batch=options.batch,
+                    steps=options.steps,
+                    draws=options.draws,
+                    seed=options.seed,
+                )
+                numbers = f"{rho:8g} {result.value:12.6f} {result.base_loss:10.6f} {result.seconds:8.1f}"
+                print(f"{model:24} {name:32} {numbers}", flush=True)
+
+
+def _of_suite(suite: Suite, id: str, device: torch.device, count: int, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A model's network with the same training images (n, 3, H, W) and labels (n,) for every model of the suite."""
+    known = suite.known_models
+    if id not in known:
+        raise ValueError(f"no model is called {id!r}{did_you_mean(id, known)}; known: {', '.join(known)}")
+    if is_vision_language(id, known):
+        raise ValueError(f"model {id} was not trained on the suite's images; allowed: classifiers, not zero-shot ones")
+    image_set = load_image_set(suite.train, suite.image_sets)
+    model = load_model(id, known, device, image_set.class_names)
+    train = TrainingSet(model, image_set)
+    if train.labels is None:
+        raise ValueError(f"image set {image_set.id} has no classes; allowed: images with labels")
+    rows = torch.randperm(len(train), generator=Generator().manual_seed(seed))[:count]
+    return model.network, train.images(rows), train.labels[rows]
+
+
+if __name__ == "__main__":
+    main()

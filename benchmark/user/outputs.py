@@ -1,0 +1,294 @@
+"""Outputs that somebody else's network made: a folder of tensors in place of images and weights.
+
+    DIR/head.safetensors        weight (C, D), bias (C,)
+    DIR/train.safetensors       features (N, D), logits (N, C), labels (N,): for the detectors that learn
+    DIR/val.safetensors         the same, of a split that is neither train nor test: for the detectors that choose
+    DIR/test.safetensors        features, logits and, for the ID accuracy, labels
+    DIR/ood/NAME.safetensors    features and logits of an OOD set
+
+Each file may also hold `ids` (N,), and each may be an .npz file instead, where ids may be texts. Safetensors files are
+memory-mapped, npz files are read whole.
+"""
+
+import zipfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from benchmark.entries import read_toml
+from benchmark.images.image_set import ImageSet, ImageSetEntry
+from benchmark.models.model import Model, ModelEntry
+from benchmark.running.evaluation import Workbench
+from benchmark.running.store import Store
+from benchmark.suites.suite import Suite, SuiteEntry, make_suite
+from benchmark.user.user import FILE, id_of, left_out
+from detectors import Head, Outputs, available, describe, did_you_mean
+
+ENDINGS = (".safetensors", ".npz")
+NOT_KEPT = ("model", "images", "patches", "text")  # what detectors may need, and outputs do not hold
+CHECKED_ROWS = 256  # of each file, evenly spaced, are held to the head's equation
+BATCH_ROWS = 4096
+# Of the largest logit: the error of half precision stays below, that of another head, order or transform does not.
+HEAD_TOLERANCE = 0.02
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class PrecomputedError(ValueError):
+    """A file of outputs that cannot be used; the message names it, and what is wrong in it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a file says of N images."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor | None
+    ids: tuple[str, ...]
+
+
+class OutputsFolder:
+    """A folder of outputs, checked short of what takes a pass over all values. Raises PrecomputedError."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise PrecomputedError(f"--outputs {path}: there is no such folder")
+        self.path = path
+        _needed(path, "test")
+        self.splits = {role: file for role in ("train", "val", "test") if (file := _file(path, role))}
+        names = sorted({file.stem for file in (path / "ood").glob("*") if file.suffix in ENDINGS})
+        self.ood = {id_of(name): _needed(path / "ood", name) for name in names}
+        if len(self.ood) < len(names):
+            raise PrecomputedError(f"{path / 'ood'}: two of {', '.join(names)} make one id; rename one of the files")
+        if not self.ood:
+            raise PrecomputedError(f"{path}: there is no ood/NAME.safetensors and no ood/NAME.npz")
+        if same := sorted(self.splits.keys() & self.ood.keys()):
+            raise PrecomputedError(f"{self.ood[same[0]]}: {same[0]} is the name of a split; rename the file")
+        self.files = self.splits | self.ood
+        self.head = _head(_needed(path, "head"))
+        self.rows = {id: _rows(id, file, self.head) for id, file in self.files.items()}
+
+
+def suite_of_outputs(name: str | None, place: str) -> Suite:
+    """The suite of a folder of outputs. The detectors that ask for more than it holds have no cases."""
+    folder = OutputsFolder(Path(place))
+    model = id_of(name or folder.path.resolve().name)
+    needs = {id: set(describe(id)["needs"]) for id in available()}
+    served = [id for id in needs if not needs[id].intersection(NOT_KEPT)]
+    absent = [role for role in ("train", "val") if role not in folder.rows]
+    about = [left_out(needs, NOT_KEPT, "the network and its images")]
+    about += [left_out(served, [role], f"outputs called {role}") for role in absent]
+    classes = tuple(str(index) for index in range(len(folder.head.weight)))
+    table = read_toml(FILE) | {
+        "title": f"Outputs of {model}",
+        "about": " ".join(filter(None, about)),
+        "models": (model,),
+        "detectors": served,
+        "in_distribution": {role: role for role in folder.splits},
+        "ood": {"far": tuple(folder.ood)},
+        "unit_tests": {"detectors": ()},
+    }
+    image_sets = {
+        id: ImageSetEntry(
+            title=id,
+            licence="not stated",
+            source=f"outputs in {file}",
+            classes=classes if id in folder.splits else (),
+            local=str(file.resolve()),
+            file=Path("--outputs"),
+        )
+        for id, file in folder.files.items()
+    }
+    entry = ModelEntry(title=model, source=f"outputs in {place}", file=Path("--outputs"))
+    return make_suite(f"own-{model}", SuiteEntry.parse(table, FILE, ""), {model: entry}, image_sets)
+
+
+class OutputsWorkbench(Workbench):
+    """A suite of precomputed outputs at work: its image sets are rows of tensors, and its model is a head."""
+
+    def __init__(self, suite: Suite, folder: OutputsFolder) -> None:
+        super().__init__(suite, OutputsStore(folder.path, folder), torch.device("cpu"))
+        self._folder = folder
+
+    def image_set(self, id: str) -> ImageSet:
+        return self._image_sets(id, lambda: _image_set(id, self.suite.image_sets[id], self._folder.rows[id]))
+
+    def load_model(self, id: str) -> Model:
+        weight, bias = self._folder.head.weight, self._folder.head.bias
+        layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], dtype=weight.dtype)
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        return HeadAlone(id, self.suite.models[id], layer.requires_grad_(False), _refuse, {}, self.device)
+
+
+@dataclass(frozen=True)
+class OutputsStore(Store):
+    """The rows of a folder in place of forward passes."""
+
+    rows_of: OutputsFolder
+
+    def outputs(self, model: Model, image_set: ImageSet) -> Outputs:
+        """The outputs of a set. Raises PrecomputedError where a value is NaN or infinite."""
+        rows = self.rows_of.rows[image_set.id]
+        for name, values in (("features", rows.features), ("logits", rows.logits)):
+            for start in range(0, len(values), BATCH_ROWS):
+                finite = torch.isfinite(values[start : start + BATCH_ROWS]).all(dim=1)
+                if not finite.all():
+                    row = start + int((~finite).nonzero()[0])
+                    raise PrecomputedError(
+                        f"{self.rows_of.files[image_set.id]}: the {name} of row {row} are NaN or infinite; leave the "
+                        "row out, or compute it again"
+                    )
+        return Outputs(features=rows.features, logits=rows.logits, labels=rows.labels)
+
+    def forward_ms_per_image(self, model: Model, outputs: Outputs) -> None:
+        """Nobody knows how long it took."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadAlone(Model):
+    """The last layer of a network that stayed where it was."""
+
+    @property
+    def head(self) -> Head:
+        layer: Any = self.network
+        return Head(layer.weight, layer.bias)
+
+    @property
+    def architecture(self) -> str:
+        return "not stated"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return _refuse(images)
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        return _refuse(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        return _refuse(images)
+
+
+def _refuse(images: Any) -> NoReturn:
+    raise PrecomputedError("precomputed outputs come without the network: it takes no images")
+
+
+def _image_set(id: str, entry: ImageSetEntry, rows: Rows) -> ImageSet:
+    """Rows as images, of which all that is known are their outputs."""
+
+    def encoded(row: int) -> bytes:
+        values = (rows.features[row], rows.logits[row])
+        return b"".join(value.contiguous().view(torch.uint8).numpy().tobytes() for value in values)
+
+    return ImageSet(
+        id=id,
+        title=entry.title,
+        licence=entry.licence,
+        source=entry.source,
+        coding="outputs",
+        image_ids=rows.ids,
+        labels=None if rows.labels is None or not entry.classes else rows.labels.numpy(),
+        classes=entry.classes,
+        encoded=encoded,
+        class_names=entry.classes,
+    )
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    found = [file for ending in ENDINGS if (file := folder / f"{name}{ending}").is_file()]
+    if len(found) > 1:
+        raise PrecomputedError(f"{folder}: {found[0].name} and {found[1].name}: which one counts? Remove the other")
+    return found[0] if found else None
+
+
+def _needed(folder: Path, name: str) -> Path:
+    if file := _file(folder, name):
+        return file
+    raise PrecomputedError(f"{folder}: there is neither {' nor '.join(name + ending for ending in ENDINGS)}")
+
+
+def _read(file: Path, needed: Collection[str], allowed: Collection[str]) -> dict[str, Any]:
+    """The tensors of a file, and arrays of texts as they are."""
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as arrays:
+                found = {name: _unless_text(arrays[name]) for name in arrays.files}
+        else:
+            found = load_file(file)
+    except (OSError, ValueError, TypeError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+        raise PrecomputedError(f"{file}: cannot read it: {error}") from None
+    if missing := [name for name in needed if name not in found]:
+        raise PrecomputedError(f"{file}: it holds no {missing[0]}, only {', '.join(found) or 'nothing'}")
+    if unknown := sorted(found.keys() - {*needed, *allowed}):
+        hint = did_you_mean(unknown[0], allowed)
+        raise PrecomputedError(f"{file}: it holds {unknown[0]}{hint}; expected are {', '.join([*needed, *allowed])}")
+    return found
+
+
+def _unless_text(array: np.ndarray) -> Any:
+    return array if array.dtype.kind == "U" else torch.from_numpy(array)
+
+
+def _head(file: Path) -> Head:
+    found = _read(file, ("weight", "bias"), ())
+    try:
+        head = Head(found["weight"], found["bias"]).double()
+    except ValueError as error:
+        raise PrecomputedError(f"{file}: {error}") from None
+    if not (torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):
+        raise PrecomputedError(f"{file}: NaN or infinite values")
+    return head
+
+
+def _rows(id: str, file: Path, head: Head) -> Rows:
+    """The rows of a file. Raises PrecomputedError where they do not fit each other or the head."""
+    needed = ("features", "logits", *(("labels",) if id in ("train", "val") else ()))
+    found = _read(file, needed, ("labels", "ids"))
+    features, logits, labels, ids = found["features"], found["logits"], found.get("labels"), found.get("ids")
+    classes, width = head.weight.shape
+    for name, values, size in (("features", features, width), ("logits", logits, classes)):
+        if not isinstance(values, Tensor) or values.ndim != 2 or not values.is_floating_point() or not len(values):
+            raise PrecomputedError(f"{file}: {name} must be floating-point (rows, {size}), not {_kind(values)}")
+        if values.shape[1] != size:
+            raise PrecomputedError(
+                f"{file}: {name} {tuple(values.shape)} do not fit the head's weight {classes, width}"
+            )
+    rows = len(features)
+    if len(logits) != rows:
+        raise PrecomputedError(f"{file}: {rows} rows of features, {len(logits)} of logits")
+    if labels is not None:
+        if not isinstance(labels, Tensor) or labels.shape != (rows,) or labels.dtype not in _INTEGERS:
+            raise PrecomputedError(f"{file}: labels must be integers ({rows},), not {_kind(labels)}")
+        labels = labels.to(torch.int64)
+        if labels.min() < 0 or labels.max() >= classes:
+            raise PrecomputedError(
+                f"{file}: labels {labels.min()} to {labels.max()}, but the head has {classes} classes"
+            )
+    names = tuple(f"{id}-{row:07d}" for row in range(rows)) if ids is None else tuple(map(str, ids.tolist()))
+    if len(names) != rows or len(set(names)) != rows:
+        raise PrecomputedError(f"{file}: {len(set(names))} different ids for {rows} rows; each row has one of its own")
+    _check_head(file, features, logits, head)
+    return Rows(features, logits, labels, names)
+
+
+def _check_head(file: Path, features: Tensor, logits: Tensor, head: Head) -> None:
+    """Raises PrecomputedError where the head does not explain the logits of a sample of rows."""
+    step = -(-len(features) // CHECKED_ROWS)
+    given = logits[::step].double()
+    explained = features[::step].double() @ head.weight.T + head.bias
+    error, scale = (given - explained).abs().nan_to_num(0.0), float(given.abs().nan_to_num(0.0).max())
+    if float(error.max()) > HEAD_TOLERANCE * max(scale, 1.0):
+        row = step * int(error.amax(dim=1).argmax())
+        raise PrecomputedError(
+            f"{file}: features @ weight.T + bias differs from the logits by {float(error.max()):.3g} in row {row} (the "
+            f"largest logit is {scale:.3g}): features must be what the last linear layer takes, in the same order"
+        )
+
+
+def _kind(values: Any) -> str:
+    return f"{values.dtype} {tuple(values.shape)}"
