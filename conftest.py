@@ -15,18 +15,23 @@ import pytest
 
 from benchmark.images.image_set import ImageSet, MissingImageSetError
 from benchmark.limits.baselines import read_baselines
-from benchmark.limits.published import comparisons, published_records
+from benchmark.limits.comparisons import comparisons, published_records
+from benchmark.limits.limits import Limits
 from benchmark.models.devices import choose_device, device_name, share_processor
-from benchmark.models.model import MissingWeightsError
+from benchmark.models.entries import MissingWeightsError
 from benchmark.records import Record, append_record, parse_record
-from benchmark.running.evaluation import Workbench
-from benchmark.running.session import Draft, Limits, PreparedCase, Recorder, Session, new_run_id, run_record
+from benchmark.running.evaluation import Evaluation
+from benchmark.running.loaded_suite import LoadedSuite
+from benchmark.running.recorder import Recorder, new_run_id, run_record
+from benchmark.running.session import Draft, PreparedCase, Session
 from benchmark.running.store import Store
-from benchmark.running.summary import summary
+from benchmark.running.summary import near_chance, summary
 from benchmark.suites.suite import CaseId, Suite
-from benchmark.user.outputs import OutputsFolder, OutputsWorkbench
-from benchmark.user.user import DEFAULT_SUITE, Named, load_detectors, near_chance, split_name
-from benchmark.user.user import FILE as OWN_SUITE
+from benchmark.user.command_line import DEFAULT_SUITE, Named
+from benchmark.user.detectors import load_detectors
+from benchmark.user.ids import split_name
+from benchmark.user.outputs import LoadedOutputs, OutputsFolder
+from benchmark.user.suite_table import FILE as USER_SUITE
 from detectors.contract import checks
 from unit_tests_ood import names as unit_tests
 
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
 DRAFT = pytest.StashKey[Draft]()
-OWN_DETECTORS = pytest.StashKey[tuple[str, ...]]()
+USER_DETECTORS = pytest.StashKey[tuple[str, ...]]()
 RUN = pytest.StashKey[str]()
 SUITE = pytest.StashKey[Suite]()
 
@@ -42,7 +47,7 @@ SUITE = pytest.StashKey[Suite]()
 # Options and their defaults; what differs from them is needed to run a case again.
 OPTIONS: dict[str, Any] = {
     "--suite": DEFAULT_SUITE,
-    **dict.fromkeys(OWN := ("--model", "--id", "--train", "--val", "--ood", "--outputs", "--detectors")),
+    **dict.fromkeys(USER := ("--model", "--id", "--train", "--val", "--ood", "--outputs", "--detectors")),
     "--data-dir": "data",
     "--store": ".store",
     "--results": "results",
@@ -56,8 +61,8 @@ MANY = {"action": "append"}
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ood", "out-of-distribution detection")
 
-    def add(name: str, help: str, **how: Any) -> None:
-        group.addoption(name, default=OPTIONS[name], help=help, **how)
+    def add(name: str, meaning: str, **how: Any) -> None:
+        group.addoption(name, default=OPTIONS[name], help=meaning, **how)
 
     add("--suite", "a suite by name, or the path of its TOML file (default: digits)")
     add("--model", "an id, hf-hub:.., a timm name, local-dir:.., open-clip:.. or MODULE:FUNCTION", **MANY)
@@ -71,10 +76,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--store", "folder for the outputs of networks (default: .store)")
     add("--results", "folder for records and scores (default: results)")
     add("--device", "where networks run, as torch names it (default: cuda where there is one, else cpu)")
-    add("--fpr-limit", "hold OOD sets to this FPR@95 (0 to 1) instead of their thresholds", type=_fraction)
+    add("--fpr-limit", "hold OOD sets to this FPR@95 (0 to 1) instead of their limits", type=_fraction)
     add("--unit-test-limit", "FPR@95 above which a unit test fails (default: the suite's goal)", type=_fraction)
     group.addoption("--full", action="store_true", help="all detectors meet unit tests and changed networks")
-    group.addoption("--record-baselines", action="store_true", help="write what this run measures to the thresholds")
+    group.addoption(
+        "--record-baselines", action="store_true", help="write what this run measures to the suite's baselines"
+    )
 
 
 def _fraction(text: str) -> float:
@@ -119,7 +126,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leaves out a module of cases where the suite, or the command line, has none for it."""
     has_cases: dict[str, Callable[[], Any]] = {
-        "test_detector_contract.py": lambda: own_detectors(config),
+        "test_detector_contract.py": lambda: user_detectors(config),
         "test_ood_detection.py": lambda: next(suite_of(config).ood_cases(), None),
         "test_unit_tests.py": lambda: next(suite_of(config).unit_test_cases(unit_tests), None),
     }
@@ -127,23 +134,23 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `ood_case`, `unit_test_case` or `own_detector` runs once for each that there is."""
+    """A test that takes `ood_case`, `unit_test_case` or `user_detector` runs once for each that there is."""
     config, names = metafunc.config, metafunc.fixturenames
     if "ood_case" in names:
         metafunc.parametrize("ood_case", list(suite_of(config).ood_cases()), ids=str)
     if "unit_test_case" in names:
         metafunc.parametrize("unit_test_case", list(suite_of(config).unit_test_cases(unit_tests)), ids=str)
-    if "own_detector" in names:
-        pairs = list(product(own_detectors(config), checks()))
-        metafunc.parametrize(("own_detector", "check"), pairs, ids=["/".join(pair) for pair in pairs])
+    if "user_detector" in names:
+        pairs = list(product(user_detectors(config), checks()))
+        metafunc.parametrize(("user_detector", "check"), pairs, ids=["/".join(pair) for pair in pairs])
 
 
-def own_detectors(config: pytest.Config) -> tuple[str, ...]:
+def user_detectors(config: pytest.Config) -> tuple[str, ...]:
     """The detectors of the user's files, which are run once."""
-    if OWN_DETECTORS not in config.stash:
+    if USER_DETECTORS not in config.stash:
         files = dict.fromkeys(config.getoption("--detectors") or ())
-        config.stash[OWN_DETECTORS] = tuple(id for file in files for id in load_detectors(file))
-    return config.stash[OWN_DETECTORS]
+        config.stash[USER_DETECTORS] = tuple(detector_id for file in files for detector_id in load_detectors(file))
+    return config.stash[USER_DETECTORS]
 
 
 def suite_of(config: pytest.Config) -> Suite:
@@ -159,7 +166,7 @@ def suite_of(config: pytest.Config) -> Suite:
             val=option("--val"),
             ood=option("--ood") or (),
             outputs=option("--outputs"),
-            detectors=own_detectors(config),
+            detectors=user_detectors(config),
         ).make_suite()
         # Precomputed outputs come without the network that the unit tests of a whole suite need.
         config.stash[SUITE] = suite.whole() if option("--full") and not option("--outputs") else suite
@@ -169,18 +176,18 @@ def suite_of(config: pytest.Config) -> Suite:
 def _check_options(config: pytest.Config) -> None:
     """Ends the run with a usage error where an option, the suite or its threshold file has a mistake."""
     try:
-        read_baselines(suite_of(config).entry.thresholds, all_cases(config))
+        read_baselines(suite_of(config).entry.baselines, all_cases(config))
         _device(config)
         results = config.rootpath / str(config.getoption("--results"))
         if results.exists() and not results.is_dir():
             raise ValueError(f"--results {results}: this is a file; name a folder")
         entry = suite_of(config).entry
-        if twice := {set for set, _ in entry.ood.by_role()} & {*unit_tests}:
+        if twice := {set_id for set_id, _ in entry.ood.by_role()} & {*unit_tests}:
             raise ValueError(f"{entry.file}: {sorted(twice)} are names of unit tests; rename the sets")
-        if config.getoption("--record-baselines") and (own := [name for name in OWN if config.getoption(name)]):
+        if config.getoption("--record-baselines") and (own := [name for name in USER if config.getoption(name)]):
             raise ValueError(f"--record-baselines: a threshold file is of what its suite file names, without {own[0]}")
-        if config.getoption("--record-baselines") and entry.thresholds is None:
-            raise ValueError(f"{entry.file}: thresholds: name the file that --record-baselines shall write")
+        if config.getoption("--record-baselines") and entry.baselines is None:
+            raise ValueError(f"{entry.file}: baselines: name the file that --record-baselines shall write")
     except (ValueError, OSError) as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -199,10 +206,10 @@ def _results(config: pytest.Config) -> Path:
     return config.rootpath / str(config.getoption("--results")) / suite_of(config).id
 
 
-def _workbench(config: pytest.Config) -> Workbench:
+def _loaded_suite(config: pytest.Config) -> LoadedSuite:
     if outputs := config.getoption("--outputs"):
-        return OutputsWorkbench(suite_of(config), OutputsFolder(Path(split_name(outputs)[1])))
-    return Workbench(suite_of(config), Store(config.rootpath / config.getoption("--store")), _device(config))
+        return LoadedOutputs(suite_of(config), OutputsFolder(Path(split_name(outputs)[1])))
+    return LoadedSuite(suite_of(config), Store(config.rootpath / config.getoption("--store")), _device(config))
 
 
 @pytest.fixture(scope="session")
@@ -212,14 +219,14 @@ def session(request: pytest.FixtureRequest) -> Session:
     suite = suite_of(config)
     option = config.getoption
     return Session(
-        workbench=_workbench(config),
+        evaluation=Evaluation(_loaded_suite(config)),
         limits=Limits(
             suite,
-            read_baselines(suite.entry.thresholds, all_cases(config)),
+            read_baselines(suite.entry.baselines, all_cases(config)),
             option("--fpr-limit"),
             option("--unit-test-limit"),
             option("--record-baselines"),
-            own_detectors(config),
+            user_detectors(config),
         ),
         results=_results(config),
         run=config.stash[RUN],
@@ -277,7 +284,9 @@ def _command(request: pytest.FixtureRequest) -> str:
 def _given(config: pytest.Config, options: Iterable[str]) -> list[str]:
     """What of these options the command line said."""
     said = {name: value for name in options if (value := config.getoption(name)) != OPTIONS[name]}
-    pairs = [(name, value) for name, all in said.items() for value in (all if isinstance(all, list) else [all])]
+    pairs = [
+        (name, value) for name, values in said.items() for value in (values if isinstance(values, list) else [values])
+    ]
     return [str(text) for pair in pairs for text in pair]
 
 
@@ -290,7 +299,7 @@ def _one_line(case: CaseId) -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         problem = str(error).removeprefix(f"{case}: ")
     except (Exception, SystemExit) as error:
-        place = _place_in_own_code(error)
+        place = _place_in_user_code(error)
         if place is None:
             raise
         problem = f"{type(error).__name__}: {error} ({place})"
@@ -298,7 +307,7 @@ def _one_line(case: CaseId) -> Iterator[None]:
         raise pytest.fail.Exception(f"{case}: {problem}", pytrace=False) from None
 
 
-def _place_in_own_code(error: BaseException) -> str | None:
+def _place_in_user_code(error: BaseException) -> str | None:
     """File and line of a user's code in which an error came up; None where it came up in ours or a library's."""
     others = [Path(__file__).parent / name for name in ("benchmark", "detectors", "unit_tests_ood")]
     others += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
@@ -344,7 +353,7 @@ class Controller:
     def recorder(self) -> Recorder:
         if self._recorder is None:
             config, suite = self._config, suite_of(self._config)
-            beside = (*OWN, "--data-dir")
+            beside = (*USER, "--data-dir")
             options = _given(config, ("--suite", *beside)) if _given(config, beside) else None
             option = shlex.join(options) if options else config.getoption("--suite")
             run = run_record(config.stash[RUN], suite, option, config.rootpath, _device(config))
@@ -401,17 +410,17 @@ class Controller:
 
     def _why_no_case(self) -> Iterator[str]:
         """What a run of a user's own lacks, where none of its cases ran."""
-        if not _given(self._config, OWN) or self._config.getoption("collectonly"):
+        if not _given(self._config, USER) or self._config.getoption("collectonly"):
             return
         entry = suite_of(self._config).entry
-        yield from filter(None, [entry.about if entry.file == OWN_SUITE else ""])
+        yield from filter(None, [entry.about if entry.file == USER_SUITE else ""])
         if not entry.ood.by_role():
             yield "no case ran: there are no OOD images; name them with --ood, or run unit_tests_ood/"
 
     def _remarks(self) -> Iterator[str]:
         """What a reader should know of the figures: what was left out, and what is odd."""
         assert self._recorder
-        if suite_of(self._config).entry.file == OWN_SUITE and suite_of(self._config).entry.about:
+        if suite_of(self._config).entry.file == USER_SUITE and suite_of(self._config).entry.about:
             yield suite_of(self._config).entry.about
         if _given(self._config, ("--model", "--outputs")):
             yield from near_chance(self._recorder.models)
@@ -439,9 +448,9 @@ class Controller:
         if self._recorder:
             self._add_published()
         if self._recorder and self._config.getoption("--record-baselines"):
-            thresholds = suite_of(self._config).entry.thresholds
-            assert thresholds  # which _check_options saw to
+            baselines = suite_of(self._config).entry.baselines
+            assert baselines  # which _check_options saw to
             try:
-                self._recorder.record_baselines(thresholds, all_cases(self._config))
+                self._recorder.record_baselines(baselines, all_cases(self._config))
             except OSError as error:
-                pytest.exit(f"cannot write the baselines {thresholds}: {error.strerror}", returncode=1)
+                pytest.exit(f"cannot write the baselines {baselines}: {error.strerror}", returncode=1)

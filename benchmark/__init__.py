@@ -1,4 +1,4 @@
-"""Suites, models, image sets, the forward pass and its store, metrics, thresholds, records and cases."""
+"""Suites, models, image sets, the forward pass and its store, metrics, limits, records and cases."""
 
 import os
 

@@ -10,7 +10,7 @@ from importlib import import_module
 COMMANDS = {
     "sets": "benchmark.commands.catalogue",
     "fetch": "benchmark.commands.catalogue",
-    "published": "benchmark.limits.published",
+    "published": "benchmark.commands.published",
     "save": "benchmark.gate",
 }
 

@@ -55,4 +55,4 @@ def read_entries(
 ) -> dict[str, _Entry]:
     """The entries of a file by id; `tables` where they are only a part of it."""
     tables = read_toml(file) if tables is None else tables
-    return {id: kind.parse(table, file, id, data_dir) for id, table in tables.items()}
+    return {name: kind.parse(table, file, name, data_dir) for name, table in tables.items()}

@@ -30,12 +30,19 @@ from benchmark.images.decoding import Decoding, to_rgb
 from benchmark.images.image_set import ImageSet
 from benchmark.metrics import accuracy, threshold_at_tpr
 from benchmark.models.devices import choose_device, device_name
-from benchmark.models.model import BUILT_IN, Model, ModelEntry, base_of, load_model
+from benchmark.models.entries import BUILT_IN, ModelEntry, base_of
+from benchmark.models.loading import load_model
+from benchmark.models.model import Model
+from benchmark.models.prepared_images import PreparedImages
 from benchmark.records import Count, Estimate, Sha256
-from benchmark.running.evaluation import ModelBench, Workbench, source_sha256
+from benchmark.running.evaluation import Evaluation
+from benchmark.running.fitted_detector import FittedDetector, source_sha256
+from benchmark.running.forward import BATCH_ROWS
+from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.provenance import git_state, package_versions
-from benchmark.running.store import BATCH_ROWS, PreparedImages, Store
-from benchmark.suites.suite import Suite, load_suite
+from benchmark.running.store import Store
+from benchmark.suites.loading import load_suite
+from benchmark.suites.suite import Suite
 from detectors import Detector, Outputs, available, did_you_mean, restore
 
 TENSORS, ABOUT = "detector.safetensors", "gate.json"
@@ -153,27 +160,27 @@ class Gate:
         for kind, name, names in (("model", model, known.known_models), ("detector", detector, available())):
             if name not in names:
                 raise GateError(f"no {kind} is called {name!r}{did_you_mean(name, names)}; known: {', '.join(names)}")
-        return cls.of(Workbench(known, Store(Path(store)), choose_device(device)).model(model), detector)
+        loaded = LoadedSuite(known, Store(Path(store)), choose_device(device))
+        return cls.of(Evaluation(loaded).detector(model, detector))
 
     @classmethod
-    def of(cls, bench: ModelBench, detector: str) -> Self:
-        """The same of a workbench's model."""
-        workbench, model = bench.workbench, bench.model
-        fitted = bench.detector(detector)
+    def of(cls, fitted: FittedDetector) -> Self:
+        """The same of a detector that is fitted already."""
+        loaded, model = fitted.model.suite, fitted.model.model
         threshold = threshold_at_tpr(fitted.id_scores.values)
         accepted = int((fitted.id_scores.values >= threshold).sum())
-        sets = {role: workbench.image_set(id) for role, id in workbench.suite.splits()}
+        sets = {role: loaded.image_set(set_id) for role, set_id in loaded.suite.splits()}
         return cls(
             model=model,
-            classifier=workbench.base_of(model) if model.classified_by_base else model,
-            entries=_with_bases(model.id, workbench.suite.known_models),
+            classifier=loaded.base_of(model) if model.classified_by_base else model,
+            entries=_with_bases(model.id, loaded.suite.known_models),
             class_names=sets.get("train", sets["test"]).class_names,
-            decoding=bench.test_set.decoding,
+            decoding=fitted.model.test_set.decoding,
             detector=fitted.detector,
             threshold=threshold,
-            accepted=accuracy(accepted, len(bench.test_set)),
+            accepted=accuracy(accepted, len(fitted.model.test_set)),
             sets={role: SavedSet(id=s.id, images=len(s), content_sha256=s.content_sha256) for role, s in sets.items()},
-            made=_provenance(workbench.suite, model, fitted.detector),
+            made=_provenance(loaded.suite, model, fitted.detector),
         )
 
     @overload
@@ -217,7 +224,7 @@ class Gate:
         about = SavedGate(
             model=SavedModel(
                 id=self.model.id,
-                entries={id: _saved_entry(entry, folder) for id, entry in self.entries.items()},
+                entries={model_id: _saved_entry(entry, folder) for model_id, entry in self.entries.items()},
                 weights_sha256=self.model.weights_sha256,
                 preprocessing=self.model.preprocessing,
             ),
@@ -248,9 +255,11 @@ class Gate:
         """
         folder = Path(folder)
         about, tensors = _read(folder)
-        entries = {id: _entry(id, saved, folder, data_dir) for id, saved in about.model.entries.items()}
-        id, on = about.model.id, choose_device(device)
-        model = load_model(id, entries, on, about.class_names)
+        entries = {
+            model_id: _entry(model_id, saved, folder, data_dir) for model_id, saved in about.model.entries.items()
+        }
+        model_id, on = about.model.id, choose_device(device)
+        model = load_model(model_id, entries, on, about.class_names)
         _check_model(model, about.model, folder)
         try:
             detector = restore(tensors, about.detector, model=model)
@@ -258,7 +267,7 @@ class Gate:
             raise GateError(f"{folder}: {error}; {_REMEDY}") from None
         return cls(
             model=model,
-            classifier=load_model(base_of(id, entries), entries, on, about.class_names)
+            classifier=load_model(base_of(model_id, entries), entries, on, about.class_names)
             if model.classified_by_base
             else model,
             entries=entries,
@@ -290,12 +299,12 @@ def _name(image: AnImage) -> str:
     return str(image) if isinstance(image, str | Path) else str(getattr(image, "filename", ""))
 
 
-def _with_bases(id: str, entries: Mapping[str, ModelEntry]) -> dict[str, ModelEntry]:
+def _with_bases(model_id: str, entries: Mapping[str, ModelEntry]) -> dict[str, ModelEntry]:
     """The entry of a model and, where it is a variant, of its bases."""
-    found = {id: entries[id]}
-    while entries[id].edit is not None:
-        id = base_of(id, entries)
-        found[id] = entries[id]
+    found = {model_id: entries[model_id]}
+    while entries[model_id].edit is not None:
+        model_id = base_of(model_id, entries)
+        found[model_id] = entries[model_id]
     return found
 
 
@@ -307,9 +316,9 @@ def _saved_entry(entry: ModelEntry, folder: Path) -> SavedEntry:
     return SavedEntry(table=table, file=file, data_dir=_seen_from(folder, entry.data_dir))
 
 
-def _entry(id: str, saved: SavedEntry, folder: Path, data_dir: Path | str | None) -> ModelEntry:
+def _entry(model_id: str, saved: SavedEntry, folder: Path, data_dir: Path | str | None) -> ModelEntry:
     file = BUILT_IN if saved.file is None else _from(folder, saved.file)
-    return ModelEntry.parse(saved.table, file, id, Path(data_dir or _from(folder, saved.data_dir)))
+    return ModelEntry.parse(saved.table, file, model_id, Path(data_dir or _from(folder, saved.data_dir)))
 
 
 def _seen_from(folder: Path, path: Path) -> str:

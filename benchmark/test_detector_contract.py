@@ -8,11 +8,11 @@ from detectors import create
 from detectors.contract import checks
 
 
-def test_contract(own_detector: str, check: str) -> None:
+def test_contract(user_detector: str, check: str) -> None:
     problem = None
     try:
-        checks()[check](partial(create, own_detector))
+        checks()[check](partial(create, user_detector))
     except AssertionError as error:
         problem = str(error)
     if problem is not None:  # outside of `except`, which would chain the tracebacks that nobody asked for
-        pytest.fail(f"{own_detector}: {problem}", pytrace=False)
+        pytest.fail(f"{user_detector}: {problem}", pytrace=False)

@@ -8,20 +8,18 @@ A new detector is one class in the file of its family (or in a new file beside t
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING, Any
 
-from detectors.base import Detector
-from detectors.catalogue import registry
-from detectors.outputs import Head, Outputs
-from detectors.registry import Registry, did_you_mean
-from detectors.state import learned
+from detectors.spelling import did_you_mean
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+if TYPE_CHECKING:
+    from detectors.base import Detector
+    from detectors.catalogue import registry
+    from detectors.outputs import Head, Outputs
+    from detectors.registry import Registry
+    from detectors.state import learned
 
-available = registry.available
-create = registry.create
-describe = registry.describe
-restore = registry.restore
+    available, create, describe, restore = registry.available, registry.create, registry.describe, registry.restore
 
 __all__ = [
     "Detector",
@@ -33,6 +31,27 @@ __all__ = [
     "describe",
     "did_you_mean",
     "learned",
-    "registry",
     "restore",
 ]
+
+# Where the names are that need torch. It is slow to import, and a program that only spells names does without it.
+_MODULES = {
+    "Detector": "detectors.base",
+    "Head": "detectors.outputs",
+    "Outputs": "detectors.outputs",
+    "Registry": "detectors.registry",
+    "learned": "detectors.state",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+    elif name in __all__:
+        for module in pkgutil.iter_modules(__path__):
+            importlib.import_module(f"{__name__}.{module.name}")
+        value = getattr(importlib.import_module("detectors.catalogue").registry, name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value

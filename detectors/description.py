@@ -40,20 +40,20 @@ def describe(detector: Any) -> dict[str, Any]:
 def join_descriptions(score: Any, parts: Sequence[Any], options: dict[str, tuple[Any, str]]) -> str:
     """The docstring of a score after parts. options: the combination's name -> the part and its name for the option."""
     kinds = (*parts, score)
-    all = {kind: describe(kind) for kind in kinds}
-    steps = [all[part]["summary"][0].lower() + all[part]["summary"][1:].rstrip(".") for part in parts]
-    papers = dict.fromkeys(all[kind]["paper"] for kind in kinds)
-    fixed = {} if any(kind is score for kind, _ in options.values()) else all[score]["defaults"]
-    formula = "".join([all[score]["formula"], *(f", {name} = {value:g}" for name, value in fixed.items())])
+    described = {kind: describe(kind) for kind in kinds}
+    steps = [described[part]["summary"][0].lower() + described[part]["summary"][1:].rstrip(".") for part in parts]
+    papers = dict.fromkeys(described[kind]["paper"] for kind in kinds)
+    fixed = {} if any(kind is score for kind, _ in options.values()) else described[score]["defaults"]
+    formula = "".join([described[score]["formula"], *(f", {name} = {value:g}" for name, value in fixed.items())])
     if "images" in score.needs:
         formula += ", f(x) = o of the features h of x"
-    text = [f"{all[score]['summary'].rstrip('.')}, with {'; then '.join(steps)}.", ""]
-    text.append(f"Formula: {'; '.join([*(all[part]['formula'] for part in parts), formula])}")
+    text = [f"{described[score]['summary'].rstrip('.')}, with {'; then '.join(steps)}.", ""]
+    text.append(f"Formula: {'; '.join([*(described[part]['formula'] for part in parts), formula])}")
     text.append(f"Paper: {'; '.join(papers)}")
-    text += ["Options:", *(f"- {name}: {all[kind]['options'][own]}" for name, (kind, own) in options.items())]
-    deviations = dict.fromkeys(item for kind in kinds for item in all[kind]["deviations"])
+    text += ["Options:", *(f"- {name}: {described[kind]['options'][own]}" for name, (kind, own) in options.items())]
+    deviations = dict.fromkeys(item for kind in kinds for item in described[kind]["deviations"])
     text += ["Deviations:", *(f"- {item}" for item in deviations)]
-    text += ["Verified:", *(f"- {kind.id}: {item}" for kind in kinds for item in all[kind]["verified"])]
+    text += ["Verified:", *(f"- {kind.id}: {item}" for kind in kinds for item in described[kind]["verified"])]
     return "\n".join(text)
 
 

@@ -186,7 +186,7 @@ class Combination(Detector):
         return OptionError(self.id, self.option_names[kind].get(error.option, error.option), error.value, error.allowed)
 
 
-def combination(id: str, score: type[Detector], *parts: type[Part], **defaults: Any) -> type[Combination]:
+def combination(detector_id: str, score: type[Detector], *parts: type[Part], **defaults: Any) -> type[Combination]:
     """The detector in which `score` reads the logits after `parts`, which are applied in their order.
 
     Its options are those of the parts (and of the score) that its id names, joined by '+'. Those of the one that comes
@@ -196,8 +196,8 @@ def combination(id: str, score: type[Detector], *parts: type[Part], **defaults: 
     Raises ValueError for a default of no option or outside its range, a word of the id that names none of them, a score
     that learns, or a part given twice.
     """
-    named = id.split("+")
-    _check_plan(id, score, parts)
+    named = detector_id.split("+")
+    _check_plan(detector_id, score, parts)
     option_names: dict[str, dict[str, str]] = {}
     options: list[tuple[str, Any, Any]] = []
     meanings: dict[str, tuple[Any, str]] = {}
@@ -211,15 +211,17 @@ def combination(id: str, score: type[Detector], *parts: type[Part], **defaults: 
             options.append((name, option.type, field(default=defaults.pop(name, option.default))))
             meanings[name] = (kind, option.name)
     if defaults:
-        raise ValueError(f"{id} has no option {', '.join(map(repr, defaults))}; its options: {', '.join(meanings)}")
+        raise ValueError(
+            f"{detector_id} has no option {', '.join(map(repr, defaults))}; its options: {', '.join(meanings)}"
+        )
     network = {"images", "model"} & score.needs
     needs = {"features", "head"} | network | set().union(*(part.needs for part in parts))
     made = make_dataclass(
-        "".join(word.capitalize() for word in id.replace("+", "-").split("-")),
+        "".join(word.capitalize() for word in detector_id.replace("+", "-").split("-")),
         [*options, *((_attribute(part), part, learned()) for part in parts)],
         bases=(Combination,),
         namespace={
-            "id": id,
+            "id": detector_id,
             "needs": frozenset(needs),
             "score_class": score,
             "part_classes": parts,
@@ -235,19 +237,21 @@ def combination(id: str, score: type[Detector], *parts: type[Part], **defaults: 
     return made
 
 
-def _check_plan(id: str, score: type[Detector], parts: tuple[type[Part], ...]) -> None:
+def _check_plan(detector_id: str, score: type[Detector], parts: tuple[type[Part], ...]) -> None:
     for kind, base in ((score, Detector), *((part, Part) for part in parts)):
         if not (isinstance(kind, type) and issubclass(kind, base)):
-            raise ValueError(f"{id}: {getattr(kind, '__name__', kind)} is no {base.__name__}")
+            raise ValueError(f"{detector_id}: {getattr(kind, '__name__', kind)} is no {base.__name__}")
     if "train" in score.needs:
-        raise ValueError(f"{id}: {score.id} learns from training outputs, and cannot read those of changed logits")
+        raise ValueError(
+            f"{detector_id}: {score.id} learns from training outputs, and cannot read those of changed logits"
+        )
     kinds: tuple[Any, ...] = (score, *parts)
     known = [kind.id for kind in kinds]
     if len(set(known)) < len(known):
-        raise ValueError(f"{id}: each part can be applied once, got {', '.join(known)}")
-    words = id.split("+")
+        raise ValueError(f"{detector_id}: each part can be applied once, got {', '.join(known)}")
+    words = detector_id.split("+")
     if len(words) > 1 and (unknown := [word for word in words if word not in known]):
-        raise ValueError(f"{id}: {', '.join(unknown)} is none of {', '.join(known)}")
+        raise ValueError(f"{detector_id}: {', '.join(unknown)} is none of {', '.join(known)}")
 
 
 def _attribute(part: type[Part]) -> str:

@@ -1,12 +1,12 @@
 """Detectors by id."""
 
-import difflib
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from detectors.base import NEEDS, Detector, option_fields
 from detectors.description import describe
+from detectors.spelling import did_you_mean
 
 _DetectorClass = TypeVar("_DetectorClass", bound=type[Detector])
 
@@ -35,25 +35,26 @@ class Registry:
         """The ids of all detectors, sorted."""
         return sorted(self._classes)
 
-    def create(self, id: str, **options: Any) -> Detector:
+    def create(self, detector_id: str, **options: Any) -> Detector:
         """A new detector. Options override the published defaults; an unknown id or a bad option is a ValueError."""
-        detector = self._class(id)
+        detector = self._class(detector_id)
         known = [option.name for option in option_fields(detector)]
         for name in options:
             if name not in known:
                 raise ValueError(
-                    f"{id} has no option {name!r}{did_you_mean(name, known)}; its options: {', '.join(known) or 'none'}"
+                    f"{detector_id} has no option {name!r}{did_you_mean(name, known)}; "
+                    f"its options: {', '.join(known) or 'none'}"
                 )
         return detector(**options)
 
-    def describe(self, id: str) -> dict[str, Any]:
+    def describe(self, detector_id: str) -> dict[str, Any]:
         """What a reader should know, as plain values that JSON can hold.
 
         Keys: id, summary, formula, paper, needs (list), options (name -> meaning), defaults (name -> value; None
         stands for the rule that the option's meaning gives), deviations (list, one a difference from the paper) and
         verified (list, one an independent reference, with the tolerance).
         """
-        return describe(self._class(id))
+        return describe(self._class(detector_id))
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any], *, model: Any = None) -> Detector:
         """The fitted detector whose `state()` this is.
@@ -67,16 +68,10 @@ class Registry:
             raise ValueError(f"this is not the state of a detector: {error!r}") from error
         return detector
 
-    def _class(self, id: str) -> type[Detector]:
-        if id not in self._classes:
+    def _class(self, detector_id: str) -> type[Detector]:
+        if detector_id not in self._classes:
             raise ValueError(
-                f"no detector is called {id!r}{did_you_mean(id, self._classes)}; "
+                f"no detector is called {detector_id!r}{did_you_mean(detector_id, self._classes)}; "
                 f"available: {', '.join(self.available())}"
             )
-        return self._classes[id]
-
-
-def did_you_mean(name: str, known: Any) -> str:
-    """The tail of an error message about an unknown name: the closest known one, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+        return self._classes[detector_id]

@@ -71,9 +71,9 @@ class Board:
         """The rows of one detector by base model, seeds included."""
         variants = {variant.record.id for line in self.changed for variant in line.variants}
         return {
-            id: row
-            for id, table in self.tables.items()
-            if id not in variants and (row := table.by_detector.get(detector))
+            model_id: row
+            for model_id, table in self.tables.items()
+            if model_id not in variants and (row := table.by_detector.get(detector))
         }
 
     def changes_of(self, detector: str) -> list[tuple[Changed, Change]]:
@@ -111,14 +111,14 @@ def _rank(means: Sequence[Estimate | Figure | None], name: str) -> tuple[bool, f
 
 def seed_groups(suite: Suite, tables: Mapping[str, ModelTable]) -> list[SeedGroup]:
     members: dict[str, list[ModelRecord]] = {}
-    for id in tables:
-        record = suite.models.get(id)
+    for model_id in tables:
+        record = suite.models.get(model_id)
         if record and record.group and not record.base:
             members.setdefault(record.group, []).append(record)
-    return [_seed_group(id, records, tables) for id, records in sorted(members.items())]
+    return [_seed_group(model_id, records, tables) for model_id, records in sorted(members.items())]
 
 
-def _seed_group(id: str, records: Sequence[ModelRecord], tables: Mapping[str, ModelTable]) -> SeedGroup:
+def _seed_group(group_id: str, records: Sequence[ModelRecord], tables: Mapping[str, ModelTable]) -> SeedGroup:
     models = [record.id for record in records]
     fprs: dict[str, list[float]] = {}
     for model in models:
@@ -126,12 +126,12 @@ def _seed_group(id: str, records: Sequence[ModelRecord], tables: Mapping[str, Mo
             fprs.setdefault(row.detector, []).extend([row.mean.value.value] if row.mean.value else [])
     means = {detector: figure for detector, values in fprs.items() if (figure := mean_over_seeds(values))}
     return SeedGroup(
-        id, models, mean_over_seeds([record.id_accuracy.value for record in records if record.id_accuracy]), means
+        group_id, models, mean_over_seeds([record.id_accuracy.value for record in records if record.id_accuracy]), means
     )
 
 
 def detector_records(boards: Sequence[Board]) -> dict[str, DetectorRecord | None]:
     """Every detector by id, with the record that describes it if there is one."""
     ids = sorted({detector for board in boards for detector in board.suite.detector_ids})
-    known = {id: record for board in boards for id, record in board.suite.detectors.items()}
-    return {id: known.get(id) for id in ids}
+    known = {detector_id: record for board in boards for detector_id, record in board.suite.detectors.items()}
+    return {detector_id: known.get(detector_id) for detector_id in ids}

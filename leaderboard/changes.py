@@ -97,8 +97,8 @@ class Changed:
 def changed_models(suite: Suite, tables: Mapping[str, ModelTable]) -> tuple[list[Changed], list[str]]:
     """A line for every variant or group of them, by base and name; and why scores could not be compared."""
     variants, problems = [], []
-    for id in tables:
-        record = suite.models.get(id)
+    for model_id in tables:
+        record = suite.models.get(model_id)
         if record and record.base:
             comparisons = Comparisons(suite.id_set)
             variants.append(_variant(suite, tables, record, record.base, comparisons))
@@ -107,7 +107,7 @@ def changed_models(suite: Suite, tables: Mapping[str, ModelTable]) -> tuple[list
     for variant in variants:
         group = variant.record.group
         lines.setdefault((group is not None, group or variant.record.id), []).append(variant)
-    changed = [_changed(suite, id, members) for (_, id), members in lines.items()]
+    changed = [_changed(suite, model_id, members) for (_, model_id), members in lines.items()]
     return sorted(changed, key=lambda line: (line.base, line.id)), problems
 
 
@@ -206,17 +206,17 @@ def _accuracy_change(base: ModelRecord | None, record: ModelRecord, problem: str
     return Change(_figure(before), _figure(after), finding)
 
 
-def _changed(suite: Suite, id: str, variants: list[Variant]) -> Changed:
+def _changed(suite: Suite, model_id: str, variants: list[Variant]) -> Changed:
     first = variants[0]
     own = [v.record.network_accuracy for v in variants if v.record.classified_by_base and v.record.network_accuracy]
     network_accuracy = mean_over_seeds([accuracy.value for accuracy in own]) if own else None
     if first.record.group is None:
         network_accuracy = _figure(own[0]) if own else None
-        return Changed(id, str(first.record.base), variants, first.accuracy, network_accuracy, first.means)
+        return Changed(model_id, str(first.record.base), variants, first.accuracy, network_accuracy, first.means)
     bases = {base.group or base.id for v in variants if (base := suite.models.get(str(v.record.base)))}
     detectors = sorted({detector for variant in variants for detector in variant.means})
     return Changed(
-        id,
+        model_id,
         ", ".join(sorted(bases or {str(variant.record.base) for variant in variants})),
         variants,
         _over_seeds(variants, [variant.accuracy for variant in variants], "higher"),

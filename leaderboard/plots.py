@@ -60,9 +60,9 @@ def fpr_dots(table: ModelTable, name: str) -> Markup | None:
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for panel in panels[len(sets) :]:
             panel.remove()
-        for column, (panel, set) in enumerate(zip(panels, sets, strict=False)):
+        for column, (panel, set_id) in enumerate(zip(panels, sets, strict=False)):
             _dots(panel, [row.ood[column] for row in rows])
-            panel.set(title=set, xlim=(-3, 103), ylim=(-0.6, len(rows) - 0.4), xticks=(0, 50, 100))
+            panel.set(title=set_id, xlim=(-3, 103), ylim=(-0.6, len(rows) - 0.4), xticks=(0, 50, 100))
             panel.set_yticks(range(len(rows)), [row.detector for row in rows])
             panel.grid(visible=True)
         figure.supxlabel("FPR@95 in %", fontsize=9)

@@ -75,11 +75,11 @@ class Comparisons:
         images = {result.case.set: images for result, (_, images) in zip(results, ood, strict=True)}
         return id_scores, np.concatenate([scores for scores, _ in ood]), {"": id_images, **images}
 
-    def _set(self, result: Result, set: str) -> tuple[Any, pa.Array]:
+    def _set(self, result: Result, set_id: str) -> tuple[Any, pa.Array]:
         table = self._table(result)
-        rows = table.filter(pa.compute.equal(table["set"], set))
+        rows = table.filter(pa.compute.equal(table["set"], set_id))
         if not len(rows):
-            raise ScoresError(f"{_name(result)}: no scores of {set or 'a set of ID test images'}")
+            raise ScoresError(f"{_name(result)}: no scores of {set_id or 'a set of ID test images'}")
         return rows["score"].to_numpy(), rows["image"].combine_chunks()
 
     def _table(self, result: Result) -> pa.Table:

@@ -66,18 +66,18 @@ class Suite:
 
     def set_ids(self, role: str) -> list[str]:
         """The OOD sets of a role: those with a record in its order, then the rest by name."""
-        recorded = [set.id for set in self.sets.values() if set.role == role]
+        recorded = [image_set.id for image_set in self.sets.values() if image_set.role == role]
         met = {result.case.set for result in self.results.values() if result.case.role == role}
         return recorded + sorted(met.difference(recorded))
 
     @property
     def unrecorded_sets(self) -> list[str]:
-        return sorted({set for _, _, set in self.results}.difference(self.sets))
+        return sorted({set_id for _, _, set_id in self.results}.difference(self.sets))
 
     @property
     def id_set(self) -> str | None:
         """The set of the ID test images; null where none is recorded, or more than one."""
-        ids = [set.id for set in self.sets.values() if set.role == "test"]
+        ids = [image_set.id for image_set in self.sets.values() if image_set.role == "test"]
         return ids[0] if len(ids) == 1 else None
 
     @property
@@ -148,7 +148,10 @@ def read_results(folder: Path) -> Results:
         except RecordError as error:
             damage.append(str(error).replace(str(path), name))
     runs.sort(key=lambda records: (records.started, records.run.run), reverse=True)
-    suites = [_suite(id, [records for records in runs if records.run.suite == id]) for id in _suite_ids(runs)]
+    suites = [
+        _suite(suite_id, [records for records in runs if records.run.suite == suite_id])
+        for suite_id in _suite_ids(runs)
+    ]
     return Results([suite for suite in suites if suite.results], damage, notes)
 
 
@@ -194,7 +197,7 @@ def _started(run: Run, path: Path) -> datetime:
     return started if started.tzinfo else started.replace(tzinfo=UTC)
 
 
-def _suite(id: str, newest_first: list[_RunRecords]) -> Suite:
+def _suite(suite_id: str, newest_first: list[_RunRecords]) -> Suite:
     newest = _RunRecords(newest_first[0].run, newest_first[0].started, newest_first[0].folder, {}, {}, {}, {}, [])
     origin: dict[CaseKey, _RunRecords] = {}
     for records in newest_first:
@@ -212,7 +215,7 @@ def _suite(id: str, newest_first: list[_RunRecords]) -> Suite:
     }
     shown = {result.run.run for result in results.values()}
     return Suite(
-        id=id,
+        id=suite_id,
         runs=[records.run for records in newest_first if records.run.run in shown],
         models=dict(sorted(newest.models.items())),
         detectors=dict(sorted(newest.detectors.items())),
@@ -224,13 +227,13 @@ def _suite(id: str, newest_first: list[_RunRecords]) -> Suite:
 
 
 def _fill(newest: dict[str, _Part], older: dict[str, _Part]) -> None:
-    for id, part in older.items():
-        newest.setdefault(id, part)
+    for part_id, part in older.items():
+        newest.setdefault(part_id, part)
 
 
 def _is_of_shown(record: PublishedRecord, results: dict[CaseKey, Result]) -> bool:
     """Whether the cases that are shown of its sets are those that it was measured from, and none is stale."""
-    keys = [(record.model, record.detector, set) for set in record.sets]
+    keys = [(record.model, record.detector, set_id) for set_id in record.sets]
     shown = [results[key] for key in keys if key in results]
     return {(result.run.run, result.stale) for result in shown} == {(record.run, None)}
 
@@ -243,15 +246,19 @@ def _stale(case: Case, then: _RunRecords, now: _RunRecords) -> str | None:
 
 def _outdated(newest_first: list[_RunRecords], newest: _RunRecords) -> dict[str, str]:
     outdated = {}
-    for id, model in newest.models.items():
-        then = next(records for records in newest_first if records.models.get(id) is model)
-        tests = [set for set in then.sets.values() if set.role == "test"]
-        changed = [f"version of {set.id}" for set in tests if newest.sets[set.id].content_sha256 != set.content_sha256]
+    for model_id, model in newest.models.items():
+        then = next(records for records in newest_first if records.models.get(model_id) is model)
+        tests = [image_set for image_set in then.sets.values() if image_set.role == "test"]
+        changed = [
+            f"version of {image_set.id}"
+            for image_set in tests
+            if newest.sets[image_set.id].content_sha256 != image_set.content_sha256
+        ]
         base = then.models.get(model.base or "")
         if base and newest.models[base.id].weights_sha256 != base.weights_sha256:
             changed.append(f"checkpoint of {base.id}")
         if changed:
-            outdated[id] = f"made with {' and '.join(f'an older {what}' for what in changed)}"
+            outdated[model_id] = f"made with {' and '.join(f'an older {what}' for what in changed)}"
     return outdated
 
 
@@ -262,7 +269,11 @@ def _hashes(case: Case, records: _RunRecords) -> dict[str, str]:
         hashes["checkpoint of the model"] = model.weights_sha256
     if detector := records.detectors.get(case.detector):
         hashes["source file of the detector"] = detector.source_sha256
-    for set in records.sets.values():
-        if set.id == case.set or set.role in ("train", "val", "test") or set.id in case.shifted_accepted:
-            hashes[f"version of {set.id}"] = set.content_sha256
+    for image_set in records.sets.values():
+        if (
+            image_set.id == case.set
+            or image_set.role in ("train", "val", "test")
+            or image_set.id in case.shifted_accepted
+        ):
+            hashes[f"version of {image_set.id}"] = image_set.content_sha256
     return hashes

@@ -129,7 +129,7 @@ def model_tables(suite: Suite) -> tuple[list[ModelTable], list[str]]:
 
 def _model_table(suite: Suite, model: str, comparisons: Comparisons) -> ModelTable:
     grid = {
-        detector: [Cell(set, suite.results.get((model, detector, set))) for set in suite.ood_set_ids]
+        detector: [Cell(set_id, suite.results.get((model, detector, set_id))) for set_id in suite.ood_set_ids]
         for detector in suite.detector_ids
     }
     means = {detector: _mean(cells) for detector, cells in grid.items()}
@@ -137,7 +137,7 @@ def _model_table(suite: Suite, model: str, comparisons: Comparisons) -> ModelTab
     mean_standings = comparisons.standings(complete, {detector: results_of(grid[detector]) for detector in complete})
     set_standings = [_set_standings(grid, column, comparisons) for column in range(len(suite.ood_set_ids))]
     unit_cells = {
-        detector: [Cell(set, suite.results.get((model, detector, set))) for set in suite.set_ids("unit-test")]
+        detector: [Cell(set_id, suite.results.get((model, detector, set_id))) for set_id in suite.set_ids("unit-test")]
         for detector in suite.detector_ids
     }
     units = {detector: _unit_tests(cells) for detector, cells in unit_cells.items()}
@@ -164,7 +164,7 @@ def _model_table(suite: Suite, model: str, comparisons: Comparisons) -> ModelTab
 
 
 def _track(suite: Suite, model: str, detector: str, sets: Sequence[str]) -> Track:
-    cells = [Cell(set, suite.results.get((model, detector, set))) for set in sets]
+    cells = [Cell(set_id, suite.results.get((model, detector, set_id))) for set_id in sets]
     return Track(cells, _mean(cells))
 
 
@@ -288,8 +288,8 @@ class PublishedRow:
 def published_rows(suite: Suite) -> list[PublishedRow]:
     """Every published figure, by model and detector: of cases in their order, then of means and groups of classes."""
     of_cases = [
-        PublishedRow(model, detector, set, [set], result.case, Cell(set, result).fpr, value)
-        for (model, detector, set), result in suite.results.items()
+        PublishedRow(model, detector, set_id, [set_id], result.case, Cell(set_id, result).fpr, value)
+        for (model, detector, set_id), result in suite.results.items()
         for value in result.case.published
     ]
     others = [

@@ -15,7 +15,7 @@ SUITE = """
 title = "Colours"
 models = ["net"]
 detectors = ["msp", "mahalanobis"]
-thresholds = "colours.csv"
+baselines = "colours.csv"
 
 [in_distribution]
 train = "colours-train"
@@ -61,13 +61,13 @@ def _world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     random = np.random.default_rng(0)
     suite = SUITE
-    for id, count in PER_CLASS.items():
+    for detector_id, count in PER_CLASS.items():
         for name, colour in COLOURS.items():
-            _write_images(folder / "images" / id / name, count, np.array(colour), 30, random)
-        suite += IMAGE_SET.format(id=id, classes=list(COLOURS), images=3 * count)
-    for id, spread in {"greys": 20, "noise": 128}.items():
-        _write_images(folder / "images" / id, 20, np.array([128, 128, 128]), spread, random)
-        suite += IMAGE_SET.format(id=id, classes=[], images=20)
+            _write_images(folder / "images" / detector_id / name, count, np.array(colour), 30, random)
+        suite += IMAGE_SET.format(id=detector_id, classes=list(COLOURS), images=3 * count)
+    for detector_id, spread in {"greys": 20, "noise": 128}.items():
+        _write_images(folder / "images" / detector_id, 20, np.array([128, 128, 128]), spread, random)
+        suite += IMAGE_SET.format(id=detector_id, classes=[], images=20)
     (folder / "colours.toml").write_text(suite)
     save_network(folder / "net", classes=3)
     return folder
@@ -95,7 +95,7 @@ def world(_world: Path) -> Path:
 
 
 @pytest.fixture
-def own_world(_world: Path, tmp_path: Path) -> Path:
+def user_world(_world: Path, tmp_path: Path) -> Path:
     """A copy of the world that a test may change."""
     return Path(shutil.copytree(_world, tmp_path / "world"))
 

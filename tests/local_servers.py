@@ -120,10 +120,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _of_hub(self, parts: list[str]) -> Served | None:
         """What a Hub answers: information, the list of files, or one of them."""
         is_api = parts[:2] == ["api", "datasets"]
-        id = "/".join(parts[2:4] if is_api else parts[1:3])
+        name = "/".join(parts[2:4] if is_api else parts[1:3])
         if not is_api and parts[0] != "datasets":
             return None
-        repository = self.server_state.repositories.get(id)
+        repository = self.server_state.repositories.get(name)
         if repository is None:
             return _refused(404, "RepoNotFound")
         main = list(repository.commits)[-1]
@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
         commit = main if revision in ("", "main") else revision
         if what in ("", "revision"):
-            return _json({"id": id, "sha": commit, "private": False, "tags": [], "siblings": []})
+            return _json({"id": name, "sha": commit, "private": False, "tags": [], "siblings": []})
         authorised = repository.gated is None or self.headers["Authorization"] == f"Bearer {repository.gated}"
         if not authorised:
             return _refused(403 if self.headers["Authorization"] else 401, "GatedRepo")

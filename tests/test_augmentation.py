@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Generator
 
-from benchmark.training.augmentation import CROP_PIXELS, Augmentation, augmented
-from benchmark.training.from_scratch import augment
+from benchmark.training.augmentation import CROP_PIXELS, Augmentation, augment, augmented
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

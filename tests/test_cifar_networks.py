@@ -14,7 +14,8 @@ from torchvision.models import DenseNet
 
 from benchmark.entries import read_entries
 from benchmark.models.cifar_networks import NETWORKS, PaddedShortcut
-from benchmark.models.model import BUILT_IN, ModelEntry, load_model
+from benchmark.models.entries import BUILT_IN, ModelEntry
+from benchmark.models.loading import load_model
 from benchmark.models.state_dicts import load_state_dict
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -142,7 +143,7 @@ def test_a_wide_resnet_computes_what_its_paper_says() -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs real CIFAR images and networks (../shared/data)")
 @pytest.mark.parametrize(
-    ("id", "count", "accuracy"),
+    ("model_id", "count", "accuracy"),
     [
         ("cifar10-resnet20", 500, 0.9173),
         ("cifar10-resnet44", 500, 0.93),
@@ -150,9 +151,11 @@ def test_a_wide_resnet_computes_what_its_paper_says() -> None:
         ("cifar100-densenet", 30, 0.74),
     ],
 )
-def test_real_checkpoints_classify_real_images(id: str, count: int, accuracy: float) -> None:
-    classes = 100 if id.startswith("cifar100") else 10
-    model = load_model(id, read_entries(BUILT_IN, ModelEntry, data_dir=REAL), CPU, [str(i) for i in range(classes)])
+def test_real_checkpoints_classify_real_images(model_id: str, count: int, accuracy: float) -> None:
+    classes = 100 if model_id.startswith("cifar100") else 10
+    model = load_model(
+        model_id, read_entries(BUILT_IN, ModelEntry, data_dir=REAL), CPU, [str(i) for i in range(classes)]
+    )
     table = parquet.read_table(REAL / f"cifar{classes}" / "test.parquet").slice(0, count)
     pictures = [Image.open(io.BytesIO(image["bytes"])) for image in table["img"].to_pylist()]
     with torch.inference_mode():

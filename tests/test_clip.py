@@ -21,8 +21,9 @@ from torch.nn.functional import normalize
 
 from benchmark.entries import read_entries
 from benchmark.images.image_set import ImageSet, load_image_set
-from benchmark.models.model import BUILT_IN, ModelEntry, ModelError, load_model
-from benchmark.running.store import forward
+from benchmark.models.entries import BUILT_IN, ModelEntry, ModelError
+from benchmark.models.loading import load_model
+from benchmark.running.forward import forward
 from benchmark.training.from_scratch import CHECKPOINTS
 from benchmark.training.optimisation import Progress, Schedule
 from detectors import Outputs, create
@@ -647,7 +648,7 @@ def test_a_killed_training_ends_with_the_same_bits(
 
 @pytest.fixture
 def quick_command(small_set: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_clip, "load_image_set", lambda id: small_set)
+    monkeypatch.setattr(train_clip, "load_image_set", lambda model_id: small_set)
     monkeypatch.setattr(train_clip, "RECIPE", recipe_of())
 
 

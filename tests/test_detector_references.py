@@ -34,17 +34,19 @@ ELSEWHERE = {
 
 
 def test_every_detector_has_a_reference() -> None:
-    assert {id for id, _, _ in REFERENCES} | ELSEWHERE == set(available())
+    assert {detector_id for detector_id, _, _ in REFERENCES} | ELSEWHERE == set(available())
 
 
 @pytest.mark.parametrize("kind", DATA)
 @pytest.mark.parametrize(
-    ("id", "options", "reference"), REFERENCES, ids=[f"{id}-{options}" for id, options, _ in REFERENCES]
+    ("detector_id", "options", "reference"),
+    REFERENCES,
+    ids=[f"{detector_id}-{options}" for detector_id, options, _ in REFERENCES],
 )
 def test_scores_agree_with_the_formula(
-    id: str, options: dict[str, Any], reference: Callable[..., list[float]], kind: str
+    detector_id: str, options: dict[str, Any], reference: Callable[..., list[float]], kind: str
 ) -> None:
-    assert agree(DATA[kind].scores(id, **options), reference(DATA[kind], **options))
+    assert agree(DATA[kind].scores(detector_id, **options), reference(DATA[kind], **options))
 
 
 def test_the_comparison_notices_a_wrong_denominator() -> None:
@@ -64,8 +66,8 @@ def test_scores_agree_with_pytorch_ood() -> None:
     train_logits, test_logits = (torch.from_numpy(data.logits(values)) for values in (data.train, data.test))
     weight, bias = torch.from_numpy(data.weight), torch.from_numpy(data.bias)
 
-    def same(id: str, outlier_scores: torch.Tensor, digits: float = 1e-6, **options: Any) -> None:
-        assert agree(data.scores(id, **options), (-outlier_scores).tolist(), digits), id
+    def same(detector_id: str, outlier_scores: torch.Tensor, digits: float = 1e-6, **options: Any) -> None:
+        assert agree(data.scores(detector_id, **options), (-outlier_scores).tolist(), digits), detector_id
 
     same("msp", -(-peer.MaxSoftmax(None).predict_logits(test_logits)).log())
     same("max-logit", peer.MaxLogit(None).predict_logits(test_logits))
@@ -133,8 +135,10 @@ def test_mahalanobis_is_the_same_in_any_coordinates(seed: int) -> None:
     random = np.random.default_rng(seed)
     turn, _ = np.linalg.qr(random.normal(size=(6, 6)))
     linear = turn * random.uniform(0.1, 10, 6)
-    for id in ("mahalanobis", "relative-mahalanobis"):
-        assert agree(changed(data, lambda features: features @ linear + 1.0).scores(id), data.scores(id))
+    for detector_id in ("mahalanobis", "relative-mahalanobis"):
+        assert agree(
+            changed(data, lambda features: features @ linear + 1.0).scores(detector_id), data.scores(detector_id)
+        )
 
 
 @few
@@ -146,8 +150,8 @@ def test_normalised_detectors_see_the_direction_only(seed: int) -> None:
     def stretched(features: np.ndarray) -> np.ndarray:
         return features * 10 ** random.uniform(-6, 6, (len(features), 1))
 
-    for id in ("mahalanobis++", "relative-mahalanobis++", "knn"):
-        assert agree(changed(data, stretched).scores(id), data.scores(id))
+    for detector_id in ("mahalanobis++", "relative-mahalanobis++", "knn"):
+        assert agree(changed(data, stretched).scores(detector_id), data.scores(detector_id))
     assert not agree(changed(data, stretched).scores("mahalanobis"), data.scores("mahalanobis"))
 
 
@@ -156,16 +160,16 @@ def test_normalised_detectors_see_the_direction_only(seed: int) -> None:
 def test_directions_keep_their_scores_under_a_rotation(seed: int) -> None:
     data = any_data(seed)
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(6, 6)))
-    for id in ("knn", "cosine", "relative-cosine", "mahalanobis++"):
-        assert agree(changed(data, lambda features: features @ turn).scores(id), data.scores(id))
+    for detector_id in ("knn", "cosine", "relative-cosine", "mahalanobis++"):
+        assert agree(changed(data, lambda features: features @ turn).scores(detector_id), data.scores(detector_id))
 
 
 @few
 @given(seeds)
 def test_one_class_has_no_relative_distance(seed: int) -> None:
     data = any_data(seed, classes=1)
-    for id in ("relative-mahalanobis", "relative-mahalanobis++"):
-        assert (data.scores(id) == 0).all()
+    for detector_id in ("relative-mahalanobis", "relative-mahalanobis++"):
+        assert (data.scores(detector_id) == 0).all()
 
 
 @few

@@ -34,11 +34,11 @@ EXEMPT = {("random", "higher_means_in_distribution"), ("constant", "higher_means
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("id", available())
-def test_contract(id: str, check: str) -> None:
-    if (id, check) in EXEMPT:
+@pytest.mark.parametrize("detector_id", available())
+def test_contract(detector_id: str, check: str) -> None:
+    if (detector_id, check) in EXEMPT:
         pytest.skip("a sanity detector, which must not tell in-distribution images from others")
-    CHECKS[check](partial(create, id, **OPTIONS.get(id, {})))
+    CHECKS[check](partial(create, detector_id, **OPTIONS.get(detector_id, {})))
 
 
 # --- The broken twins: one a check, each wrong in the way that the check is there to find. ---
@@ -322,8 +322,8 @@ USING_LABELS: dict[str, dict[str, Any]] = {
     "relative-cosine": {},
     "kl-matching": {"classes": "true"},
     **{
-        id: {}
-        for id in (
+        detector_id: {}
+        for detector_id in (
             "openmax",
             "she",
             "mahalanobis-odin",
@@ -339,7 +339,7 @@ USING_LABELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("id", USING_LABELS)
+@pytest.mark.parametrize("detector_id", USING_LABELS)
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
@@ -352,16 +352,19 @@ USING_LABELS: dict[str, dict[str, Any]] = {
     ],
     ids=["missing", "fractions", "flags", "matrix", "too many classes", "negative"],
 )
-def test_labels_that_do_not_fit_are_refused(id: str, labels: Tensor | None, says: str) -> None:
+def test_labels_that_do_not_fit_are_refused(detector_id: str, labels: Tensor | None, says: str) -> None:
     assert says in refusal(
-        ValueError, lambda: fitted(lambda: create(id, **USING_LABELS[id]), train=replace(WORLD.train, labels=labels))
+        ValueError,
+        lambda: fitted(
+            lambda: create(detector_id, **USING_LABELS[detector_id]), train=replace(WORLD.train, labels=labels)
+        ),
     )
 
 
-@pytest.mark.parametrize("id", USING_LABELS)
+@pytest.mark.parametrize("detector_id", USING_LABELS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_labels_of_any_integer_type_serve(id: str, dtype: torch.dtype) -> None:
-    make = partial(create, id, **USING_LABELS[id])
+def test_labels_of_any_integer_type_serve(detector_id: str, dtype: torch.dtype) -> None:
+    make = partial(create, detector_id, **USING_LABELS[detector_id])
     small = replace(WORLD.train, labels=WORLD.train.labels.to(dtype))
     assert torch.equal(fitted(make, train=small).score(WORLD.test), fitted(make).score(WORLD.test))
 
@@ -379,7 +382,7 @@ def test_a_head_of_another_network_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "option", "values"),
+    ("detector_id", "option", "values"),
     [
         ("energy", "temperature", [0, -1.0, "1", True, float("nan"), float("inf"), None]),
         ("kl-matching", "classes", ["labels", None, True]),
@@ -391,18 +394,20 @@ def test_a_head_of_another_network_is_refused() -> None:
         ("odin", "epsilon", [-0.1, "1", False, float("inf")]),
     ],
 )
-def test_bad_options_are_refused(id: str, option: str, values: list[Any]) -> None:
+def test_bad_options_are_refused(detector_id: str, option: str, values: list[Any]) -> None:
     for value in values:
-        text = refusal(ValueError, lambda value=value: create(id, **{option: value}))
+        text = refusal(ValueError, lambda value=value: create(detector_id, **{option: value}))
         assert option in text
         assert repr(value) in text
         assert "allowed" in text
 
 
-@pytest.mark.parametrize(("id", "option", "largest"), [("knn", "k", len(WORLD.train)), ("vim", "dimension", WIDTH - 1)])
-def test_a_named_option_is_held_to_the_data_and_never_rescaled(id: str, option: str, largest: int) -> None:
-    fitted(lambda: create(id, **{option: largest}))
-    text = refusal(ValueError, lambda: fitted(lambda: create(id, **{option: largest + 1})))
+@pytest.mark.parametrize(
+    ("detector_id", "option", "largest"), [("knn", "k", len(WORLD.train)), ("vim", "dimension", WIDTH - 1)]
+)
+def test_a_named_option_is_held_to_the_data_and_never_rescaled(detector_id: str, option: str, largest: int) -> None:
+    fitted(lambda: create(detector_id, **{option: largest}))
+    text = refusal(ValueError, lambda: fitted(lambda: create(detector_id, **{option: largest + 1})))
     assert f"{option} is {largest + 1}" in text
     assert str(largest) in text
 
@@ -422,9 +427,11 @@ def test_the_default_dimension_follows_its_rule(width: int, dimension: int) -> N
 
 
 def test_defaults_that_adapt_are_used() -> None:
-    for id, option, value in (("knn", "k", 10), ("vim", "dimension", 8)):
-        expected, other = (fitted(partial(create, id, **{option: number})).score(WORLD.test) for number in (value, 5))
-        assert torch.equal(fitted(partial(create, id)).score(WORLD.test), expected)
+    for detector_id, option, value in (("knn", "k", 10), ("vim", "dimension", 8)):
+        expected, other = (
+            fitted(partial(create, detector_id, **{option: number})).score(WORLD.test) for number in (value, 5)
+        )
+        assert torch.equal(fitted(partial(create, detector_id)).score(WORLD.test), expected)
         assert not torch.equal(expected, other)
 
 

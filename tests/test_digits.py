@@ -16,7 +16,8 @@ from PIL import Image, features
 
 from benchmark.entries import read_entries
 from benchmark.images import make_digits
-from benchmark.images.image_set import BUILT_IN, ImageSetEntry, load_image_set
+from benchmark.images.entries import BUILT_IN, ImageSetEntry
+from benchmark.images.image_set import load_image_set
 from benchmark.images.make_digits import FONTS, ID_CLASSES, IMAGES_A_FONT, PARQUET, Row, summary
 
 RECORDED = {
@@ -105,7 +106,9 @@ def test_the_image_sets_cover_the_file(rows: list[Row]) -> None:
     entries = read_entries(BUILT_IN, ImageSetEntry)
     names = [name for name, entry in entries.items() if entry.parquet == PARQUET and not entry.corruption]
     loaded = [load_image_set(name) for name in names]
-    assert Counter(id for image_set in loaded for id in image_set.image_ids) == Counter(row["id"] for row in rows)
+    assert Counter(set_id for image_set in loaded for set_id in image_set.image_ids) == Counter(
+        row["id"] for row in rows
+    )
     assert {name: len(image_set) for name, image_set in zip(names, loaded, strict=True)} == {
         name: count for name, (count, _) in RECORDED.items()
     }

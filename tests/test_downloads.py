@@ -49,9 +49,9 @@ def archive(kind: str, files: dict[str, bytes]) -> bytes:
     """A zip, tar or compressed tar of these files."""
     stream = io.BytesIO()
     if kind == "zip":
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as zip:
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as zipped:
             for name, content in files.items():
-                zip.writestr(name, content)
+                zipped.writestr(name, content)
     else:
         with tarfile.open(fileobj=stream, mode="w" + kind.removeprefix("tar").replace(".", ":")) as tar:
             for name, content in files.items():
@@ -324,11 +324,11 @@ def hostile_tar(member: tarfile.TarInfo) -> bytes:
 
 def hostile_zip(name: str, mode: int = 0) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as zip:
-        zip.writestr("set/good.png", b"x")
+    with zipfile.ZipFile(stream, "w") as zipped:
+        zipped.writestr("set/good.png", b"x")
         about = zipfile.ZipInfo(name)
         about.external_attr = mode << 16
-        zip.writestr(about, b"/etc/passwd")
+        zipped.writestr(about, b"/etc/passwd")
     return stream.getvalue()
 
 
@@ -627,8 +627,8 @@ class Commands:
 
 
 @pytest.fixture
-def commands(server: Server, own_world: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
-    return with_sets(server, own_world, capsys)
+def commands(server: Server, user_world: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
+    return with_sets(server, user_world, capsys)
 
 
 def with_sets(server: Server, folder: Path, capsys: pytest.CaptureFixture[str], **how: Any) -> Commands:
@@ -718,10 +718,10 @@ WORLD = ("colours-train", "colours-val", "colours-test", "greys", "noise")
     ids=["count", "class"],
 )
 def test_a_set_that_is_not_what_it_should_be_does_not_count_as_fetched(
-    server: Server, own_world: Path, capsys: pytest.CaptureFixture[str], classes: list[str], problem: str
+    server: Server, user_world: Path, capsys: pytest.CaptureFixture[str], classes: list[str], problem: str
 ) -> None:
-    commands = with_sets(server, own_world, capsys, images=3)
-    suite = own_world / "colours.toml"
+    commands = with_sets(server, user_world, capsys, images=3)
+    suite = user_world / "colours.toml"
     suite.write_text(suite.read_text().replace('classes = ["a", "b"]\nimages', f"classes = {classes}\nimages"))
     code, _, err = commands("fetch", "fetched")
     assert code == 1
@@ -733,9 +733,9 @@ def test_a_set_that_is_not_what_it_should_be_does_not_count_as_fetched(
 
 
 def test_weights_with_another_hash_are_not_trusted(
-    server: Server, own_world: Path, capsys: pytest.CaptureFixture[str]
+    server: Server, user_world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands = with_sets(server, own_world, capsys, sha256="0" * 64)
+    commands = with_sets(server, user_world, capsys, sha256="0" * 64)
     code, _, err = commands("fetch", "trained")
     assert code == 1
     assert re.match("trained: .*has the sha256 .*0000 expected: do not trust it; delete it", err)

@@ -11,12 +11,17 @@ import pytest
 import torch
 
 from benchmark.images.image_set import ImageSetError, MissingImageSetError
+from benchmark.limits.limits import Limits
 from benchmark.metrics import accepted, accuracy, fpr_at_tpr, measure
 from benchmark.records import Case, ModelRecord, Record
-from benchmark.running.evaluation import ModelBench, Once, Workbench
-from benchmark.running.session import Draft, Limits, Session
+from benchmark.running.evaluation import Evaluation
+from benchmark.running.loaded_model import LoadedModel
+from benchmark.running.loaded_suite import LoadedSuite
+from benchmark.running.once import Once
+from benchmark.running.session import Draft, Session
 from benchmark.running.store import Store
-from benchmark.suites.suite import CaseId, load_suite
+from benchmark.suites.loading import load_suite
+from benchmark.suites.suite import CaseId
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,25 +64,27 @@ def session_of(folder: Path, shifted: str, change: tuple[str, str] = ("", "")) -
             (two / colour / image.name).write_bytes(image.read_bytes())
     suite = load_suite(str(file), folder)
     limits = Limits(suite, {}, 1.0, None, recording=False)
-    return Session(Workbench(suite, Store(folder / "store"), torch.device("cpu")), limits, folder / "results", "run")
+    return Session(
+        Evaluation(LoadedSuite(suite, Store(folder / "store"), torch.device("cpu"))), limits, folder / "results", "run"
+    )
 
 
-def records_of(session: Session, detector: str = "msp", set: str = "noise") -> list[Record]:
-    draft = Draft(CaseId("net", detector, set, "far"))
-    prepared = session.prepare(draft, session.workbench.image_set(set))
+def records_of(session: Session, detector: str = "msp", set_id: str = "noise") -> list[Record]:
+    draft = Draft(CaseId("net", detector, set_id, "far"))
+    prepared = session.prepare(draft, session.suite.image_set(set_id))
     prepared.judge(prepared.score())
-    return draft.finished("run", session.workbench.suite, "")
+    return draft.finished("run", session.suite.suite, "")
 
 
-def case_of(session: Session, detector: str = "msp", set: str = "noise") -> Case:
-    case = records_of(session, detector, set)[-1]
+def case_of(session: Session, detector: str = "msp", set_id: str = "noise") -> Case:
+    case = records_of(session, detector, set_id)[-1]
     assert isinstance(case, Case)
     return case
 
 
-def correct_by_hand(bench: ModelBench, id: str) -> np.ndarray:
+def correct_by_hand(bench: LoadedModel, set_id: str) -> np.ndarray:
     """Whether the class of the largest logit has the name of the folder that the image lies in."""
-    image_set = bench.workbench.image_set(id)
+    image_set = bench.suite.image_set(set_id)
     names = ["blue", "green", "red"]
     predicted = bench.outputs(image_set).logits[:].argmax(dim=1)
     folders = [image.split("/")[0] for image in image_set.image_ids]
@@ -85,15 +92,15 @@ def correct_by_hand(bench: ModelBench, id: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("detector", ["msp", "mahalanobis"])
-def test_shifted_images_count_as_in_distribution(own_world: Path, detector: str) -> None:
-    session = session_of(own_world, '["dark", "two"]')
+def test_shifted_images_count_as_in_distribution(user_world: Path, detector: str) -> None:
+    session = session_of(user_world, '["dark", "two"]')
     case = case_of(session, detector)
-    bench = session.workbench.model("net")
-    scored = bench.detector(detector)
+    bench = session.evaluation.model("net")
+    scored = session.evaluation.detector("net", detector)
     clean, dark, two, ood = (
-        scored.score(session.workbench.image_set(id)).values for id in ("colours-test", "dark", "two", "noise")
+        scored.score(session.suite.image_set(set_id)).values for set_id in ("colours-test", "dark", "two", "noise")
     )
-    right = [correct_by_hand(bench, id) for id in ("colours-test", "dark", "two")]
+    right = [correct_by_hand(bench, set_id) for set_id in ("colours-test", "dark", "two")]
     assert case.metrics == measure(clean, ood, id_correct=right[0])
     pooled = np.concatenate([clean, dark, two])
     assert case.full_spectrum == measure(pooled, ood, id_correct=np.concatenate(right))
@@ -102,26 +109,26 @@ def test_shifted_images_count_as_in_distribution(own_world: Path, detector: str)
     assert case.shifted_accepted == {"dark": accepted(clean, dark), "two": accepted(clean, two)}
 
 
-def test_accuracy_on_shifted_sets_goes_by_the_names_of_their_classes(own_world: Path) -> None:
-    session = session_of(own_world, '["dark", "two"]')
+def test_accuracy_on_shifted_sets_goes_by_the_names_of_their_classes(user_world: Path) -> None:
+    session = session_of(user_world, '["dark", "two"]')
     model = next(record for record in records_of(session) if isinstance(record, ModelRecord))
-    bench = session.workbench.model("net")
-    for id, estimate in ({"colours-test": model.id_accuracy} | model.shifted_accuracy).items():
-        right = correct_by_hand(bench, id)
+    bench = session.evaluation.model("net")
+    for set_id, estimate in ({"colours-test": model.id_accuracy} | model.shifted_accuracy).items():
+        right = correct_by_hand(bench, set_id)
         assert estimate == accuracy(int(right.sum()), len(right))
     assert model.shifted_accuracy.keys() == {"dark", "two"}
-    two = session.workbench.image_set("two")
-    assert session.workbench.id_labels(two).tolist() == [0] * 5 + [2] * 5 != two.labels.tolist()  # the twin
+    two = session.suite.image_set("two")
+    assert session.suite.id_labels(two).tolist() == [0] * 5 + [2] * 5 != two.labels.tolist()  # the twin
 
 
-def test_the_records_hold_the_shifted_sets_and_their_scores(own_world: Path) -> None:
-    session = session_of(own_world, '["dark", "two"]')
+def test_the_records_hold_the_shifted_sets_and_their_scores(user_world: Path) -> None:
+    session = session_of(user_world, '["dark", "two"]')
     records = records_of(session)
     roles = {record.id: record.role for record in records if record.kind == "set"}
     assert roles["dark"] == roles["two"] == "shifted"
     case = records[-1]
     table = pq.read_table(session.results / case.scores.path)
-    assert {set: table["set"].to_pylist().count(set) for set in ("colours-test", "dark", "two", "noise")} == {
+    assert {set_id: table["set"].to_pylist().count(set_id) for set_id in ("colours-test", "dark", "two", "noise")} == {
         "colours-test": 36,
         "dark": 36,
         "two": 10,
@@ -130,40 +137,40 @@ def test_the_records_hold_the_shifted_sets_and_their_scores(own_world: Path) -> 
     assert case.tuned is None
 
 
-def test_a_shifted_set_that_nobody_has_fetched_stops_no_case(own_world: Path) -> None:
-    session = session_of(own_world, '["gone", "dark"]')
+def test_a_shifted_set_that_nobody_has_fetched_stops_no_case(user_world: Path) -> None:
+    session = session_of(user_world, '["gone", "dark"]')
     case = case_of(session)
     assert case.status == "passed"
     assert case.full_spectrum is None
     assert case.shifted_accepted.keys() == {"dark"}
 
 
-def test_a_suite_without_shifted_sets_has_no_full_spectrum(own_world: Path) -> None:
-    case = case_of(session_of(own_world, "[]"))
+def test_a_suite_without_shifted_sets_has_no_full_spectrum(user_world: Path) -> None:
+    case = case_of(session_of(user_world, "[]"))
     assert case.full_spectrum is None
     assert case.shifted_accepted == {}
     assert case.metrics.oscr is not None
 
 
-def test_a_unit_test_is_no_part_of_the_full_spectrum(own_world: Path) -> None:
-    session = session_of(own_world, '["dark"]')
+def test_a_unit_test_is_no_part_of_the_full_spectrum(user_world: Path) -> None:
+    session = session_of(user_world, '["dark"]')
     draft = Draft(CaseId("net", "msp", "noise", "unit-test"))
-    prepared = session.prepare(draft, session.workbench.image_set("noise"))
+    prepared = session.prepare(draft, session.suite.image_set("noise"))
     prepared.judge(prepared.score())
-    case = draft.finished("run", session.workbench.suite, "")[-1]
+    case = draft.finished("run", session.suite.suite, "")[-1]
     assert case.full_spectrum is None
     assert case.shifted_accepted.keys() == {"dark"}
 
 
 @pytest.mark.parametrize(("unlabelled", "shifted_labelled"), [("colours-test", False), ("dark", True)])
 def test_images_without_labels_have_no_errors_to_count(
-    own_world: Path, unlabelled: str, shifted_labelled: bool
+    user_world: Path, unlabelled: str, shifted_labelled: bool
 ) -> None:
     text = (
         "classes = ['blue', 'green', 'red']" if unlabelled == "colours-test" else 'classes = ["blue", "green", "red"]'
     )
     place = f'folder = "images/{unlabelled}"\n' if unlabelled == "colours-test" else 'folder = "images/colours-test"\n'
-    session = session_of(own_world, '["dark"]', (place + text, place))
+    session = session_of(user_world, '["dark"]', (place + text, place))
     records = records_of(session)
     model = next(record for record in records if isinstance(record, ModelRecord))
     case = records[-1]
@@ -177,38 +184,38 @@ def test_images_without_labels_have_no_errors_to_count(
         assert case.metrics.oscr is None
 
 
-def test_a_class_that_is_not_in_distribution_is_named(own_world: Path) -> None:
-    session = session_of(own_world, '["two"]', ('classes = ["red", "blue"]', 'classes = ["yellow", "blue"]'))
-    (own_world / "images" / "two" / "red").rename(own_world / "images" / "two" / "yellow")
+def test_a_class_that_is_not_in_distribution_is_named(user_world: Path) -> None:
+    session = session_of(user_world, '["two"]', ('classes = ["red", "blue"]', 'classes = ["yellow", "blue"]'))
+    (user_world / "images" / "two" / "red").rename(user_world / "images" / "two" / "yellow")
     with pytest.raises(ImageSetError, match=r"image set two: 1 of its classes are none of .* such as 'yellow'"):
         case_of(session)
 
 
-def test_errors_are_those_of_the_network_that_classifies(own_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = session_of(own_world, '["dark"]')
-    model = session.workbench.model("net").model
+def test_errors_are_those_of_the_network_that_classifies(user_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = session_of(user_world, '["dark"]')
+    model = session.evaluation.model("net").model
     base = model.copy()
     with torch.no_grad():
         base.network.get_classifier().bias[2] += 1e4  # it takes all for red
-    monkeypatch.setattr(session.workbench, "base_of", lambda model: base)
+    monkeypatch.setattr(session.suite, "base_of", lambda model: base)
     edit = SimpleNamespace(about={"classified_by_base": True}, sha256="0" * 64, ratios={})
-    variant = ModelBench(session.workbench, replace(model, edits=(edit,), base_sha256=model.weights_sha256))
+    variant = LoadedModel(session.suite, replace(model, edits=(edit,), base_sha256=model.weights_sha256))
     reds = (variant.test_set.labels == 2).tolist()
     assert variant.correct(variant.test_set).tolist() == reds != correct_by_hand(variant, "colours-test").tolist()
     assert variant.correct(variant.shifted_sets[0]).tolist() == reds
 
 
-def test_a_suite_without_a_training_split_serves_what_needs_none(own_world: Path) -> None:
-    session = session_of(own_world, '["dark"]', ('train = "colours-train"\nval = "colours-val"\n', ""))
-    assert session.workbench.model("net").split("train") is None
+def test_a_suite_without_a_training_split_serves_what_needs_none(user_world: Path) -> None:
+    session = session_of(user_world, '["dark"]', ('train = "colours-train"\nval = "colours-val"\n', ""))
+    assert session.evaluation.model("net").split("train") is None
     assert case_of(session).full_spectrum is not None
 
 
-def test_outputs_of_a_split_are_made_for_those_who_learn_from_it(own_world: Path) -> None:
-    session = session_of(own_world, "[]")
+def test_outputs_of_a_split_are_made_for_those_who_learn_from_it(user_world: Path) -> None:
+    session = session_of(user_world, "[]")
 
     def stored() -> set[str]:
-        return {json.loads(file.read_text())["image_set"] for file in (own_world / "store").glob("*/about.json")}
+        return {json.loads(file.read_text())["image_set"] for file in (user_world / "store").glob("*/about.json")}
 
     case_of(session, "msp")
     assert stored() == {"colours-test", "noise"}
@@ -216,13 +223,13 @@ def test_outputs_of_a_split_are_made_for_those_who_learn_from_it(own_world: Path
     assert stored() == {"colours-test", "noise", "colours-train"}
 
 
-def test_test_images_may_name_their_classes_in_another_order(own_world: Path) -> None:
+def test_test_images_may_name_their_classes_in_another_order(user_world: Path) -> None:
     here = 'folder = "images/colours-test"\n'
     order = "classes = ['blue', 'green', 'red']"
-    session = session_of(own_world, "[]", (here + order, here + "classes = ['red', 'green', 'blue']"))
-    test = session.workbench.image_set("colours-test")
+    session = session_of(user_world, "[]", (here + order, here + "classes = ['red', 'green', 'blue']"))
+    test = session.suite.image_set("colours-test")
     colours = [image.split("/")[0] for image in test.image_ids]
-    assert session.workbench.id_labels(test).tolist() == [["blue", "green", "red"].index(name) for name in colours]
+    assert session.suite.id_labels(test).tolist() == [["blue", "green", "red"].index(name) for name in colours]
 
 
 def test_a_failure_does_not_grow_with_each_time_that_it_is_raised() -> None:
@@ -238,28 +245,28 @@ def test_a_failure_does_not_grow_with_each_time_that_it_is_raised() -> None:
     assert frames() == frames() == first
 
 
-def test_without_training_images_only_the_detectors_that_learn_lack_theirs(own_world: Path) -> None:
-    session = session_of(own_world, "[]", ('folder = "images/colours-train"', 'local = "gone-too"'))
+def test_without_training_images_only_the_detectors_that_learn_lack_theirs(user_world: Path) -> None:
+    session = session_of(user_world, "[]", ('folder = "images/colours-train"', 'local = "gone-too"'))
     assert case_of(session, "msp").status == "passed"
     assert {record.id for record in records_of(session, "msp", "greys") if record.kind == "set"} == {"greys"}
     with pytest.raises(MissingImageSetError, match="colours-train"):
         case_of(session, "mahalanobis")
 
 
-def test_without_test_images_no_detector_runs(own_world: Path) -> None:
-    session = session_of(own_world, "[]", ('folder = "images/colours-test"', 'local = "gone-too"'))
+def test_without_test_images_no_detector_runs(user_world: Path) -> None:
+    session = session_of(user_world, "[]", ('folder = "images/colours-test"', 'local = "gone-too"'))
     with pytest.raises(MissingImageSetError, match="colours-test"):
         case_of(session, "msp")
 
 
-def test_labels_of_val_are_in_the_order_of_the_networks_classes(own_world: Path) -> None:
+def test_labels_of_val_are_in_the_order_of_the_networks_classes(user_world: Path) -> None:
     other = ("folder = \"images/colours-val\"\nclasses = ['blue', 'green', 'red']", "")
-    text = (own_world / "colours.toml").read_text()
+    text = (user_world / "colours.toml").read_text()
     assert other[0] in text
     turned = other[0].replace("['blue', 'green', 'red']", "['red', 'green', 'blue']")
-    session = session_of(own_world, "[]", (other[0], turned))
-    val = session.workbench.image_set("colours-val")
-    labels = session.workbench.model("net").split("val").labels
+    session = session_of(user_world, "[]", (other[0], turned))
+    val = session.suite.image_set("colours-val")
+    labels = session.evaluation.model("net").split("val").labels
     names = [("blue", "green", "red")[label] for label in labels]
     assert names == [image.split("/")[0] for image in val.image_ids]
     assert val.labels.tolist() != labels.tolist()

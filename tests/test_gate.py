@@ -24,10 +24,12 @@ from benchmark.gate import ABOUT, TENSORS, Decision, Gate, GateError
 from benchmark.images.decoding import Decoding
 from benchmark.images.image_set import ImageSetError
 from benchmark.metrics import accuracy
-from benchmark.models.model import ModelError
-from benchmark.running.evaluation import ModelBench, Workbench
+from benchmark.models.entries import ModelError
+from benchmark.running.evaluation import Evaluation
+from benchmark.running.fitted_detector import FittedDetector
+from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.store import Store
-from benchmark.suites.suite import load_suite
+from benchmark.suites.loading import load_suite
 from detectors import create
 from tests.conftest import save_network
 
@@ -41,21 +43,20 @@ VISION_LANGUAGE = ("mcm", "gl-mcm")
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    return Workbench(load_suite("digits"), Store(tmp_path_factory.mktemp("store")), torch.device("cpu"))
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    return Evaluation(LoadedSuite(load_suite("digits"), Store(tmp_path_factory.mktemp("store")), torch.device("cpu")))
 
 
-def bench_of(folder: Path) -> ModelBench:
-    return Workbench(load_suite(str(folder / "colours.toml")), Store(folder / "store"), torch.device("cpu")).model(
-        "net"
-    )
+def fitted(folder: Path) -> FittedDetector:
+    suite = LoadedSuite(load_suite(str(folder / "colours.toml")), Store(folder / "store"), torch.device("cpu"))
+    return Evaluation(suite).detector("net", "mahalanobis")
 
 
 @pytest.fixture
-def saved(own_world: Path) -> Path:
+def saved(user_world: Path) -> Path:
     """The folder of a gate of the tiny world, beside its suite."""
-    Gate.of(bench_of(own_world), "mahalanobis").save(own_world / "gate")
-    return own_world / "gate"
+    Gate.of(fitted(user_world)).save(user_world / "gate")
+    return user_world / "gate"
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], Any], *, sign: bool) -> None:
@@ -73,15 +74,17 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], Any], *, sign: bool) -
 
 @pytest.mark.parametrize(
     ("model", "detector"),
-    [*(("digits-resnet", id) for id in CORE), *(("digits-clip", id) for id in VISION_LANGUAGE)],
+    [*(("digits-resnet", model_id) for model_id in CORE), *(("digits-clip", model_id) for model_id in VISION_LANGUAGE)],
 )
-def test_scores_and_verdicts_are_those_of_the_run(digits: Workbench, model: str, detector: str, tmp_path: Path) -> None:
+def test_scores_and_verdicts_are_those_of_the_run(
+    digits: Evaluation, model: str, detector: str, tmp_path: Path
+) -> None:
     bench = digits.model(model)
-    run = bench.detector(detector)
-    Gate.of(bench, detector).save(tmp_path)
+    run = digits.detector(model, detector)
+    Gate.of(run).save(tmp_path)
     gate = Gate.load(tmp_path, device="cpu")
     assert gate.threshold == run.metrics(run.id_scores).threshold
-    for image_set in (bench.test_set, digits.image_set("digits-8-9")):
+    for image_set in (bench.test_set, digits.suite.image_set("digits-8-9")):
         expected = run.score(image_set).values[:5]
         decisions = gate([image_set[index] for index in range(5)])
         assert [decision.score for decision in decisions] == pytest.approx(expected.tolist(), rel=1e-5)
@@ -90,23 +93,23 @@ def test_scores_and_verdicts_are_those_of_the_run(digits: Workbench, model: str,
     assert [decision.label for decision in decisions] == logits.argmax(dim=1).tolist()
     probabilities = logits.double().softmax(dim=1).amax(dim=1).tolist()
     assert [decision.probability for decision in decisions] == pytest.approx(probabilities, rel=1e-5)
-    words = digits.image_set("digits-train").class_names
+    words = digits.suite.image_set("digits-train").class_names
     assert [decision.class_name for decision in decisions] == [words[decision.label] for decision in decisions]
 
 
-def test_the_network_is_asked_once_for_a_list(saved: Path, own_world: Path) -> None:
+def test_the_network_is_asked_once_for_a_list(saved: Path, user_world: Path) -> None:
     gate = Gate.load(saved)
     calls: list[int] = []
     gate.model.network.register_forward_pre_hook(lambda _, images: calls.append(len(images[0])))
     hooked = gate.model.network.forward_features
     gate.model.network.forward_features = lambda images: (calls.append(len(images)), hooked(images))[1]
-    gate(sorted((own_world / "images" / "greys").iterdir()))
+    gate(sorted((user_world / "images" / "greys").iterdir()))
     assert calls == [20]
     assert gate([]) == []
 
 
-def test_a_path_its_bytes_and_its_pixels_are_one_image(saved: Path, own_world: Path) -> None:
-    path = own_world / "images" / "greys" / "00.png"
+def test_a_path_its_bytes_and_its_pixels_are_one_image(saved: Path, user_world: Path) -> None:
+    path = user_world / "images" / "greys" / "00.png"
     gate = Gate.load(saved)
     one = gate(path)
     assert isinstance(one, Decision)
@@ -125,13 +128,13 @@ def test_pixels_of_16_bits_are_those_of_their_file(saved: Path) -> None:
         gate(Image.new("F", (8, 8)))
 
 
-def test_files_are_decoded_as_those_of_the_test_images(own_world: Path) -> None:
-    suite = own_world / "colours.toml"
+def test_files_are_decoded_as_those_of_the_test_images(user_world: Path) -> None:
+    suite = user_world / "colours.toml"
     entry = "[image_set.colours-test]\n"
     suite.write_text(suite.read_text().replace(entry, f'{entry}decoding = {{ orientation = "exif" }}\n'))
-    Gate.of(bench_of(own_world), "mahalanobis").save(own_world / "gate")
-    gate = Gate.load(own_world / "gate")
-    upright = Image.open(own_world / "images" / "greys" / "00.png")
+    Gate.of(fitted(user_world)).save(user_world / "gate")
+    gate = Gate.load(user_world / "gate")
+    upright = Image.open(user_world / "images" / "greys" / "00.png")
     file, exif = io.BytesIO(), Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees clockwise
     upright.rotate(90).save(file, "png", exif=exif)
@@ -139,8 +142,8 @@ def test_files_are_decoded_as_those_of_the_test_images(own_world: Path) -> None:
     assert gate(file.getvalue()) != replace(gate, decoding=Decoding())(file.getvalue())
 
 
-def test_a_variant_that_leaves_classifying_to_its_base(saved: Path, own_world: Path) -> None:
-    gate, image = Gate.load(saved), own_world / "images" / "greys" / "00.png"
+def test_a_variant_that_leaves_classifying_to_its_base(saved: Path, user_world: Path) -> None:
+    gate, image = Gate.load(saved), user_world / "images" / "greys" / "00.png"
     base, before = gate.model.copy(), gate(image)
     other = (before.label + 1) % 3
     with torch.no_grad():
@@ -150,31 +153,33 @@ def test_a_variant_that_leaves_classifying_to_its_base(saved: Path, own_world: P
     assert (after.label, after.class_name) == (other, gate.class_names[other])
 
 
-def test_a_variant_is_saved_with_its_bases(digits: Workbench, tmp_path: Path) -> None:
+def test_a_variant_is_saved_with_its_bases(digits: Evaluation, tmp_path: Path) -> None:
     bench = digits.model("digits-resnet+umap")
-    Gate.of(bench, "msp").save(tmp_path)
+    Gate.of(digits.detector("digits-resnet+umap", "msp")).save(tmp_path)
     gate = Gate.load(tmp_path)
     assert gate.model.weights_sha256 == bench.model.weights_sha256
     assert gate.entries.keys() == {"digits-resnet", "digits-resnet+umap"}
     assert (gate.classifier is gate.model) != bench.model.classified_by_base
-    assert gate(bench.test_set[0]).score == pytest.approx(bench.detector("msp").id_scores.values[0], rel=1e-5)
+    assert gate(bench.test_set[0]).score == pytest.approx(
+        digits.detector("digits-resnet+umap", "msp").id_scores.values[0], rel=1e-5
+    )
 
 
-def test_the_accepted_share_is_that_of_the_test_images(saved: Path, own_world: Path) -> None:
+def test_the_accepted_share_is_that_of_the_test_images(saved: Path, user_world: Path) -> None:
     gate = Gate.load(saved)
-    scores = bench_of(own_world).detector("mahalanobis").id_scores.values
+    scores = fitted(user_world).id_scores.values
     assert gate.accepted == accuracy(int((scores >= gate.threshold).sum()), 36)
     assert gate.accepted.value >= 0.95
 
 
 @pytest.mark.parametrize(("threshold", "accepted"), [(math.inf, False), (-math.inf, True)])
-def test_infinite_thresholds_are_kept(saved: Path, own_world: Path, threshold: float, accepted: bool) -> None:
-    replace(Gate.load(saved), threshold=threshold).save(own_world / "other")
-    text = (own_world / "other" / ABOUT).read_text()
+def test_infinite_thresholds_are_kept(saved: Path, user_world: Path, threshold: float, accepted: bool) -> None:
+    replace(Gate.load(saved), threshold=threshold).save(user_world / "other")
+    text = (user_world / "other" / ABOUT).read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    gate = Gate.load(own_world / "other")
+    gate = Gate.load(user_world / "other")
     assert gate.threshold == threshold
-    assert gate(own_world / "images" / "greys" / "00.png").accepted is accepted
+    assert gate(user_world / "images" / "greys" / "00.png").accepted is accepted
 
 
 @given(st.floats(allow_nan=False))
@@ -183,18 +188,18 @@ def test_every_threshold_is_kept_to_the_last_bit(threshold: float) -> None:
     assert float(json.loads(written)["threshold"]) == threshold
 
 
-def test_a_score_on_the_threshold_is_accepted(saved: Path, own_world: Path) -> None:
-    gate, image = Gate.load(saved), own_world / "images" / "greys" / "00.png"
+def test_a_score_on_the_threshold_is_accepted(saved: Path, user_world: Path) -> None:
+    gate, image = Gate.load(saved), user_world / "images" / "greys" / "00.png"
     score = gate(image).score
     assert replace(gate, threshold=score)(image).accepted
     assert not replace(gate, threshold=math.nextafter(score, math.inf))(image).accepted
 
 
-def test_a_score_that_is_no_number_is_an_error(saved: Path, own_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_that_is_no_number_is_an_error(saved: Path, user_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate.load(saved)
     monkeypatch.setattr(gate.detector, "score", lambda outputs: torch.full((len(outputs),), torch.nan))
     with pytest.raises(ValueError, match="net/mahalanobis: the score of an image is NaN"):
-        gate(own_world / "images" / "greys" / "00.png")
+        gate(user_world / "images" / "greys" / "00.png")
 
 
 # --- Images that are damaged are named. ---
@@ -277,16 +282,16 @@ def test_what_does_not_fit_is_refused(saved: Path, edit: Callable[[dict[str, Any
     assert "\n" not in str(error.value)
 
 
-def test_other_weights_are_refused(saved: Path, own_world: Path) -> None:
-    shutil.rmtree(own_world / "net")
+def test_other_weights_are_refused(saved: Path, user_world: Path) -> None:
+    shutil.rmtree(user_world / "net")
     with pytest.raises(ModelError, match="model net: cannot load local-dir:net"):
         Gate.load(saved)
     torch.manual_seed(1)
-    save_network(own_world / "net", classes=3)
+    save_network(user_world / "net", classes=3)
     Gate.load(saved)  # the same weights again, from the same seed
     from safetensors.torch import load_file, save_file
 
-    file = own_world / "net" / "model.safetensors"
+    file = user_world / "net" / "model.safetensors"
     weights = load_file(file)
     weights["fc.bias"] += 1e-3
     save_file(weights, file)
@@ -294,10 +299,10 @@ def test_other_weights_are_refused(saved: Path, own_world: Path) -> None:
         Gate.load(saved)
 
 
-def test_a_gate_moves_with_its_suite(saved: Path, own_world: Path, tmp_path: Path) -> None:
-    image = own_world / "images" / "greys" / "00.png"
+def test_a_gate_moves_with_its_suite(saved: Path, user_world: Path, tmp_path: Path) -> None:
+    image = user_world / "images" / "greys" / "00.png"
     before = Gate.load(saved)(image)
-    moved = own_world.rename(tmp_path / "elsewhere")
+    moved = user_world.rename(tmp_path / "elsewhere")
     assert Gate.load(moved / "gate")(moved / "images" / "greys" / "00.png") == before
 
 
@@ -317,21 +322,21 @@ def run(*arguments: str) -> None:
     options.run(options)
 
 
-def test_the_command_saves_a_gate(own_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    suite, store, folder = (str(own_world / name) for name in ("colours.toml", "store", "gate"))
+def test_the_command_saves_a_gate(user_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite, store, folder = (str(user_world / name) for name in ("colours.toml", "store", "gate"))
     run("save", "net", "mahalanobis", folder, "--suite", suite, "--store", store, "--device", "cpu")
     gate = Gate.load(folder)
     assert "net with mahalanobis accepts scores from" in (said := capsys.readouterr().out)
     assert f"{gate.accepted.value:.1%} of the 36 images of colours-test" in said
-    image = own_world / "images" / "greys" / "00.png"
-    expected = bench_of(own_world).detector("mahalanobis").score(bench_of(own_world).workbench.image_set("greys"))
+    image = user_world / "images" / "greys" / "00.png"
+    expected = fitted(user_world).score(fitted(user_world).model.suite.image_set("greys"))
     assert gate(image).score == pytest.approx(expected.values[0], rel=1e-5)
 
 
 @pytest.mark.parametrize(("model", "detector", "says"), [("nets", "msp", "'net'"), ("net", "mps", "'msp'")])
-def test_a_wrong_name_gets_a_hint(own_world: Path, model: str, detector: str, says: str) -> None:
+def test_a_wrong_name_gets_a_hint(user_world: Path, model: str, detector: str, says: str) -> None:
     with pytest.raises(ValueError, match=f"did you mean {says}"):
-        Gate.fit(model, detector, suite=str(own_world / "colours.toml"), store=own_world / "store", device="cpu")
+        Gate.fit(model, detector, suite=str(user_world / "colours.toml"), store=user_world / "store", device="cpu")
 
 
 def test_the_code_of_the_document_runs(
@@ -352,4 +357,4 @@ def test_every_detector_of_the_document_is_one() -> None:
     commands = re.findall(
         r"python -m benchmark save \S+ (\S+)", (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")
     )
-    assert [create(id).id for id in commands] == commands
+    assert [create(model_id).id for model_id in commands] == commands

@@ -95,8 +95,8 @@ def test_constant_and_repeated_dimensions_change_no_distance(seed: int) -> None:
         return np.concatenate([features, features[:, [2, 2]], np.full((len(features), 1), 0.3)], axis=1)
 
     wide = replace(changed(data, widened), weight=widened(data.weight))
-    for id in ("mahalanobis", "relative-mahalanobis"):
-        assert agree(wide.scores(id), data.scores(id))
+    for detector_id in ("mahalanobis", "relative-mahalanobis"):
+        assert agree(wide.scores(detector_id), data.scores(detector_id))
 
 
 @few
@@ -115,7 +115,9 @@ def test_normalisation_undoes_norms_of_any_size(seed: int) -> None:
     test = np.concatenate([known, foreign])
     data = Data(clusters(means[labels]), labels, test, random.normal(size=(4, 24)), np.zeros(4))
     is_known = np.arange(400) < 200
-    raw, normalised = (roc_auc_score(is_known, data.scores(id)) for id in ("mahalanobis", "mahalanobis++"))
+    raw, normalised = (
+        roc_auc_score(is_known, data.scores(detector_id)) for detector_id in ("mahalanobis", "mahalanobis++")
+    )
     assert normalised > 0.999
     assert raw < normalised
 
@@ -182,8 +184,8 @@ def test_a_map_of_the_features_adds_the_log_of_its_volume(seed: int) -> None:
 def test_normalised_densities_and_clusters_see_the_direction_only(seed: int) -> None:
     data = any_data(seed)
     options: dict[str, dict[str, Any]] = {"mahalanobis++": {}, "gmm++": {}, "ssd": {"clusters": 4}}
-    for id, named in options.items():
-        assert agree(changed(data, stretched(seed)).scores(id, **named), data.scores(id, **named))
+    for detector_id, named in options.items():
+        assert agree(changed(data, stretched(seed)).scores(detector_id, **named), data.scores(detector_id, **named))
     assert not agree(changed(data, stretched(seed)).scores("gmm"), data.scores("gmm"))
 
 
@@ -201,10 +203,12 @@ def test_singular_covariances_have_digits(seed: int, rows: int) -> None:
     random = np.random.default_rng(seed)
     turn, _ = np.linalg.qr(random.normal(size=(20, 20)))
     order = random.permutation(rows)
-    for id in ("gmm", "gmm++"):
-        expected = data.scores(id).tolist()
-        assert agree(replace(data, train=data.train[order], labels=data.labels[order]).scores(id), expected, 1e-9)
-        assert agree(changed(data, lambda features: features @ turn).scores(id), expected, 1e-7)
+    for detector_id in ("gmm", "gmm++"):
+        expected = data.scores(detector_id).tolist()
+        assert agree(
+            replace(data, train=data.train[order], labels=data.labels[order]).scores(detector_id), expected, 1e-9
+        )
+        assert agree(changed(data, lambda features: features @ turn).scores(detector_id), expected, 1e-7)
 
 
 def test_blocks_and_gathered_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,14 +224,14 @@ def test_as_many_images_at_once_as_memory_allows(size: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "option", "values"),
+    ("detector_id", "option", "values"),
     [
         ("gradnorm", "temperature", [0, -1.0, "1", True, None, float("inf")]),
         ("mahalanobis-odin", "epsilon", [-0.1, "1", False, None, float("inf")]),
     ],
 )
-def test_bad_options_are_refused(id: str, option: str, values: list[Any]) -> None:
+def test_bad_options_are_refused(detector_id: str, option: str, values: list[Any]) -> None:
     for value in values:
-        with pytest.raises(ValueError, match=rf"{id}: {option} is .*; allowed: ") as error:
-            create(id, **{option: value})
+        with pytest.raises(ValueError, match=rf"{detector_id}: {option} is .*; allowed: ") as error:
+            create(detector_id, **{option: value})
         assert repr(value) in str(error.value)

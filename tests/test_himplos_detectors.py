@@ -79,8 +79,8 @@ def test_a_clip_is_named_or_follows_the_rule(seed: int) -> None:
 def test_the_order_of_the_features_does_not_matter(seed: int) -> None:
     data = any_data(seed)
     turned = reordered(data, seed)
-    for id in ("fm", "ls", "fm+le+react", "himplos", "line+ls"):
-        assert agree(turned.scores(id), data.scores(id)), id
+    for detector_id in ("fm", "ls", "fm+le+react", "himplos", "line+ls"):
+        assert agree(turned.scores(detector_id), data.scores(detector_id)), detector_id
 
 
 @few
@@ -140,7 +140,7 @@ def test_odin_reads_the_masked_network(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "option", "values", "allowed"),
+    ("detector_id", "option", "values", "allowed"),
     [
         ("fm", "percentile", [-1, 100.5, "30", True, None], "a number from 0 to 100"),
         ("himplos", "percentile", [-1, float("nan")], "a number from 0 to 100"),
@@ -150,7 +150,7 @@ def test_odin_reads_the_masked_network(options: dict[str, Any]) -> None:
         ("fm+le+react", "le_alpha", [-1, "1", True, None], "a number from 0"),
     ],
 )
-def test_bad_options_are_refused(id: str, option: str, values: list[Any], allowed: str) -> None:
+def test_bad_options_are_refused(detector_id: str, option: str, values: list[Any], allowed: str) -> None:
     for value in values:
         with pytest.raises(ValueError, match=rf"{option} is {value!r}; allowed: {allowed}"):
-            create(id, **{option: value})
+            create(detector_id, **{option: value})

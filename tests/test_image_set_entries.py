@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmark.entries import read_entries, read_toml
-from benchmark.images.image_set import BUILT_IN, ImageSetEntry, MissingImageSetError, load_image_set
+from benchmark.images.entries import BUILT_IN, ImageSetEntry
+from benchmark.images.image_set import MissingImageSetError, load_image_set
 from benchmark.images.sources import HubSource, ManualSource, UrlSource
 from benchmark.records import ID_PATTERN
-from benchmark.suites.suite import FOLDER, SuiteEntry, load_suite, suite_names
+from benchmark.suites.entries import SuiteEntry
+from benchmark.suites.loading import FOLDER, load_suite, suite_names
 from unit_tests_ood import names as unit_tests
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -41,30 +43,30 @@ def class_list(name: str) -> dict[str, str]:
 
 
 def test_every_entry_has_an_id_a_licence_and_a_verdict_on_passing_it_on(entries: dict[str, ImageSetEntry]) -> None:
-    for id, entry in entries.items():
-        assert re.fullmatch(ID_PATTERN, id)
-        assert all(text.strip() for text in (entry.title, entry.licence, entry.source)), id
-        assert entry.redistributable is not None, id
+    for set_id, entry in entries.items():
+        assert re.fullmatch(ID_PATTERN, set_id)
+        assert all(text.strip() for text in (entry.title, entry.licence, entry.source)), set_id
+        assert entry.redistributable is not None, set_id
         entry.with_classes()
 
 
 def test_what_is_not_in_the_repository_says_where_it_comes_from(entries: dict[str, ImageSetEntry]) -> None:
-    for id, entry in entries.items():
-        assert bool(entry.local) == bool(entry.sources), id
+    for set_id, entry in entries.items():
+        assert bool(entry.local) == bool(entry.sources), set_id
         for source in entry.sources:
             if isinstance(source, UrlSource):
-                assert source.md5 or source.sha256, f"{id}: {source.url} has no checksum"
-                assert not source.url.endswith((".mat", "python.tar.gz")), f"{id}: pickled arrays or MATLAB"
+                assert source.md5 or source.sha256, f"{set_id}: {source.url} has no checksum"
+                assert not source.url.endswith((".mat", "python.tar.gz")), f"{set_id}: pickled arrays or MATLAB"
             elif isinstance(source, ManualSource):
-                assert not source.manual.endswith("."), f"{id}: the message goes on after it"
+                assert not source.manual.endswith("."), f"{set_id}: the message goes on after it"
 
 
 def test_sets_that_lie_in_one_place_come_from_one_source(entries: dict[str, ImageSetEntry]) -> None:
     """Or what is fetched for one of them would be wrong for the other."""
     at: dict[str, tuple[object, ...]] = {}
-    for id, entry in entries.items():
+    for set_id, entry in entries.items():
         if entry.local and not entry.list_file:
-            assert at.setdefault(entry.local, entry.sources) == entry.sources, id
+            assert at.setdefault(entry.local, entry.sources) == entry.sources, set_id
 
 
 @pytest.mark.parametrize("name", suite_names())
@@ -75,7 +77,7 @@ def test_every_set_that_a_suite_names_has_an_entry(entries: dict[str, ImageSetEn
     tables.pop("model", None)
     suite = SuiteEntry.parse(tables, file, "")
     assert set(suite.image_sets()) <= known
-    assert {id for sets in suite.means.values() for id in sets} <= {id for id, _ in suite.ood.by_role()}
+    assert {set_id for sets in suite.means.values() for set_id in sets} <= {set_id for set_id, _ in suite.ood.by_role()}
 
 
 def test_suites_that_share_published_figures_mean_the_same_by_a_mean() -> None:
@@ -93,16 +95,16 @@ def test_checksums_and_counts_are_those_of_the_notes(entries: dict[str, ImageSet
     text = spec("data_and_hub", "ninco", "setar")
     numbers = {int(re.sub("[ ,]", "", number)) for number in re.findall(r"\b\d{1,3}(?:[ ,]\d{3})+\b|\b\d+\b", text)}
     numbers |= {1000 * int(number) for number in re.findall(r"\b(\d+)k\b", text)}
-    for id, entry in entries.items():
+    for set_id, entry in entries.items():
         if entry.local is None:
             continue
         for source in entry.sources:
             if isinstance(source, UrlSource):
-                assert str(source.md5) in text, f"{id}: {source.md5}"
+                assert str(source.md5) in text, f"{set_id}: {source.md5}"
             if isinstance(source, HubSource):
-                assert source.hub in text, f"{id}: {source.hub}"
+                assert source.hub in text, f"{set_id}: {source.hub}"
         if isinstance(entry.images, int):
-            assert entry.images in numbers | COUNTED_ELSEWHERE, f"{id}: {entry.images}"
+            assert entry.images in numbers | COUNTED_ELSEWHERE, f"{set_id}: {entry.images}"
 
 
 @needs_spec
@@ -123,10 +125,10 @@ def test_contamination_is_that_of_nincos_table(entries: dict[str, ImageSetEntry]
         "imagenet-1k-ood": "IN-1K-OOD",
         "360openset": "360OpenSet",
     }
-    stated = {id: entry.contamination for id, entry in entries.items() if entry.contamination}
+    stated = {set_id: entry.contamination for set_id, entry in entries.items() if entry.contamination}
     assert stated.keys() == ids.keys()
-    for id, (found,) in stated.items():
-        assert (found.share, found.inspected) == table[ids[id]]
+    for set_id, (found,) in stated.items():
+        assert (found.share, found.inspected) == table[ids[set_id]]
         assert found.of == "ImageNet-1k"
 
 
@@ -171,7 +173,7 @@ def _letters(name: str) -> str:
 def test_cleaned_sets_have_the_counts_of_the_notes(entries: dict[str, ImageSetEntry]) -> None:
     line = next(line for line in spec("data_and_hub").splitlines() if line.startswith("- Subsamples:"))
     counted = dict(re.findall(r"([\w]+) (\d+)", line.removeprefix("- Subsamples: ")))
-    cleaned = {id: entry for id, entry in entries.items() if id.startswith("ninco-clean-")}
+    cleaned = {set_id: entry for set_id, entry in entries.items() if set_id.startswith("ninco-clean-")}
     assert {Path(str(entry.local)).name: entry.images for entry in cleaned.values()} == {
         name: int(count) for name, count in counted.items()
     }
@@ -179,9 +181,9 @@ def test_cleaned_sets_have_the_counts_of_the_notes(entries: dict[str, ImageSetEn
 
 
 def test_nincos_unit_tests_have_our_names(entries: dict[str, ImageSetEntry]) -> None:
-    published = {id for id, entry in entries.items() if "OOD_unit_tests" in str(entry.local)}
+    published = {set_id for set_id, entry in entries.items() if "OOD_unit_tests" in str(entry.local)}
     assert published == {f"ninco-{name}" for name in unit_tests}
-    assert len({entries[id].local for id in published}) == len(unit_tests)
+    assert len({entries[set_id].local for set_id in published}) == len(unit_tests)
 
 
 def test_the_classes_of_imagenet_are_those_of_timm_and_named_as_clip_names_them() -> None:
@@ -222,11 +224,11 @@ def test_cifar_loads_and_its_test_images_are_split_by_class(
 
 
 def test_a_set_that_nobody_fetched_says_how_to_get_it(tmp_path: Path) -> None:
-    for id, entry in read_entries(BUILT_IN, ImageSetEntry, data_dir=tmp_path).items():
+    for set_id, entry in read_entries(BUILT_IN, ImageSetEntry, data_dir=tmp_path).items():
         if entry.local is None:
             continue
         with pytest.raises(MissingImageSetError) as raised:
-            load_image_set(id, {id: entry})
+            load_image_set(set_id, {set_id: entry})
         message = str(raised.value)
-        assert f"fetch {id} --data-dir {tmp_path}" in message or "get it by hand" in message, message
+        assert f"fetch {set_id} --data-dir {tmp_path}" in message or "get it by hand" in message, message
         assert "\n" not in message

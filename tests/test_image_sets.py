@@ -14,22 +14,18 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from benchmark.entries import read_entries
+from benchmark.images.entries import BUILT_IN, Columns, Contamination, ImageSetEntry, Part
 from benchmark.images.image_set import (
-    BUILT_IN,
-    Columns,
-    Contamination,
     ImageSet,
-    ImageSetEntry,
     ImageSetError,
     MissingImageSetError,
-    Part,
     _part,
     image_set_of_pixels,
     load_image_set,
 )
-from benchmark.running.evaluation import set_record
+from benchmark.running.loaded_suite import set_record
 from benchmark.running.store import Store
-from benchmark.suites.suite import load_suite
+from benchmark.suites.loading import load_suite
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -357,7 +353,7 @@ def write_tree(folder: Path, *paths: str) -> None:
 
 def labels_of(images: ImageSet) -> dict[str, str]:
     assert images.labels is not None
-    return {id: images.classes[label] for id, label in zip(images.image_ids, images.labels, strict=True)}
+    return {set_id: images.classes[label] for set_id, label in zip(images.image_ids, images.labels, strict=True)}
 
 
 def test_folders_of_indices_are_not_sorted_as_words(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from benchmark.entries import read_entries
-from benchmark.images.image_set import BUILT_IN, ImageSetEntry, ImageSetError, load_image_set
-from benchmark.limits.published import comparisons
+from benchmark.images.entries import BUILT_IN, ImageSetEntry
+from benchmark.images.image_set import ImageSetError, load_image_set
+from benchmark.limits.comparisons import comparisons
 from benchmark.records import Case, ModelRecord, Record, SetRecord, read_records
-from benchmark.suites.suite import FOLDER, load_suite
+from benchmark.suites.loading import FOLDER, load_suite
 from tests.conftest import save_network
 from unit_tests_ood import names as unit_tests
 
@@ -108,7 +109,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cleaned() -> dict[str, ImageSetEntry]:
     entries = read_entries(BUILT_IN, ImageSetEntry)
-    return {id: entry for id, entry in entries.items() if id.startswith("ninco-clean-")}
+    return {set_id: entry for set_id, entry in entries.items() if set_id.startswith("ninco-clean-")}
 
 
 @pytest.fixture(scope="module")
@@ -130,22 +131,22 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert count, pattern
     (folder / "published.csv").write_text(PUBLISHED)
     text += '\n[model.net]\ntitle = "An untrained network"\nsource = "local-dir:net"\n'
-    for id in [*load_suite("imagenet").entry.image_sets(), "imagenet-v2", "ninco-uniform-noise"]:
-        text += own_entry(id)
+    for set_id in [*load_suite("imagenet").entry.image_sets(), "imagenet-v2", "ninco-uniform-noise"]:
+        text += own_entry(set_id)
     file = folder / "imagenet-shaped.toml"
     file.write_text(text, encoding="utf-8")
     return file
 
 
-def own_entry(id: str) -> str:
+def own_entry(set_id: str) -> str:
     """The built-in entry's text, as an entry of a suite's own that expects the images of the trees."""
     whole = BUILT_IN.read_text(encoding="utf-8")
-    (body,) = re.findall(rf"^\[{id}\]$(.*?)(?=^\[(?!{id}\.)|\Z)", whole, flags=re.MULTILINE | re.DOTALL)
+    (body,) = re.findall(rf"^\[{set_id}\]$(.*?)(?=^\[(?!{set_id}\.)|\Z)", whole, flags=re.MULTILINE | re.DOTALL)
     body = re.sub(r"^#.*\n", "", body, flags=re.MULTILINE)
-    body = body.replace(f"[{id}.", f"[image_set.{id}.").replace("per_class = 5", "per_class = 1")
+    body = body.replace(f"[{set_id}.", f"[image_set.{set_id}.").replace("per_class = 5", "per_class = 1")
     body = body.replace('"classes/', f'"{CLASS_LISTS}/')
-    expected = IMAGES.get(id, CLEANED)
-    return f"\n[image_set.{id}]{re.sub(r'^images = [0-9_]+$', f'images = {expected}', body, flags=re.MULTILINE)}"
+    expected = IMAGES.get(set_id, CLEANED)
+    return f"\n[image_set.{set_id}]{re.sub(r'^images = [0-9_]+$', f'images = {expected}', body, flags=re.MULTILINE)}"
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def test_the_suite_runs_over_all_that_is_there_and_skips_what_is_not(ran: Ran, s
     assert all(case.status != "error" for case in ran.cases.values())
     assert all(case.metrics for case in ran.cases.values() if case.status != "skipped")
 
-    inaturalist, species = (ran.cases[f"msp/{id}"].reason or "" for id in ("inaturalist", "species"))
+    inaturalist, species = (ran.cases[f"msp/{set_id}"].reason or "" for set_id in ("inaturalist", "species"))
     assert "python -m benchmark fetch inaturalist" in inaturalist
     assert "Google Drive" in species  # what a person has to do
     assert "data missing: image set inaturalist" in ran.output
@@ -206,7 +207,7 @@ def test_the_suite_runs_over_all_that_is_there_and_skips_what_is_not(ran: Ran, s
     assert {*groups["in21k-overlap"], *groups["no-in21k-overlap"]} == rates.keys()
     assert sets["ninco"].coding == "gif, jpeg, jpg, png"
     assert sets["places"].contamination[0]["share"] == 0.595
-    assert {id for id, found in sets.items() if found.role == "cleaned"} == cleaned().keys()
+    assert {set_id for set_id, found in sets.items() if found.role == "cleaned"} == cleaned().keys()
 
 
 def test_groups_of_classes_and_means_of_sets_are_compared_with_published_figures(ran: Ran, suite: Path) -> None:
@@ -222,7 +223,7 @@ def test_groups_of_classes_and_means_of_sets_are_compared_with_published_figures
     assert others is not None
     assert measured["ninco"] == ninco.fpr_at_95.value == pytest.approx((55 * overlap + 9 * others) / 64)
     assert overlap != others
-    rates = [metrics.fpr_at_95.value for id in cleaned() if (metrics := cases[f"msp/{id}"].metrics)]
+    rates = [metrics.fpr_at_95.value for set_id in cleaned() if (metrics := cases[f"msp/{set_id}"].metrics)]
     assert measured["mean-of-cleaned"] == pytest.approx(np.mean(rates))
     assert measured["mean-of-five"] is None  # one of its sets is missing
 
@@ -235,7 +236,7 @@ def test_folders_of_wordnet_ids_have_the_labels_of_their_place_in_the_list(
     for image_set, per_class in ((train, 2), (val, 1), (test, 1)):
         assert image_set.labels is not None
         assert list(image_set.labels) == list(np.repeat(np.arange(1000), per_class))
-    assert all(id.endswith("_00001_" + id.partition("/")[0] + ".JPEG") for id in val.image_ids)
+    assert all(set_id.endswith("_00001_" + set_id.partition("/")[0] + ".JPEG") for set_id in val.image_ids)
     assert {*val.image_ids}.isdisjoint(test.image_ids)
 
 
@@ -252,11 +253,11 @@ def test_folders_of_integers_are_indices(entries: dict[str, ImageSetEntry]) -> N
 
 def test_some_of_imagenets_folders_have_the_labels_of_all(entries: dict[str, ImageSetEntry], tmp_path: Path) -> None:
     """As in ImageNet-R and -C, whose entries expect another count."""
-    for id, prefix in (("imagenet-r", "imagenet-r"), ("imagenet-c", "imagenet-c/gaussian_noise/3")):
+    for set_id, prefix in (("imagenet-r", "imagenet-r"), ("imagenet-c", "imagenet-c/gaussian_noise/3")):
         chosen = [wnids()[index] for index in (900, 1)]
         Tree(tmp_path).write(*(f"{prefix}/{wnid}/one.jpg" for wnid in chosen))
-        entry = entries[id].model_copy(update={"data_dir": tmp_path, "images": 2})
-        image_set = load_image_set(id, {id: entry})
+        entry = entries[set_id].model_copy(update={"data_dir": tmp_path, "images": 2})
+        image_set = load_image_set(set_id, {set_id: entry})
         assert image_set.labels is not None
         assert sorted(image_set.labels.tolist()) == [1, 900]
 
@@ -288,7 +289,7 @@ def test_textures_without_the_four_overlapping_ones(entries: dict[str, ImageSetE
     missing = set(entry.leave_out) - {"bubbly"}
     entry = entry.model_copy(update={"images": 4, "leave_out": tuple(set(entry.leave_out) - missing)})
     image_set = load_image_set("textures-43", {"textures-43": entry})
-    assert {id.partition("/")[0] for id in image_set.image_ids} == {"banded", "dotted", "grid", "woven"}
+    assert {set_id.partition("/")[0] for set_id in image_set.image_ids} == {"banded", "dotted", "grid", "woven"}
 
 
 def test_openoods_lists_choose_images_and_name_their_classes(tmp_path: Path) -> None:
@@ -303,8 +304,8 @@ def test_openoods_lists_choose_images_and_name_their_classes(tmp_path: Path) -> 
     (lists / "test_imagenet.txt").write_text("".join(f"{image} {900 - row}\n" for row, image in enumerate(images)))
     (lists / "test_ninco.txt").write_text("ninco/amphiuma_means/one.jpg -1\n")
 
-    def loaded(id: str, images: int) -> tuple[tuple[str, ...], list[int] | None]:
-        image_set = load_image_set(id, {id: built_in[id].model_copy(update={"images": images})})
+    def loaded(set_id: str, images: int) -> tuple[tuple[str, ...], list[int] | None]:
+        image_set = load_image_set(set_id, {set_id: built_in[set_id].model_copy(update={"images": images})})
         return image_set.image_ids, None if image_set.labels is None else image_set.labels.tolist()
 
     assert loaded("openood-imagenet-test", 4) == (tuple(images), [900, 899, 898, 897])

@@ -126,8 +126,8 @@ def test_without_limits_it_is_the_energy(seed: int) -> None:
     means = mean_contributions(data)
     weight = data.weight.copy()
     weight[np.unravel_index(means.argmin(), means.shape)] = 0.0
-    for id, options in (("itp", {"z": NO_LIMIT}), ("itp-crp", {})):
-        assert agree(data.scores(id, percentile=0, **options), replace(data, weight=weight).scores("energy"))
+    for detector_id, options in (("itp", {"z": NO_LIMIT}), ("itp-crp", {})):
+        assert agree(data.scores(detector_id, percentile=0, **options), replace(data, weight=weight).scores("energy"))
 
 
 @few
@@ -153,8 +153,8 @@ def test_coarse_pruning_of_one_class_is_dice(seed: int, percentile: float) -> No
 def test_the_order_of_the_features_does_not_matter(seed: int) -> None:
     data = any_data(seed)
     turned = reordered(data, seed)
-    for id in ("itp", "itp-crp", "itp-ftp", "itp+react", "gradnorm+itp"):
-        assert agree(turned.scores(id), data.scores(id)), id
+    for detector_id in ("itp", "itp-crp", "itp-ftp", "itp+react", "gradnorm+itp"):
+        assert agree(turned.scores(detector_id), data.scores(detector_id)), detector_id
 
 
 @few
@@ -163,8 +163,8 @@ def test_units_of_the_features_do_not_matter(seed: int) -> None:
     data = any_data(seed)
     units = 10 ** np.random.default_rng(seed).uniform(-4, 4, 9)
     stretched = replace(changed(data, lambda features: features * units), weight=data.weight / units)
-    for id in ("itp", "itp-crp", "itp-ftp", "msp+itp"):
-        assert agree(stretched.scores(id), data.scores(id)), id
+    for detector_id in ("itp", "itp-crp", "itp-ftp", "msp+itp"):
+        assert agree(stretched.scores(detector_id), data.scores(detector_id)), detector_id
 
 
 @few
@@ -201,7 +201,7 @@ def test_another_head_is_as_good_as_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "option", "values"),
+    ("detector_id", "option", "values"),
     [
         ("itp", "percentile", [-1, 100.5, "30", True, None]),
         ("itp", "z", [0, -1.0, "1", True, float("inf"), None]),
@@ -211,7 +211,7 @@ def test_another_head_is_as_good_as_the_first() -> None:
         ("itp+react", "react_percentile", [101]),
     ],
 )
-def test_bad_options_are_refused(id: str, option: str, values: list[Any]) -> None:
+def test_bad_options_are_refused(detector_id: str, option: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises(ValueError, match=rf"{option} is {value!r}; allowed: a number (from 0 to 100|above 0)"):
-            create(id, **{option: value})
+            create(detector_id, **{option: value})

@@ -231,7 +231,7 @@ def test_a_saved_neglabel_scores_without_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "option", "values"),
+    ("detector_id", "option", "values"),
     [
         ("mcm", "temperature", [0, -1.0, "1", True, math.nan, None]),
         ("gl-mcm", "temperature", [0, True, None]),
@@ -244,9 +244,9 @@ def test_a_saved_neglabel_scores_without_the_model() -> None:
         ("neglabel", "temperature", [0, True, None]),
     ],
 )
-def test_bad_options_are_refused(id: str, option: str, values: list[Any]) -> None:
+def test_bad_options_are_refused(detector_id: str, option: str, values: list[Any]) -> None:
     for value in values:
-        text = refusal(ValueError, create, id, **{option: value})
+        text = refusal(ValueError, create, detector_id, **{option: value})
         assert f"{option} is {value!r}" in text
         assert "allowed" in text
 

@@ -70,8 +70,8 @@ def write_suite(
             append_record(path, changed)
 
     write(run_record(started, **ids))
-    for id, role in {"digits-test": "test", **OOD, **dict.fromkeys(UNIT_TESTS, "unit-test")}.items():
-        write(set_record(id, role, **ids))
+    for set_id, role in {"digits-test": "test", **OOD, **dict.fromkeys(UNIT_TESTS, "unit-test")}.items():
+        write(set_record(set_id, role, **ids))
     for model in models:
         write(model_record(model, **ids))
         for detector in detectors:
@@ -96,14 +96,14 @@ def run_record(started: str, **ids: str) -> Run:
     )
 
 
-def set_record(id: str, role: str, **ids: str) -> SetRecord:
+def set_record(name: str, role: str, **ids: str) -> SetRecord:
     return SetRecord(
-        id=id,
+        id=name,
         role=role,
         title=HOSTILE,
         images=IMAGES,
-        classes=["8", HOSTILE] if id == "digits-8-9" else [],
-        content_sha256=sha256(id),
+        classes=["8", HOSTILE] if name == "digits-8-9" else [],
+        content_sha256=sha256(name),
         coding="pixels",
         licence="CC-BY-4.0",
         source=HOSTILE,
@@ -111,15 +111,15 @@ def set_record(id: str, role: str, **ids: str) -> SetRecord:
     )
 
 
-def model_record(id: str, **ids: str) -> ModelRecord:
+def model_record(model_id: str, **ids: str) -> ModelRecord:
     return ModelRecord(
-        id=id,
+        id=model_id,
         title=f"A model {HOSTILE}",
-        source=f"local-dir:checkpoints/{id}",
+        source=f"local-dir:checkpoints/{model_id}",
         architecture="resnet",
         family="convolutional with ReLU",
         pretraining="none",
-        weights_sha256=sha256(id),
+        weights_sha256=sha256(model_id),
         preprocessing={"mean": [0.5], "interpolation": HOSTILE},
         parameters=312_456,
         feature_dimensions=96,
@@ -132,9 +132,9 @@ def model_record(id: str, **ids: str) -> ModelRecord:
     )
 
 
-def detector_record(id: str, **ids: str) -> DetectorRecord:
+def detector_record(detector_id: str, **ids: str) -> DetectorRecord:
     return DetectorRecord(
-        id=id,
+        id=detector_id,
         summary=f"Distance to the nearest class. {HOSTILE}",
         formula="S(x) = -min_c (f - m_c)' P (f - m_c) <= 0",
         paper=f'K. Lee et al., "A Simple Unified Framework", NeurIPS 2018, arXiv:1807.03888 {HOSTILE}',
@@ -143,7 +143,7 @@ def detector_record(id: str, **ids: str) -> DetectorRecord:
         defaults={"k": 50},
         deviations=[f"Fitted in float64. {HOSTILE}"],
         options_used={"k": 10},
-        source_sha256=sha256(id),
+        source_sha256=sha256(detector_id),
         **ids,
     )
 
@@ -158,12 +158,12 @@ def _cases(folder: Path, model: str, detector: str, ids: dict[str, str]) -> list
     path = f"{ids['run']}/{model}/{detector}.parquet"
     write_scores(folder / path, scores)
     cases = []
-    for set, role in {**OOD, **dict.fromkeys(UNIT_TESTS, "unit-test")}.items():
+    for set_id, role in {**OOD, **dict.fromkeys(UNIT_TESTS, "unit-test")}.items():
         if detector == "cosine" and role == "unit-test":
             continue
         file = ScoresFile(path=path, sha256=sha256(path))
-        keys = {"model": model, "detector": detector, "set": set, "role": role, **ids}
-        cases.append(_case(scores["digits-test"], scores[set], file, keys))
+        keys = {"model": model, "detector": detector, "set": set_id, "role": role, **ids}
+        cases.append(_case(scores["digits-test"], scores[set_id], file, keys))
     return cases
 
 
@@ -201,9 +201,10 @@ def _scores(model: str, detector: str) -> dict[str, np.ndarray]:
     own = np.random.default_rng(sum(detector.encode()))
     apart = MODELS.get(model, 1.0) * DETECTORS[detector]
     centres = {"digits-test": 0.0} | dict.fromkeys(OOD, -apart)
-    centres |= {set: -apart - number / 8 for number, set in enumerate(UNIT_TESTS)}
+    centres |= {set_id: -apart - number / 8 for number, set_id in enumerate(UNIT_TESTS)}
     return {
-        set: centre + images.normal(size=IMAGES) + 0.01 * own.normal(size=IMAGES) for set, centre in centres.items()
+        set_id: centre + images.normal(size=IMAGES) + 0.01 * own.normal(size=IMAGES)
+        for set_id, centre in centres.items()
     }
 
 
@@ -211,8 +212,8 @@ def write_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(
         {
-            "set": [set for set, values in scores.items() for _ in values],
-            "image": [f"{set}/{i}" for set, values in scores.items() for i in range(len(values))],
+            "set": [set_id for set_id, values in scores.items() for _ in values],
+            "image": [f"{set_id}/{i}" for set_id, values in scores.items() for i in range(len(values))],
             "score": np.concatenate(list(scores.values())),
         }
     )
@@ -319,7 +320,7 @@ def test_pages_are_well_formed_for_readers_of_every_kind(built: Path) -> None:
         assert page.unscoped == 0, name
         assert page.tags["script"] == 0, name
         assert page.sources == [], name
-        assert [id for id, count in Counter(page.ids).items() if count > 1] == [], name
+        assert [name for name, count in Counter(page.ids).items() if count > 1] == [], name
         assert "#content" in page.links, name
 
 
@@ -359,22 +360,22 @@ def test_every_record_is_two_clicks_away_at_most(built: Path, results: Path) -> 
         assert f"suites/{suite.id}.html" in index_links
         for run in suite.runs:
             assert f"{suite.id}/run/{run.run}" in found["index.html"].ids
-        for set in suite.sets:
-            assert f"set/{set}" in found[f"suites/{suite.id}.html"].ids
+        for set_id in suite.sets:
+            assert f"set/{set_id}" in found[f"suites/{suite.id}.html"].ids
         for detector in suite.detectors:
             assert f"detectors/{detector}.html" in index_links
-        for model, detector, set in suite.results:
+        for model, detector, set_id in suite.results:
             assert f"models/{model}.html" in index_links
-            assert f"{suite.id}/{detector}/{set}" in found[f"models/{model}.html"].ids
+            assert f"{suite.id}/{detector}/{set_id}" in found[f"models/{model}.html"].ids
 
 
 def test_a_record_is_on_its_models_page(built: Path, results: Path) -> None:
     found = pages(built)
     for suite in read_results(results).suites:
-        for (model, detector, set), result in suite.results.items():
+        for (model, detector, set_id), result in suite.results.items():
             case = result.case
-            row = found[f"models/{model}.html"].cases[f"{suite.id}/{detector}/{set}"]
-            assert row[:2] == [set, case.role]
+            row = found[f"models/{model}.html"].cases[f"{suite.id}/{detector}/{set_id}"]
+            assert row[:2] == [set_id, case.role]
             assert row[2].endswith(view.verdict(case))
             assert row[8].startswith(case.reason or "record")
             assert row[3] == (figure(case.metrics.fpr_at_95) if case.metrics else "")
@@ -404,21 +405,21 @@ def test_the_tables_of_a_suite_say_what_the_records_say(built: Path, results: Pa
     for number, model in enumerate(MODELS):
         of_sets, _, of_unit_tests = page.tables[3 * number : 3 * number + 3]
         for detector in ("msp", "knn", "mahalanobis++"):
-            metrics = {set: suite.results[model, detector, set].case.metrics for set in (*OOD, *UNIT_TESTS)}
-            fprs = {set: value.fpr_at_95.value for set, value in metrics.items() if value}
-            failed = sum(fprs[set] > 0.1 for set in UNIT_TESTS)
+            metrics = {set_id: suite.results[model, detector, set_id].case.metrics for set_id in (*OOD, *UNIT_TESTS)}
+            fprs = {set_id: value.fpr_at_95.value for set_id, value in metrics.items() if value}
+            failed = sum(fprs[set_id] > 0.1 for set_id in UNIT_TESTS)
             row = of_sets[f"{detector} k = 10"]  # the option that the suite set
-            assert plain(row[1]).startswith(f"{100 * sum(fprs[set] for set in OOD) / 3:.1f} [")
+            assert plain(row[1]).startswith(f"{100 * sum(fprs[set_id] for set_id in OOD) / 3:.1f} [")
             assert plain(row[2]) == f"{failed} of 17"
-            for column, set in enumerate(OOD):
-                verdict = view.verdict(suite.results[model, detector, set].case)
-                assert plain(row[3 + 2 * column]).startswith(figure(metrics[set].fpr_at_95))
+            for column, set_id in enumerate(OOD):
+                verdict = view.verdict(suite.results[model, detector, set_id].case)
+                assert plain(row[3 + 2 * column]).startswith(figure(metrics[set_id].fpr_at_95))
                 assert row[3 + 2 * column].endswith(verdict)
-                assert row[4 + 2 * column] == figure(metrics[set].auroc)
+                assert row[4 + 2 * column] == figure(metrics[set_id].auroc)
             row = of_unit_tests[detector]
             assert plain(row[1]) == f"{failed} of 17"
-            assert row[2].startswith(f"{100 * max(fprs[set] for set in UNIT_TESTS):.1f} ")
-            expected = [f"{100 * fprs[set]:.1f}" + "✗ failed" * (fprs[set] > 0.1) for set in UNIT_TESTS]
+            assert row[2].startswith(f"{100 * max(fprs[set_id] for set_id in UNIT_TESTS):.1f} ")
+            expected = [f"{100 * fprs[set_id]:.1f}" + "✗ failed" * (fprs[set_id] > 0.1) for set_id in UNIT_TESTS]
             assert row[3:] == expected
 
 
@@ -588,7 +589,7 @@ def test_scores_that_do_not_fit_give_no_tie(small: Path, damage: str) -> None:
         table = pq.read_table(path)
         pq.write_table(table.set_column(1, "image", pa.array([f"other/{i}" for i in range(len(table))])), path)
     else:
-        write_scores(path, {set: values * (np.nan if damage == "nan" else -1) for set, values in scores.items()})
+        write_scores(path, {set_id: values * (np.nan if damage == "nan" else -1) for set_id, values in scores.items()})
     tables, problems = view.model_tables(read_results(small.parent.parent).suites[0])
     row = tables[0].by_detector["msp"]
     assert [row.mean.standing, *(cell.standing for cell in row.ood)] == ["unknown"] * 4
@@ -610,12 +611,12 @@ def test_a_comparison_that_was_impossible_is_mentioned(
 
 
 def _mean_fpr(scores: dict[str, np.ndarray]) -> float:
-    return float(np.mean([fpr_at_tpr(scores["digits-test"], scores[set]) for set in OOD]))
+    return float(np.mean([fpr_at_tpr(scores["digits-test"], scores[set_id]) for set_id in OOD]))
 
 
 def test_intervals_of_a_mean_average_the_ends(built: Path, results: Path) -> None:
     suite = read_results(results).suites[0]
-    ends = [suite.results["digits-vit", "msp", set].case.metrics.fpr_at_95 for set in OOD]
+    ends = [suite.results["digits-vit", "msp", set_id].case.metrics.fpr_at_95 for set_id in OOD]
     low, high = sum(end.low for end in ends) / 3, sum(end.high for end in ends) / 3
     assert f"[{100 * low:.1f}, {100 * high:.1f}]" in pages(built)["index.html"].tables[0]["msp"][3]
 

@@ -34,10 +34,10 @@ def labels_of(logits: np.ndarray, seed: int) -> np.ndarray:
     return (logits / 2 + noise).argmax(axis=1)
 
 
-def scores(id: str, logits: np.ndarray, **options: Any) -> np.ndarray:
+def scores(detector_id: str, logits: np.ndarray, **options: Any) -> np.ndarray:
     """Fitted and scored on the same images."""
     outputs = Outputs(logits=logits, labels=labels_of(logits, 0))
-    return create(id, **options).fit(outputs, None, val=outputs).score(outputs).numpy()
+    return create(detector_id, **options).fit(outputs, None, val=outputs).score(outputs).numpy()
 
 
 def calibrated(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -133,10 +133,14 @@ INVARIANT = ("msp", "entropy", "gen", "kl-matching", "temperature-scaling")
 @given(seeds, st.floats(-100, 100))
 def test_a_shift_of_all_logits(seed: int, shift: float) -> None:
     logits = random_logits(seed)
-    for id in INVARIANT:
-        np.testing.assert_allclose(scores(id, logits + shift), scores(id, logits), rtol=1e-9, atol=1e-11)
-    for id in ("energy", "max-logit"):
-        np.testing.assert_allclose(scores(id, logits + shift), scores(id, logits) + shift, rtol=1e-12, atol=1e-12)
+    for detector_id in INVARIANT:
+        np.testing.assert_allclose(
+            scores(detector_id, logits + shift), scores(detector_id, logits), rtol=1e-9, atol=1e-11
+        )
+    for detector_id in ("energy", "max-logit"):
+        np.testing.assert_allclose(
+            scores(detector_id, logits + shift), scores(detector_id, logits) + shift, rtol=1e-12, atol=1e-12
+        )
 
 
 @few
@@ -146,8 +150,8 @@ def test_the_order_of_the_classes_does_not_matter(seed: int) -> None:
     order = np.random.default_rng(seed).permutation(logits.shape[1])
     outputs = Outputs(logits=logits, labels=labels_of(logits, 0))
     permuted = Outputs(logits=logits[:, order], labels=np.argsort(order)[labels_of(logits, 0)])
-    for id in (*INVARIANT, "energy", "max-logit", "openmax"):
-        here, there = (create(id).fit(given, None, val=given).score(given) for given in (outputs, permuted))
+    for detector_id in (*INVARIANT, "energy", "max-logit", "openmax"):
+        here, there = (create(detector_id).fit(given, None, val=given).score(given) for given in (outputs, permuted))
         np.testing.assert_allclose(here, there, rtol=1e-9, atol=1e-12)
 
 
@@ -156,8 +160,8 @@ def test_the_order_of_the_classes_does_not_matter(seed: int) -> None:
 def test_with_two_classes_the_probabilities_have_one_order(seed: int) -> None:
     logits = random_logits(seed, classes=2)
     order = np.argsort(scores("msp", logits))
-    for id in ("entropy", "gen", "temperature-scaling"):
-        assert (np.diff(scores(id, logits)[order]) >= 0).all()
+    for detector_id in ("entropy", "gen", "temperature-scaling"):
+        assert (np.diff(scores(detector_id, logits)[order]) >= 0).all()
 
 
 @few
@@ -326,7 +330,7 @@ def test_a_random_score_does_not_see_the_sign_of_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "option", "values"),
+    ("detector_id", "option", "values"),
     [
         ("gen", "gamma", [0, -1.0, "1", True, math.nan, None]),
         ("gen", "top", [0, -1, 2.0, "3", True, None]),
@@ -337,9 +341,9 @@ def test_a_random_score_does_not_see_the_sign_of_zero() -> None:
         ("random", "seed", [-1, 2**63, 1.0, "1", True, None]),
     ],
 )
-def test_bad_options_are_refused(id: str, option: str, values: list[Any]) -> None:
+def test_bad_options_are_refused(detector_id: str, option: str, values: list[Any]) -> None:
     for value in values:
-        text = refusal(ValueError, create, id, **{option: value})
+        text = refusal(ValueError, create, detector_id, **{option: value})
         assert f"{option} is {value!r}" in text
         assert "allowed" in text
 
@@ -352,7 +356,7 @@ def test_alpha_is_held_to_the_classes_and_never_rescaled() -> None:
     assert np.array_equal(DATA["one class"].scores("openmax"), DATA["one class"].scores("openmax", alpha=1))
 
 
-@pytest.mark.parametrize("id", ["openmax", "kl-matching"])
-def test_training_outputs_without_logits_are_refused_by_name(id: str) -> None:
+@pytest.mark.parametrize("detector_id", ["openmax", "kl-matching"])
+def test_training_outputs_without_logits_are_refused_by_name(detector_id: str) -> None:
     train = Outputs(features=np.ones((3, 2)), labels=np.zeros(3, dtype=int))
-    assert "logits" in refusal(ValueError, create(id).fit, train, None)
+    assert "logits" in refusal(ValueError, create(detector_id).fit, train, None)

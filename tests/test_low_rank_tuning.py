@@ -21,6 +21,7 @@ from benchmark.models.edits import Edit
 from benchmark.models.low_rank import drop_minor_components, removed_components
 from benchmark.models.model import Model
 from benchmark.training import optimisation as training
+from benchmark.training.data import images_of_each_class
 from benchmark.training.optimisation import Progress
 from benchmark.variants.low_rank_tuning import (
     LoRA,
@@ -33,7 +34,7 @@ from benchmark.variants.low_rank_tuning import (
     up_matrices,
     weight_of,
 )
-from benchmark.variants.method import TrainingData, images_of_each_class
+from benchmark.variants.method import TrainingData
 from tests.references.networks import clip_network, model_fields, zero_shot
 
 open_clip = pytest.importorskip("open_clip")

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import benchmark.models.cifar_networks  # noqa: F401  # it registers them with timm
 from benchmark.entries import DATA_DIR, read_entries
 from benchmark.models.classifier import Classifier
-from benchmark.models.model import BUILT_IN, OPEN_CLIP, MissingWeightsError, ModelEntry, ModelError, load_model
+from benchmark.models.entries import BUILT_IN, OPEN_CLIP, MissingWeightsError, ModelEntry, ModelError
+from benchmark.models.loading import load_model
 from benchmark.models.state_dicts import StateDictError, load_state_dict
 
 CPU = torch.device("cpu")
@@ -94,11 +95,11 @@ def test_a_missing_checkpoint_is_refused_with_its_recipe(world: Path) -> None:
         load(world, "local-dir:gone")
 
 
-def test_a_damaged_checkpoint_is_refused(own_world: Path) -> None:
-    weights = own_world / "net" / "model.safetensors"
+def test_a_damaged_checkpoint_is_refused(user_world: Path) -> None:
+    weights = user_world / "net" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ModelError, match="model net: cannot load"):
-        load(own_world)
+        load(user_world)
 
 
 def test_a_head_that_is_not_one_linear_layer_is_refused(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,14 +168,14 @@ def built_in() -> dict[str, ModelEntry]:
 
 def test_every_source_is_a_checkpoint_that_timm_or_open_clip_knows(built_in: dict[str, ModelEntry]) -> None:
     tags, pairs = set(timm.list_pretrained()), {f"{OPEN_CLIP}{'/'.join(pair)}" for pair in list_pretrained()}
-    for id, entry in built_in.items():
+    for model_id, entry in built_in.items():
         if entry.weights:
-            assert timm.is_model(entry.source.partition(":")[2]), id
+            assert timm.is_model(entry.source.partition(":")[2]), model_id
         elif ":" not in entry.source and entry.source:
-            assert entry.source in tags, id
-            assert id in (entry.source, "swinv2-base"), id
+            assert entry.source in tags, model_id
+            assert model_id in (entry.source, "swinv2-base"), model_id
         elif entry.source.startswith(OPEN_CLIP) and "-dir:" not in entry.source and "-hub:" not in entry.source:
-            assert entry.source in pairs, id
+            assert entry.source in pairs, model_id
 
 
 def test_the_papers_networks_are_all_there(built_in: dict[str, ModelEntry]) -> None:
@@ -192,7 +193,7 @@ def test_the_papers_networks_are_all_there(built_in: dict[str, ModelEntry]) -> N
 
 
 @pytest.mark.parametrize(
-    ("id", "size", "crop_pct", "crop_mode"),
+    ("model_id", "size", "crop_pct", "crop_mode"),
     [
         ("convnext_base.fb_in22k_ft_in1k", 288, 1.0, "center"),
         ("convnextv2_tiny.fcmae_ft_in22k_in1k_384", 384, 1.0, "squash"),
@@ -212,7 +213,7 @@ def test_the_papers_networks_are_all_there(built_in: dict[str, ModelEntry]) -> N
 def test_every_family_is_split_at_its_test_size(
     built_in: dict[str, ModelEntry],
     monkeypatch: pytest.MonkeyPatch,
-    id: str,
+    model_id: str,
     size: int,
     crop_pct: float,
     crop_mode: str,
@@ -221,7 +222,7 @@ def test_every_family_is_split_at_its_test_size(
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda source, pretrained: create(source))
     with torch.device("meta"):
-        model = load_model(id, built_in, torch.device("meta"), [str(index) for index in range(1000)])
+        model = load_model(model_id, built_in, torch.device("meta"), [str(index) for index in range(1000)])
         outputs = model.outputs(torch.rand(1, 3, size, size))
         assert model(torch.rand(1, 3, size, size)).shape == outputs["logits"].shape == (1, 1000)
     about = model.preprocessing
@@ -408,7 +409,7 @@ def test_an_entry_that_leaves_something_open_is_refused(tmp_path: Path, table: d
 
 # ---- A user's own network --------------------------------------------------------------------------------------------
 
-OWN = """
+USER = """
 import timm
 import torch
 from torch import nn
@@ -471,7 +472,7 @@ def broken(): raise RuntimeError("no such luck")
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Classifier]:
     """Loads what a function of a module of the user's makes. The module has another name in each test."""
     name = f"own_{abs(hash(tmp_path))}"
-    (tmp_path / f"{name}.py").write_text(OWN)
+    (tmp_path / f"{name}.py").write_text(USER)
 
     def load(function: str, **other: Any) -> Classifier:
         table = {"title": "Own", "source": f"module:{name}:{function}"} | other
@@ -518,7 +519,7 @@ def test_other_code_is_another_network(tmp_path: Path, own: Callable[..., Classi
     before = own("plain").preprocessing["code_sha256"]
     (file,) = tmp_path.glob("own_*.py")
     other = file.with_name(f"{file.stem}_too.py")
-    other.write_text(OWN.replace("torch.relu", "torch.tanh"))
+    other.write_text(USER.replace("torch.relu", "torch.tanh"))
     assert own("plain", source=f"module:{other.stem}:plain").preprocessing["code_sha256"] != before
 
 
@@ -554,7 +555,7 @@ def test_a_module_that_is_not_there_is_refused(tmp_path: Path, source: str) -> N
 def test_two_modules_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "same_name.py").write_text(OWN)
+        (tmp_path / folder / "same_name.py").write_text(USER)
     entries = [
         ModelEntry(file=tmp_path / folder / "suite.toml", title="Own", source="module:same_name:plain")
         for folder in ("one", "two")

@@ -22,13 +22,13 @@ seeds = st.integers(0, 2**32 - 1)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def fitted_scores(id: str, train: np.ndarray, test: np.ndarray, **options: Any) -> np.ndarray:
+def fitted_scores(detector_id: str, train: np.ndarray, test: np.ndarray, **options: Any) -> np.ndarray:
     """Scores of features alone; the energies are those of logits that are 0, of two classes."""
 
     def outputs(features: np.ndarray) -> Outputs:
         return Outputs(features=features, logits=np.zeros((len(features), 2)))
 
-    return create(id, **options).fit(outputs(train), None).score(outputs(test)).numpy()
+    return create(detector_id, **options).fit(outputs(train), None).score(outputs(test)).numpy()
 
 
 # --- Peers. ---
@@ -64,8 +64,8 @@ def test_scores_agree_with_pytorch_ood() -> None:
     head = nn.Linear(*data.weight.shape[::-1], dtype=torch.float64)
     head.weight.data, head.bias.data = torch.from_numpy(data.weight), torch.from_numpy(data.bias)
 
-    def same(id: str, outlier_scores: torch.Tensor, digits: float = 1e-6, **options: Any) -> None:
-        assert agree(data.scores(id, **options), (-outlier_scores).tolist(), digits), id
+    def same(detector_id: str, outlier_scores: torch.Tensor, digits: float = 1e-6, **options: Any) -> None:
+        assert agree(data.scores(detector_id, **options), (-outlier_scores).tolist(), digits), detector_id
 
     she = peer.SHE(None, head)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_nnguide_holds_its_options_to_the_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "option", "values"),
+    ("detector_id", "option", "values"),
     [
         ("nnguide", "k", [0, 2.0, "3", True]),
         ("nnguide", "fraction", [0, -0.1, 1.5, True, "0.1", float("nan")]),
@@ -178,10 +178,10 @@ def test_nnguide_holds_its_options_to_the_data() -> None:
         ("she", "metric", ["inner_product", None, 1]),
     ],
 )
-def test_bad_options_are_refused(id: str, option: str, values: list[Any]) -> None:
+def test_bad_options_are_refused(detector_id: str, option: str, values: list[Any]) -> None:
     for value in values:
-        with pytest.raises(ValueError, match=rf"{id}: {option} is .*; allowed: ") as error:
-            create(id, **{option: value})
+        with pytest.raises(ValueError, match=rf"{detector_id}: {option} is .*; allowed: ") as error:
+            create(detector_id, **{option: value})
         assert repr(value) in str(error.value)
 
 

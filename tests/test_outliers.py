@@ -21,9 +21,11 @@ from torch.nn.functional import cross_entropy
 from benchmark.images.image_set import image_set_of_pixels
 from benchmark.models.classifier import Classifier
 from benchmark.models.edits import Edit
-from benchmark.models.model import Model, ModelEntry
+from benchmark.models.entries import ModelEntry
+from benchmark.models.model import Model
+from benchmark.training.data import TrainingSet
 from benchmark.training.optimisation import Progress, Schedule
-from benchmark.variants.method import TrainingData, TrainingSet
+from benchmark.variants.method import TrainingData
 from benchmark.variants.outliers import (
     EnergyBounded,
     JensenShannonExposure,

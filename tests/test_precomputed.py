@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmark.records import Case, read_records
-from benchmark.user.outputs import OutputsFolder, OutputsWorkbench, PrecomputedError, suite_of_outputs
+from benchmark.running.evaluation import Evaluation
+from benchmark.user.outputs import LoadedOutputs, OutputsFolder, PrecomputedError, suite_of_outputs
 from detectors import Outputs, create, describe
 
 pytest_plugins = "pytester"
@@ -49,18 +50,18 @@ def to_npz(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("npz", [False, True])
-@pytest.mark.parametrize("id", ["msp", "mahalanobis++", "knn", "temperature-scaling"])
-def test_scores_are_those_of_the_tensors(folder: Path, id: str, npz: bool) -> None:
+@pytest.mark.parametrize("set_id", ["msp", "mahalanobis++", "knn", "temperature-scaling"])
+def test_scores_are_those_of_the_tensors(folder: Path, set_id: str, npz: bool) -> None:
     train, val, ood = (load_file(folder / f"{name}.safetensors") for name in ("train", "val", "ood/near"))
     opened = OutputsFolder(folder)
-    expected = create(id).fit(Outputs(**train), opened.head, val=Outputs(**val)).score(Outputs(**ood))
+    expected = create(set_id).fit(Outputs(**train), opened.head, val=Outputs(**val)).score(Outputs(**ood))
     if npz:
         to_npz(folder)
     suite = suite_of_outputs(None, str(folder))
-    workbench = OutputsWorkbench(suite, OutputsFolder(folder))
-    bench = workbench.model("net")
+    evaluation = Evaluation(LoadedOutputs(suite, OutputsFolder(folder)))
+    bench = evaluation.model("net")
     assert bench.forward_ms_per_image is None
-    scores = bench.detector(id).score(workbench.image_set("near"))
+    scores = evaluation.detector("net", set_id).score(evaluation.suite.image_set("near"))
     np.testing.assert_array_equal(scores.values, expected.numpy())
 
 
@@ -207,7 +208,7 @@ def run(pytester: pytest.Pytester, folder: Path) -> Run:
 def test_a_run_on_outputs_is_recorded_without_times_of_the_network(run: Run) -> None:
     result = run("-k", "knn/ or msp/", "--fpr-limit", "1")
     result.assert_outcomes(passed=4)
-    assert set(run.cases()) == {f"net/{id}/{set}" for id in ("knn", "msp") for set in ("near", "far")}
+    assert set(run.cases()) == {f"net/{set_id}/{set_id}" for set_id in ("knn", "msp") for set_id in ("near", "far")}
     for case in run.cases().values():
         assert case.timing is not None
         assert case.timing.forward_ms_per_image is None

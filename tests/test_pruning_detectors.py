@@ -127,20 +127,20 @@ def test_opnp_removes_neurons_that_training_leaves_dead(seed: int) -> None:
 def test_the_order_of_the_features_does_not_matter(seed: int) -> None:
     data = any_data(seed)
     turned = reordered(data, seed)
-    for id in ("line", "opnp", "opnp+react"):
-        assert agree(turned.scores(id), data.scores(id)), id
+    for detector_id in ("line", "opnp", "opnp+react"):
+        assert agree(turned.scores(detector_id), data.scores(detector_id)), detector_id
 
 
 def test_another_head_is_as_good_as_the_first() -> None:
     data, other = any_data(0), any_data(1)
     train, test = data.outputs(data.train, data.labels), Outputs(features=data.test)
-    for id in ("line", "opnp"):
-        refitted = create(id).fit(train, head_of(data)).fit(train, head_of(other))
-        assert torch.equal(refitted.score(test), create(id).fit(train, head_of(other)).score(test))
+    for detector_id in ("line", "opnp"):
+        refitted = create(detector_id).fit(train, head_of(data)).fit(train, head_of(other))
+        assert torch.equal(refitted.score(test), create(detector_id).fit(train, head_of(other)).score(test))
 
 
 @pytest.mark.parametrize(
-    ("id", "option", "values", "allowed"),
+    ("detector_id", "option", "values", "allowed"),
     [
         ("line", "activation_percentile", [-1, 100.5, "30", True, None], "a number from 0 to 100"),
         ("line", "weight_percentile", [-1, float("nan")], "a number from 0 to 100"),
@@ -151,7 +151,7 @@ def test_another_head_is_as_good_as_the_first() -> None:
         ("opnp+react", "parameters_high", [99], "a number up to 100 - parameters_low"),
     ],
 )
-def test_bad_options_are_refused(id: str, option: str, values: list[Any], allowed: str) -> None:
+def test_bad_options_are_refused(detector_id: str, option: str, values: list[Any], allowed: str) -> None:
     for value in values:
         with pytest.raises(ValueError, match=rf"{option} is {value!r}; allowed: {allowed}"):
-            create(id, **{option: value})
+            create(detector_id, **{option: value})

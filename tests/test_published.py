@@ -14,23 +14,15 @@ from hypothesis import strategies as st
 
 from benchmark import records
 from benchmark.__main__ import main
+from benchmark.commands.published import table
+from benchmark.limits.comparisons import Comparison, compare, comparisons, counts, published_records, verdict
 from benchmark.limits.curate_published import FILES, Curated, write
-from benchmark.limits.published import (
-    COLUMNS,
-    Comparison,
-    PublishedFigure,
-    compare,
-    comparisons,
-    counts,
-    published_records,
-    read_published,
-    table,
-    verdict,
-)
 from benchmark.records import Case, ClassValue, Estimate, Metrics, PublishedRecord, Record, append_record, read_records
 from benchmark.running.session import Draft
 from benchmark.running.summary import summary
-from benchmark.suites.suite import CaseId, Suite, load_suite
+from benchmark.suites.loading import load_suite
+from benchmark.suites.published import COLUMNS, PublishedFigure, read_published
+from benchmark.suites.suite import CaseId, Suite
 from leaderboard.results import Suite as BoardSuite
 from leaderboard.results import read_results
 from leaderboard.view import published_rows, rerun_command
@@ -41,8 +33,8 @@ TRANSCRIPTS = ROOT.parent / "shared" / "published"
 
 
 def figure(percent: float, points: float, cell: str = "net/msp/greys", source: str = "P, Table 1") -> PublishedFigure:
-    model, detector, set = cell.split("/")
-    return PublishedFigure(model, detector, set, percent / 100, points / 100, source, "")
+    model, detector, set_id = cell.split("/")
+    return PublishedFigure(model, detector, set_id, percent / 100, points / 100, source, "")
 
 
 def exactly(value: float) -> Estimate:
@@ -96,7 +88,7 @@ def test_an_average_that_is_shipped_is_the_mean_of_the_sets_that_are_shipped(nam
     for figures in suite.published.values():
         for mean in figures:
             sets = suite.entry.means.get(mean.set, ())
-            parts = [suite.published.get(f"{mean.model}/{mean.detector}/{set}", ()) for set in sets]
+            parts = [suite.published.get(f"{mean.model}/{mean.detector}/{set_id}", ()) for set_id in sets]
             of_paper = [[part for part in part if _paper(part) == _paper(mean)] for part in parts]
             if sets and all(of_paper):
                 value = sum(part[0].fpr_at_95 for part in of_paper) / len(sets)
@@ -223,12 +215,12 @@ published = ["published.csv"]
 def with_figures(world: Path, lines: list[str], groups: str = "") -> Suite:
     """The suite of colours with published figures, and perhaps groups of classes of its greys."""
     (world / "published.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
-    text = (world / "colours.toml").read_text().replace('thresholds = "colours.csv"', SUITE)
+    text = (world / "colours.toml").read_text().replace('baselines = "colours.csv"', SUITE)
     (world / "colours.toml").write_text(text.replace("[image_set.greys]", f"[image_set.greys]\n{groups}"))
     return load_suite(str(world / "colours.toml"))
 
 
-def case(set: str, fpr: Estimate, classes: dict[str, float] | None = None) -> Case:
+def case(set_id: str, fpr: Estimate, classes: dict[str, float] | None = None) -> Case:
     metrics = Metrics(
         fpr_at_95=fpr,
         fpr_at_95_pooled=fpr,
@@ -246,7 +238,7 @@ def case(set: str, fpr: Estimate, classes: dict[str, float] | None = None) -> Ca
         suite="colours",
         model="net",
         detector="msp",
-        set=set,
+        set=set_id,
         role="far",
         status="failed",
         expected=False,
@@ -261,9 +253,9 @@ def case(set: str, fpr: Estimate, classes: dict[str, float] | None = None) -> Ca
 GROUPS = 'class_groups = { dark = ["black", "slate"], light = ["white"] }'
 
 
-def test_means_are_of_sets_and_groups_of_classes(own_world: Path) -> None:
-    lines = [f"net,msp,{set},50,1,T," for set in ("greys", "both", "greys:dark", "greys:light")]
-    suite = with_figures(own_world, lines, GROUPS)
+def test_means_are_of_sets_and_groups_of_classes(user_world: Path) -> None:
+    lines = [f"net,msp,{set_id},50,1,T," for set_id in ("greys", "both", "greys:dark", "greys:light")]
+    suite = with_figures(user_world, lines, GROUPS)
     greys = case("greys", Estimate(value=0.4, low=0.3, high=0.5), {"black": 0.2, "slate": 0.8, "pink": 0.0})
     noise = case("noise", Estimate(value=0.6, low=0.55, high=0.7))
 
@@ -283,10 +275,10 @@ def test_means_are_of_sets_and_groups_of_classes(own_world: Path) -> None:
     assert comparisons(suite, [greys, worse])[0].measured == exactly(0.9)  # the later one
 
 
-def test_a_run_records_the_means_and_groups_that_it_had_a_case_of(own_world: Path) -> None:
+def test_a_run_records_the_means_and_groups_that_it_had_a_case_of(user_world: Path) -> None:
     names = ["greys", "both", "greys:dark"]
     lines = [f"net,{detector},{name},50,1,T," for detector in ("msp", "mahalanobis") for name in names]
-    suite = with_figures(own_world, [*lines, "net,msp,both,60,1,U,"], GROUPS)
+    suite = with_figures(user_world, [*lines, "net,msp,both,60,1,U,"], GROUPS)
     greys = case("greys", exactly(0.4), {"black": 0.2, "slate": 0.8})
     noise = case("noise", exactly(0.6))
 
@@ -315,9 +307,9 @@ def test_a_run_records_the_means_and_groups_that_it_had_a_case_of(own_world: Pat
     assert recorded() == {}
 
 
-def test_what_the_suite_cannot_measure_is_not_counted(own_world: Path) -> None:
+def test_what_the_suite_cannot_measure_is_not_counted(user_world: Path) -> None:
     cells = ["net,knn,greys", "digits-vit,msp,greys", "net,msp,digits-8-9", "net,msp,greys"]
-    suite = with_figures(own_world, [f"{cell},50,1,T," for cell in cells])
+    suite = with_figures(user_world, [f"{cell},50,1,T," for cell in cells])
     assert [comparison.figure.cell for comparison in comparisons(suite, [])] == ["net/msp/greys"]
 
 
@@ -332,12 +324,12 @@ def test_what_the_suite_cannot_measure_is_not_counted(own_world: Path) -> None:
         ('["greys", "noise"]', "[]", "means.both: it has no set"),
     ],
 )
-def test_a_mean_with_a_mistake_is_refused(own_world: Path, old: str, new: str, says: str) -> None:
-    with_figures(own_world, ["net,msp,both,50,1,T,"], GROUPS)
-    for file in (own_world / "colours.toml", own_world / "published.csv"):
+def test_a_mean_with_a_mistake_is_refused(user_world: Path, old: str, new: str, says: str) -> None:
+    with_figures(user_world, ["net,msp,both,50,1,T,"], GROUPS)
+    for file in (user_world / "colours.toml", user_world / "published.csv"):
         file.write_text(file.read_text().replace(old, new))
     with pytest.raises(ValueError, match=says):
-        load_suite(str(own_world / "colours.toml"))
+        load_suite(str(user_world / "colours.toml"))
 
 
 def test_the_table_and_the_summary_say_what_was_reproduced() -> None:
@@ -372,28 +364,28 @@ def without_goals(world: Path) -> None:
     suite.write_text(suite.read_text().replace("near = 0.5", "near = 1.0").replace("far = 0.25", "far = 1.0"))
 
 
-def test_a_case_that_was_skipped_was_not_run(own_world: Path) -> None:
-    suite = with_figures(own_world, ["net,msp,greys,50,1,T,"])
+def test_a_case_that_was_skipped_was_not_run(user_world: Path) -> None:
+    suite = with_figures(user_world, ["net,msp,greys,50,1,T,"])
     (skipped,) = Draft(CaseId("net", "msp", "greys", "near")).finished("r", suite, "data missing", skipped=True)
     (other,) = Draft(CaseId("net", "msp", "noise", "far")).finished("r", suite, "data missing", skipped=True)
     assert (skipped.status, skipped.published[0].status) == ("skipped", "not run")
     assert other.published == []
 
 
-def test_the_command_needs_a_suite_with_published_figures(own_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["published", "--suite", str(own_world / "colours.toml")]) == 1
+def test_the_command_needs_a_suite_with_published_figures(user_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["published", "--suite", str(user_world / "colours.toml")]) == 1
     assert "colours.toml: published: the suite names no file of published figures" in capsys.readouterr().err
 
 
 def test_a_run_holds_cases_to_what_is_published(
-    own_world: Path, pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+    user_world: Path, pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One figure that the run reproduces, one from which it differs, and one that it does not run."""
-    suite = own_world / "colours.toml"
+    suite = user_world / "colours.toml"
 
     def run(*arguments: str) -> tuple[pytest.RunResult, dict[str, Case]]:
-        result = pytester.runpytest_inprocess(*options(own_world), *arguments)
-        newest = max((own_world / "results" / "colours").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        result = pytester.runpytest_inprocess(*options(user_world), *arguments)
+        newest = max((user_world / "results" / "colours").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         cases = [record for record in read_records(newest) if isinstance(record, Case)]
         return result, {f"{case.detector}/{case.set}": case for case in cases}
 
@@ -405,9 +397,9 @@ def test_a_run_holds_cases_to_what_is_published(
         "net,msp,greys,50,1,Table 2,drawn anew",
         "net,mahalanobis,greys,50,1,Table 1,",
     ]
-    with_figures(own_world, lines)
+    with_figures(user_world, lines)
     goals = suite.read_text()
-    without_goals(own_world)
+    without_goals(user_world)
     result, cases = run("-k", "msp")
     noise, greys = cases["msp/noise"], cases["msp/greys"]
     assert (noise.status, noise.published[0].status, noise.limit.source) == (
@@ -421,7 +413,7 @@ def test_a_run_holds_cases_to_what_is_published(
     result.stdout.fnmatch_lines(["*published figures: 1 reproduced, 1 differ, 1 not run", "*msp on greys differs by *"])
 
     # Worse than published fails.
-    published = own_world / "published.csv"
+    published = user_world / "published.csv"
     published.write_text(published.read_text().replace(f"{100 * measured:.4f},1", f"{100 * measured - 2:.4f},1"))
     _, cases = run("-k", "msp and noise")
     assert (cases["msp/noise"].status, cases["msp/noise"].expected) == ("failed", False)
@@ -430,14 +422,14 @@ def test_a_run_holds_cases_to_what_is_published(
     # A published value above the goal is a known failure, and a case that ended before its metrics was not run.
     published.write_text(published.read_text().replace(f"{100 * measured - 2:.4f},1", f"{100 * measured:.4f},1"))
     suite.write_text(goals.replace("far = 0.25", "far = 0.05"))
-    (own_world / "images" / "greys" / "07.png").write_bytes(b"")
+    (user_world / "images" / "greys" / "07.png").write_bytes(b"")
     _, cases = run("-k", "msp")
     assert (cases["msp/noise"].status, cases["msp/noise"].expected) == ("failed", True)
     assert "published, the goal is 5%" in cases["msp/noise"].limit.known_failure
     assert (cases["msp/greys"].status, cases["msp/greys"].published[0].status) == ("error", "not run")
 
     # The table takes each case from the newest run that measured it.
-    arguments = ["published", "--suite", suite, "--results", own_world / "results"]
+    arguments = ["published", "--suite", suite, "--results", user_world / "results"]
     capsys.readouterr()
     assert main(list(map(str, arguments))) == 0
     shown = capsys.readouterr().out
@@ -445,49 +437,51 @@ def test_a_run_holds_cases_to_what_is_published(
     assert shown.splitlines()[-1] == "FPR@95 in %: 1 reproduced, 1 differ, 1 not run"
 
 
-def test_means_reach_the_site_from_the_run_whose_cases_are_shown(own_world: Path, pytester: pytest.Pytester) -> None:
-    with_figures(own_world, ["net,msp,both,50,1,T,", "net,msp,noise,80,20,T,"])
-    without_goals(own_world)
+def test_means_reach_the_site_from_the_run_whose_cases_are_shown(user_world: Path, pytester: pytest.Pytester) -> None:
+    with_figures(user_world, ["net,msp,both,50,1,T,", "net,msp,noise,80,20,T,"])
+    without_goals(user_world)
 
     def newest() -> BoardSuite:
-        return read_results(own_world / "results").suites[0]
+        return read_results(user_world / "results").suites[0]
 
     def shown() -> dict[str, float | None]:
         return {row.name: row.measured and row.measured.value for row in published_rows(newest())}
 
-    data_dir = str(own_world / "my data")
-    pytester.runpytest_inprocess(*options(own_world), "-k", "msp and greys", "--data-dir", data_dir)
+    data_dir = str(user_world / "my data")
+    pytester.runpytest_inprocess(*options(user_world), "-k", "msp and greys", "--data-dir", data_dir)
     assert shown() == {"both": None}
     (result,) = newest().results.values()
-    suite = str(own_world / "colours.toml")
+    suite = str(user_world / "colours.toml")
     assert shlex.split(rerun_command(result))[1:5] == ["--suite", suite, "--data-dir", data_dir]
 
     # Two processes write once what one does; and the option stays away where it has its default.
-    command = [sys.executable, "-m", "pytest", *options(own_world), "-k", "msp", "-n", "2"]
+    command = [sys.executable, "-m", "pytest", *options(user_world), "-k", "msp", "-n", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    greys, noise = (newest().results["net", "msp", set].case.metrics.fpr_at_95.value for set in ("greys", "noise"))
+    greys, noise = (
+        newest().results["net", "msp", set_id].case.metrics.fpr_at_95.value for set_id in ("greys", "noise")
+    )
     assert shown() == {"noise": noise, "both": pytest.approx((greys + noise) / 2)}
     assert [record.name for record in newest().published] == ["both"]
     assert newest().runs[0].suite_option == suite
 
     # With one of its cases from another run, the mean is of no run.
-    pytester.runpytest_inprocess(*options(own_world), "-k", "msp and noise")
+    pytester.runpytest_inprocess(*options(user_world), "-k", "msp and noise")
     assert shown() == {"noise": noise}
 
 
 def test_a_disk_that_is_full_at_the_end_of_a_run_does_not_cost_its_summary(
-    own_world: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    user_world: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def append(path: Path, record: Record) -> None:
         if isinstance(record, PublishedRecord):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append_record(path, record)
 
-    with_figures(own_world, ["net,msp,both,50,1,T,"])
-    without_goals(own_world)
+    with_figures(user_world, ["net,msp,both,50,1,T,"])
+    without_goals(user_world)
     monkeypatch.setattr(records, "append_record", append)
-    result = pytester.runpytest_inprocess(*options(own_world), "-k", "msp and greys")
+    result = pytester.runpytest_inprocess(*options(user_world), "-k", "msp and greys")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*published figures: 0 reproduced, 0 differ, 1 not run", "records: *"])
-    assert f"cannot write the records {own_world}" in result.stderr.str()
+    assert f"cannot write the records {user_world}" in result.stderr.str()

@@ -148,20 +148,20 @@ def test_a_class_without_an_id_is_refused() -> None:
 
 
 def test_all_ids_are_there() -> None:
-    assert [id for id in IDS if id not in available()] == []
+    assert [detector_id for detector_id in IDS if detector_id not in available()] == []
     assert available() == sorted(available())
 
 
-@pytest.mark.parametrize("id", available())
-def test_create_gives_that_detector_with_its_defaults(id: str) -> None:
-    detector, defaults = create(id), describe(id)["defaults"]
-    assert detector.id == id
+@pytest.mark.parametrize("detector_id", available())
+def test_create_gives_that_detector_with_its_defaults(detector_id: str) -> None:
+    detector, defaults = create(detector_id), describe(detector_id)["defaults"]
+    assert detector.id == detector_id
     assert {name: getattr(detector, name) for name in defaults} == defaults
 
 
-@pytest.mark.parametrize("id", DEFAULTS)
-def test_the_defaults_of_the_contract_stay(id: str) -> None:
-    assert describe(id)["defaults"] == DEFAULTS[id]
+@pytest.mark.parametrize("detector_id", DEFAULTS)
+def test_the_defaults_of_the_contract_stay(detector_id: str) -> None:
+    assert describe(detector_id)["defaults"] == DEFAULTS[detector_id]
 
 
 def test_options_override_the_defaults() -> None:
@@ -194,12 +194,12 @@ def test_an_unknown_option_says_what_was_meant() -> None:
         create("msp", k=1)
 
 
-@pytest.mark.parametrize("id", available())
-def test_a_description_is_complete_and_plain(id: str) -> None:
-    description = describe(id)
+@pytest.mark.parametrize("detector_id", available())
+def test_a_description_is_complete_and_plain(detector_id: str) -> None:
+    description = describe(detector_id)
     text = json.dumps(description, allow_nan=False)
     assert json.dumps(json.loads(text)) == text
-    assert description["id"] == id
+    assert description["id"] == detector_id
     assert description["summary"].endswith(".")
     assert re.search("(^|; )S = ", description["formula"])
     assert set(description["needs"]) <= NEEDS
@@ -207,18 +207,18 @@ def test_a_description_is_complete_and_plain(id: str) -> None:
     assert all(description["options"].values())
     assert all(deviation.endswith(".") for deviation in description["deviations"])
     assert description["verified"]
-    for kind in type(create(id)).made_of:
+    for kind in type(create(detector_id)).made_of:
         assert description_of(kind)["verified"], f"{kind.id} does not say what it was verified against"
 
 
-@pytest.mark.parametrize("id", available())
-def test_the_paper_of_a_detector_can_be_found(id: str) -> None:
-    if id in WITHOUT_PAPER:
-        assert describe(id)["paper"].startswith("none")
+@pytest.mark.parametrize("detector_id", available())
+def test_the_paper_of_a_detector_can_be_found(detector_id: str) -> None:
+    if detector_id in WITHOUT_PAPER:
+        assert describe(detector_id)["paper"].startswith("none")
         return
-    for paper in describe(id)["paper"].split("; "):
+    for paper in describe(detector_id)["paper"].split("; "):
         assert re.match(r'[A-Z].*, ".+", .*\b(19|20)\d\d', paper)
-        assert id in NOT_ON_ARXIV or re.search(r", arXiv:\d{4}\.\d{5}\b", paper)
+        assert detector_id in NOT_ON_ARXIV or re.search(r", arXiv:\d{4}\.\d{5}\b", paper)
 
 
 def test_a_docstring_is_read_section_by_section() -> None:

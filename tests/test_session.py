@@ -14,7 +14,7 @@ import pytest
 
 from benchmark.limits.baselines import read_baselines, write_baselines
 from benchmark.records import Case, Record, read_records
-from benchmark.running.evaluation import DetectorBench, source_sha256
+from benchmark.running.fitted_detector import FittedDetector, source_sha256
 from benchmark.running.session import TIME_RETRIES
 from detectors import create
 from detectors.gaussian import Mahalanobis
@@ -45,7 +45,7 @@ class Runs:
         """Lets the recorded cases take any time: these tests may run on a busy machine, and are not about it."""
         file = self.world / "colours.csv"
         baselines = read_baselines(file, list(self.cases()))
-        write_baselines(file, {id: replace(baseline, forward_ratio=1000.0) for id, baseline in baselines.items()})
+        write_baselines(file, {name: replace(baseline, forward_ratio=1000.0) for name, baseline in baselines.items()})
 
     @property
     def files(self) -> list[Path]:
@@ -59,8 +59,8 @@ class Runs:
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, own_world: Path) -> Runs:
-    return Runs(pytester, own_world)
+def run(pytester: pytest.Pytester, user_world: Path) -> Runs:
+    return Runs(pytester, user_world)
 
 
 def test_a_suite_is_recorded_and_then_held_to_its_baselines(run: Runs) -> None:
@@ -75,9 +75,9 @@ def test_a_suite_is_recorded_and_then_held_to_its_baselines(run: Runs) -> None:
     run.be_patient()
     again = run(OOD, UNIT_TESTS)
     assert again.ret == pytest.ExitCode.OK
-    for id, case in run.cases().items():
+    for set_id, case in run.cases().items():
         assert case.metrics is not None
-        assert case.metrics.fpr_at_95.value == pytest.approx(recorded[id].fpr_at_95, rel=1e-5)
+        assert case.metrics.fpr_at_95.value == pytest.approx(recorded[set_id].fpr_at_95, rel=1e-5)
         assert case.expected == (case.status == "failed") == (case.metrics.fpr_at_95.value > case.limit.goal)
     again.stdout.fnmatch_lines(["net (ID accuracy*", "*detector*greys*noise*unit tests failed*", "*msp*", "records: *"])
 
@@ -107,10 +107,10 @@ def test_the_records_of_a_run_hold_all_that_a_reader_needs(run: Runs) -> None:
 
 
 def test_the_hash_of_a_detectors_source_covers_all_that_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    def files(id: str) -> set[str]:
+    def files(name: str) -> set[str]:
         read = set()
         monkeypatch.setattr(Path, "read_bytes", lambda path: read.add(path.name) or b"")
-        source_sha256(type(create(id)))
+        source_sha256(type(create(name)))
         return read
 
     assert files("msp") == {"base.py", "logits.py"}
@@ -139,13 +139,13 @@ def test_a_regression_is_noticed(run: Runs, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_slow_detector_is_noticed(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     run(OOD, "--record-baselines")
-    timing = DetectorBench.timing
+    timing = FittedDetector.timing
 
     def slower(self: Any, scores: Any, forward_ms_per_image: float) -> Any:
         measured = timing(self, scores, forward_ms_per_image)
         return measured.model_copy(update={"forward_ratio": measured.forward_ratio + 100})
 
-    monkeypatch.setattr(DetectorBench, "timing", slower)
+    monkeypatch.setattr(FittedDetector, "timing", slower)
     result = run(OOD, "-k", "msp and greys")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["net/msp/greys: *score time * of a forward pass, allowed 0.*"])
@@ -153,7 +153,7 @@ def test_a_slow_detector_is_noticed(run: Runs, monkeypatch: pytest.MonkeyPatch) 
 
 def test_one_slow_moment_is_forgiven(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     run(OOD, "--record-baselines")
-    timing = DetectorBench.timing
+    timing = FittedDetector.timing
     calls: list[float] = []
 
     def slow_at_first(self: Any, scores: Any, forward_ms_per_image: float) -> Any:
@@ -161,7 +161,7 @@ def test_one_slow_moment_is_forgiven(run: Runs, monkeypatch: pytest.MonkeyPatch)
         measured = timing(self, scores, forward_ms_per_image)
         return measured.model_copy(update={"forward_ratio": 100.0 if len(calls) == 1 else 0.01})
 
-    monkeypatch.setattr(DetectorBench, "timing", slow_at_first)
+    monkeypatch.setattr(FittedDetector, "timing", slow_at_first)
     assert run(OOD, "-k", "msp and greys").ret == pytest.ExitCode.OK
     assert len(calls) == 1 + TIME_RETRIES
 
@@ -171,7 +171,7 @@ def test_a_damaged_image_is_an_error_of_its_set_alone(run: Runs) -> None:
     result = run(OOD, "--fpr-limit", "1", "-k", "msp")
     result.assert_outcomes(errors=1, passed=1)
     result.stdout.fnmatch_lines(["net/msp/greys: image set greys: cannot decode 07.png: the file is empty; *"])
-    assert {id: case.status for id, case in run.cases().items()} == {
+    assert {set_id: case.status for set_id, case in run.cases().items()} == {
         "net/msp/greys": "error",
         "net/msp/noise": "passed",
     }
@@ -211,8 +211,8 @@ def test_a_mistake_on_the_command_line_is_a_usage_error(run: Runs, arguments: li
 
 def test_a_threshold_of_an_unknown_case_stops_the_run_before_it_works(run: Runs) -> None:
     run(OOD, "--record-baselines")
-    thresholds = run.world / "colours.csv"
-    thresholds.write_text(thresholds.read_text().replace("net,msp,noise", "net,msp,noises"))
+    baselines = run.world / "colours.csv"
+    baselines.write_text(baselines.read_text().replace("net,msp,noise", "net,msp,noises"))
     result = run(OOD)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "the suite has no case 'net/msp/noises' (did you mean 'net/msp/noise'?)" in result.stderr.str()
@@ -235,9 +235,9 @@ def test_two_processes_give_the_same_records_as_one(run: Runs) -> None:
     assert done.returncode == 0, done.stdout
     assert len(run.files) == 2
     both = run.cases()
-    assert {id: case.metrics for id, case in both.items()} == {id: case.metrics for id, case in alone.items()}
-    assert {id: case.scores.sha256 for id, case in both.items()} == {
-        id: case.scores.sha256 for id, case in alone.items()
+    assert {name: case.metrics for name, case in both.items()} == {name: case.metrics for name, case in alone.items()}
+    assert {name: case.scores.sha256 for name, case in both.items()} == {
+        name: case.scores.sha256 for name, case in alone.items()
     }
     assert [record.kind for record in run.records()].count("model") == 1
 
@@ -278,7 +278,7 @@ def test_a_worker_that_dies_leaves_a_record_of_its_case(run: Runs) -> None:
     environment = os.environ | {"PYTHONPATH": str(run.world)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
-    statuses = {id: case.status for id, case in run.cases().items()}
+    statuses = {name: case.status for name, case in run.cases().items()}
     assert statuses["net/msp/greys"] == "passed"
     assert statuses["net/mahalanobis/greys"] == "error"
     assert run.cases()["net/mahalanobis/greys"].reason == "its process died"

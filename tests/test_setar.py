@@ -25,10 +25,11 @@ from benchmark.models.classifier import Classifier
 from benchmark.models.edits import Edit, load_edit
 from benchmark.models.low_rank import decompose, drop_minor_components, removed_components
 from benchmark.models.model import Model
+from benchmark.training.data import images_of_each_class
 from benchmark.training.optimisation import Progress
 from benchmark.variants import setar
 from benchmark.variants.locoop import locoop_loss
-from benchmark.variants.method import TrainingData, images_of_each_class
+from benchmark.variants.method import TrainingData
 from benchmark.variants.network_towers import vision_tower
 from benchmark.variants.setar import Evaluator, SeTAR
 from tests.references.networks import clip_network, model_fields, zero_shot

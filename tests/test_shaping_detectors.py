@@ -55,9 +55,9 @@ def peer_arguments(data: Data) -> tuple[Any, Tensor, Tensor, Tensor]:
 def test_pruning_agrees_with_pytorch_ood(kind: str, percentile: float) -> None:
     data = DATA[kind]
     head, _, _, test = peer_arguments(data)
-    for id in ("ash-p", "ash-b", "ash-s"):
-        theirs = peer.ASH(None, head, id, percentile / 100).predict_feature_maps(test)
-        assert agree(data.scores(id, percentile=percentile), (-theirs).tolist(), 1e-9), id
+    for detector_id in ("ash-p", "ash-b", "ash-s"):
+        theirs = peer.ASH(None, head, detector_id, percentile / 100).predict_feature_maps(test)
+        assert agree(data.scores(detector_id, percentile=percentile), (-theirs).tolist(), 1e-9), detector_id
     theirs = peer.SCALE(None, head, percentile / 100).predict_feature_maps(test)
     assert agree(data.scores("scale", percentile=percentile), (-theirs).tolist(), 1e-9)
 
@@ -91,8 +91,8 @@ WITHOUT_EFFECT: list[tuple[str, dict[str, Any]]] = [
 def test_a_part_without_effect_leaves_the_energy(seed: int) -> None:
     data = any_data(seed)
     expected = data.scores("energy").tolist()
-    for id, options in WITHOUT_EFFECT:
-        assert agree(data.scores(id, **options), expected, 1e-12), id
+    for detector_id, options in WITHOUT_EFFECT:
+        assert agree(data.scores(detector_id, **options), expected, 1e-12), detector_id
 
 
 @few
@@ -135,9 +135,9 @@ def test_the_sharpness_is_the_same_for_scaled_features(seed: int, percentile: fl
     data = any_data(seed, relu=True, classes=1)
     data = replace(data, bias=np.zeros(1))
     scaled = replace(data, test=factor * data.test)
-    for id in ("scale", "ash-s", "ash-p", "ash-b"):
-        expected = factor * data.scores(id, percentile=percentile)
-        np.testing.assert_allclose(scaled.scores(id, percentile=percentile), expected, rtol=1e-9)
+    for model_id in ("scale", "ash-s", "ash-p", "ash-b"):
+        expected = factor * data.scores(model_id, percentile=percentile)
+        np.testing.assert_allclose(scaled.scores(model_id, percentile=percentile), expected, rtol=1e-9)
 
 
 @few
@@ -159,7 +159,7 @@ def test_the_default_of_laps_does_not_depend_on_the_unit(seed: int) -> None:
 
 
 ALL: list[tuple[str, dict[str, Any]]] = [
-    *((id, {}) for id in ("react", "ash-p", "ash-b", "ash-s", "scale", "vra", "bats", "laps")),
+    *((detector_id, {}) for detector_id in ("react", "ash-p", "ash-b", "ash-s", "scale", "vra", "bats", "laps")),
     ("ash-b", {"percentile": 30.0}),  # many more features are 0
 ]
 
@@ -173,8 +173,10 @@ def test_the_order_of_the_features_does_not_matter(seed: int) -> None:
         rows[:, 0] = rows[:, 1]
     order = np.random.default_rng(seed).permutation(8)
     other = Data(data.train[:, order], data.labels, data.test[:, order], data.weight[:, order], data.bias)
-    for id, options in ALL:
-        assert agree(other.scores(id, **options), data.scores(id, **options).tolist(), 1e-9), id
+    for detector_id, options in ALL:
+        assert agree(other.scores(detector_id, **options), data.scores(detector_id, **options).tolist(), 1e-9), (
+            detector_id
+        )
 
 
 # --- Equal features. ---
@@ -296,11 +298,11 @@ def test_msp_after_react_without_effect_is_msp(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "option", "values", "allowed"),
+    ("detector_id", "option", "values", "allowed"),
     [
         *(
-            (id, "percentile", [-1, 99.5, "90", True, None], "from 0 to 99")
-            for id in ("ash-p", "ash-b", "ash-s", "scale")
+            (detector_id, "percentile", [-1, 99.5, "90", True, None], "from 0 to 99")
+            for detector_id in ("ash-p", "ash-b", "ash-s", "scale")
         ),
         ("vra", "low_percentile", [-1, 101, "60", True, None], "from 0 to 100"),
         ("vra", "high_percentile", [59.9, 100.5, "90", True, None], "from low_percentile, 60.0, to 100"),
@@ -313,10 +315,12 @@ def test_msp_after_react_without_effect_is_msp(seed: int) -> None:
         ("odin+react", "react_percentile", [-1, 100.5, "90", True, None], "from 0 to 100"),
     ],
 )
-def test_bad_options_are_refused(id: str, option: str, values: list[Any], allowed: str) -> None:
+def test_bad_options_are_refused(detector_id: str, option: str, values: list[Any], allowed: str) -> None:
     for value in values:
-        with pytest.raises(ValueError, match=rf"{id.replace('+', '.')}: {option} is .*; allowed: .*{allowed}") as error:
-            create(id, **{option: value})
+        with pytest.raises(
+            ValueError, match=rf"{detector_id.replace('+', '.')}: {option} is .*; allowed: .*{allowed}"
+        ) as error:
+            create(detector_id, **{option: value})
         assert repr(value) in str(error.value)
 
 

@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import uniform_filter
 
 from benchmark.images.corruptions import Corruption
-from benchmark.images.image_set import BUILT_IN, ImageSetEntry, load_image_set, read_entries
+from benchmark.images.entries import BUILT_IN, ImageSetEntry
+from benchmark.images.image_set import load_image_set, read_entries
 
 KINDS = ["noise", "blur", "contrast"]
 SHIFTED = ["digits-noise", "digits-blur", "digits-contrast"]
@@ -69,9 +70,9 @@ def test_noise_is_normal_of_the_stated_deviation_and_of_each_image_its_own() -> 
     assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.02
 
 
-@pytest.mark.parametrize("id", SHIFTED)
-def test_corrupted_digits_are_some_of_the_test_digits(id: str) -> None:
-    shifted, clean = load_image_set(id), load_image_set("digits-test")
+@pytest.mark.parametrize("set_id", SHIFTED)
+def test_corrupted_digits_are_some_of_the_test_digits(set_id: str) -> None:
+    shifted, clean = load_image_set(set_id), load_image_set("digits-test")
     assert np.bincount(shifted.labels).tolist() == [25] * 8
     place = {image_id: index for index, image_id in enumerate(clean.image_ids)}
     for index in (0, 77, 199):

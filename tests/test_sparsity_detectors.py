@@ -27,9 +27,9 @@ def any_data(seed: int) -> Data:
     return replace(data, test=data.train[:20])
 
 
-def fitted(data: Data, id: str, **options: Any) -> Any:
+def fitted(data: Data, detector_id: str, **options: Any) -> Any:
     head = Head(torch.from_numpy(data.weight), torch.from_numpy(data.bias))
-    return create(id, **options).fit(data.outputs(data.train, data.labels), head)
+    return create(detector_id, **options).fit(data.outputs(data.train, data.labels), head)
 
 
 def contributions(data: Data) -> np.ndarray:
@@ -84,8 +84,8 @@ def test_a_weight_at_the_threshold_is_pruned(seed: int, rank: int) -> None:
 def test_the_unit_of_the_features_does_not_matter(seed: int, factor: float) -> None:
     data = any_data(seed)
     other = Data(factor * data.train, data.labels, factor * data.test, data.weight / factor, data.bias)
-    for id in ("dice", "dice+react"):
-        assert agree(other.scores(id, percentile=65), data.scores(id, percentile=65).tolist(), 1e-9)
+    for detector_id in ("dice", "dice+react"):
+        assert agree(other.scores(detector_id, percentile=65), data.scores(detector_id, percentile=65).tolist(), 1e-9)
 
 
 @few
@@ -94,8 +94,8 @@ def test_the_order_of_the_features_does_not_matter(seed: int) -> None:
     data = any_data(seed)
     order = np.random.default_rng(seed).permutation(6)
     other = Data(data.train[:, order], data.labels, data.test[:, order], data.weight[:, order], data.bias)
-    for id in ("dice", "dice+react"):
-        assert agree(other.scores(id, percentile=65), data.scores(id, percentile=65).tolist(), 1e-9)
+    for detector_id in ("dice", "dice+react"):
+        assert agree(other.scores(detector_id, percentile=65), data.scores(detector_id, percentile=65).tolist(), 1e-9)
 
 
 @few
@@ -128,11 +128,12 @@ def test_each_class_is_reached_by_what_its_weights_keep() -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "option"), [("dice", "percentile"), ("dice+react", "percentile"), ("dice+react", "react_percentile")]
+    ("detector_id", "option"),
+    [("dice", "percentile"), ("dice+react", "percentile"), ("dice+react", "react_percentile")],
 )
 @pytest.mark.parametrize("value", [-1, 100.5, "90", True, float("nan"), None])
-def test_bad_options_are_refused(id: str, option: str, value: Any) -> None:
+def test_bad_options_are_refused(detector_id: str, option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{option} is .*; allowed: a number from 0 to 100") as error:
-        create(id, **{option: value})
+        create(detector_id, **{option: value})
     assert repr(value) in str(error.value)
-    assert id in str(error.value)
+    assert detector_id in str(error.value)

@@ -51,8 +51,8 @@ def packed(value: Any, name: str = "it") -> State:
     return tensors, values
 
 
-def state(id: str, **options: Any) -> State:
-    tensors, about = fitted(lambda: create(id, **options), WORLD).state()
+def state(detector_id: str, **options: Any) -> State:
+    tensors, about = fitted(lambda: create(detector_id, **options), WORLD).state()
     return tensors, json.loads(json.dumps(about))
 
 
@@ -193,7 +193,7 @@ def test_there_is_no_state_before_a_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "options"),
+    ("detector_id", "options"),
     [
         ("energy", {"temperature": 2.0}),
         ("knn", {"k": 3}),
@@ -201,11 +201,11 @@ def test_there_is_no_state_before_a_fit() -> None:
         ("relative-mahalanobis++", {"global_fit": "raw"}),
     ],
 )
-def test_options_are_restored_with_the_state(id: str, options: dict[str, Any]) -> None:
-    again = restore(*state(id, **options))
-    assert again.id == id
+def test_options_are_restored_with_the_state(detector_id: str, options: dict[str, Any]) -> None:
+    again = restore(*state(detector_id, **options))
+    assert again.id == detector_id
     assert {name: getattr(again, name) for name in options} == options
-    expected = fitted(lambda: create(id, **options), WORLD).score(WORLD.test)
+    expected = fitted(lambda: create(detector_id, **options), WORLD).score(WORLD.test)
     assert torch.equal(again.score(WORLD.test), expected)
 
 
@@ -256,7 +256,7 @@ def remove(place: str) -> Callable[[State], None]:
 
 
 @pytest.mark.parametrize(
-    ("id", "change", "says"),
+    ("detector_id", "change", "says"),
     [
         ("knn", put("id", "no-such"), "'no-such'"),
         ("knn", put("id", ["knn"]), "state of a detector"),
@@ -289,31 +289,31 @@ def remove(place: str) -> Callable[[State], None]:
         ("react", remove("values/_react.percentile"), "'_react.percentile'"),
     ],
 )
-def test_what_is_no_state_is_refused(id: str, change: Callable[[State], None], says: str) -> None:
-    tensors, about = copy.deepcopy(state(id))
+def test_what_is_no_state_is_refused(detector_id: str, change: Callable[[State], None], says: str) -> None:
+    tensors, about = copy.deepcopy(state(detector_id))
     change((tensors, about))
     assert says in refusal(ValueError, restore, tensors, about)
 
 
-@pytest.mark.parametrize("id", ["cosine", "knn", "itp", "kl-matching"])
+@pytest.mark.parametrize("detector_id", ["cosine", "knn", "itp", "kl-matching"])
 @pytest.mark.parametrize(
     "change",
     [lambda t: t * torch.nan, lambda t: t[:-1], lambda t: t.float(), lambda t: t + 1, lambda t: t[None]],
     ids=["NaN", "a row less", "single precision", "other values", "an axis more"],
 )
-def test_a_tensor_that_was_changed_is_refused(id: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    tensors, about = copy.deepcopy(state(id))
+def test_a_tensor_that_was_changed_is_refused(detector_id: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    tensors, about = copy.deepcopy(state(detector_id))
     name = next(name for name in tensors if tensors[name].is_floating_point() and "head" not in name)
     tensors[name] = change(tensors[name]).contiguous()
-    assert f"{id} is not as it was saved" in refusal(ValueError, restore, tensors, about)
+    assert f"{detector_id} is not as it was saved" in refusal(ValueError, restore, tensors, about)
 
 
 @pytest.mark.parametrize(
-    ("id", "name"),
+    ("detector_id", "name"),
     [("knn", "bank"), ("mahalanobis", "class_gaussians.whitening"), ("react", "head.bias"), ("vim", None)],
 )
-def test_a_tensor_that_is_missing_is_named(id: str, name: str | None) -> None:
-    tensors, about = state(id)
+def test_a_tensor_that_is_missing_is_named(detector_id: str, name: str | None) -> None:
+    tensors, about = state(detector_id)
     name = name or next(iter(tensors))
     del tensors[name]
     assert repr(name) in refusal(ValueError, restore, tensors, about)

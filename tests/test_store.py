@@ -12,10 +12,13 @@ import torch
 
 from benchmark.images.image_set import ImageSet, image_set_of_pixels
 from benchmark.models.classifier import Classifier
-from benchmark.models.model import Model, load_model
+from benchmark.models.loading import load_model
+from benchmark.models.model import Model
+from benchmark.models.prepared_images import PreparedImages
 from benchmark.running import store as store_module
-from benchmark.running.store import DamagedShardWarning, PreparedImages, Shards, Store, StoreError
-from benchmark.suites.suite import load_suite
+from benchmark.running.forward import StoreError
+from benchmark.running.store import DamagedShardWarning, Shards, Store
+from benchmark.suites.loading import load_suite
 
 
 @pytest.fixture
@@ -29,9 +32,9 @@ def model(load: Callable[[], Model]) -> Model:
     return load()
 
 
-def pixels_set(count: int = 10, id: str = "set", seed: int = 0) -> ImageSet:
+def pixels_set(count: int = 10, set_id: str = "set", seed: int = 0) -> ImageSet:
     pixels = np.random.default_rng(seed).integers(0, 255, (count, 32, 32, 3), dtype=np.uint8)
-    return image_set_of_pixels(id, id, count, pixels.__getitem__, licence="l", source="s")
+    return image_set_of_pixels(set_id, set_id, count, pixels.__getitem__, licence="l", source="s")
 
 
 @pytest.fixture
@@ -148,9 +151,9 @@ def test_an_interrupted_run_goes_on_at_the_next_shard(
 TWO_AT_ONCE = """
 import sys, torch
 from pathlib import Path
-from benchmark.models.model import load_model
+from benchmark.models.loading import load_model
 from benchmark.running.store import Store
-from benchmark.suites.suite import load_suite
+from benchmark.suites.loading import load_suite
 from benchmark.images.image_set import load_image_set
 suite = load_suite(sys.argv[1])
 model = load_model("net", suite.models, torch.device("cpu"), ["blue", "green", "red"])

@@ -56,8 +56,8 @@ def test_residuals_are_the_same_after_a_rotation(seed: int) -> None:
     data = any_data(seed)
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(6, 6)))
     turned = replace(changed(data, lambda features: features @ turn), weight=data.weight @ turn)
-    for id in ("residual", "vim"):
-        assert agree(turned.scores(id), data.scores(id).tolist())
+    for detector_id in ("residual", "vim"):
+        assert agree(turned.scores(detector_id), data.scores(detector_id).tolist())
 
 
 @few
@@ -66,8 +66,12 @@ def test_the_virtual_logit_is_as_large_as_the_largest_one_on_average(seed: int, 
     data = any_data(seed)
     train = replace(data, test=data.train)
     energy, vim, residual = (
-        train.scores(id, **options)
-        for id, options in (("energy", {}), ("vim", {"dimension": dimension}), ("residual", {"dimension": dimension}))
+        train.scores(detector_id, **options)
+        for detector_id, options in (
+            ("energy", {}),
+            ("vim", {"dimension": dimension}),
+            ("residual", {"dimension": dimension}),
+        )
     )
     virtual_logits = energy - vim
     assert virtual_logits.mean() == pytest.approx(data.logits(data.train).max(axis=1).mean())
@@ -169,7 +173,7 @@ def test_the_fewest_components_that_explain_a_share_are_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "option", "values", "allowed"),
+    ("detector_id", "option", "values", "allowed"),
     [
         ("residual", "dimension", [-1, 2.0, "3", True], "an integer from 0 to D - 1"),
         ("neco", "dimension", [0, -1, 2.0, "3", True], "an integer from 1 to D"),
@@ -177,18 +181,18 @@ def test_the_fewest_components_that_explain_a_share_are_taken() -> None:
         ("neco", "denominator", ["standardized", None, 1], "'standardised' or 'raw'"),
     ],
 )
-def test_bad_options_are_refused(id: str, option: str, values: list[Any], allowed: str) -> None:
+def test_bad_options_are_refused(detector_id: str, option: str, values: list[Any], allowed: str) -> None:
     for value in values:
-        with pytest.raises(ValueError, match=f"{id}: {option} is {value!r}; allowed: {allowed}"):
-            create(id, **{option: value})
+        with pytest.raises(ValueError, match=f"{detector_id}: {option} is {value!r}; allowed: {allowed}"):
+            create(detector_id, **{option: value})
 
 
-@pytest.mark.parametrize(("id", "most"), [("residual", 11), ("vim", 11), ("neco", 12)])
-def test_a_named_dimension_is_held_to_the_width(id: str, most: int) -> None:
+@pytest.mark.parametrize(("detector_id", "most"), [("residual", 11), ("vim", 11), ("neco", 12)])
+def test_a_named_dimension_is_held_to_the_width(detector_id: str, most: int) -> None:
     data = DATA["random"]
-    data.scores(id, dimension=most)
+    data.scores(detector_id, dimension=most)
     with pytest.raises(ValueError, match=f"dimension is {most + 1}; allowed: .* to {most}"):
-        data.scores(id, dimension=most + 1)
+        data.scores(detector_id, dimension=most + 1)
 
 
 def test_the_default_dimensions_follow_their_rules() -> None:

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.images import image_set as image_sets
+from benchmark.images import entries as image_sets
 from benchmark.images.readers import read_list
-from benchmark.suites.suite import load_suite, suite_names
+from benchmark.suites.loading import load_suite, suite_names
 from detectors import available, describe
 from unit_tests_ood import names
 
@@ -39,8 +39,8 @@ def test_the_grid_is_models_times_detectors_times_sets(world: Path) -> None:
     assert len(list(suite.unit_test_cases(names))) == 17
 
 
-def test_unit_tests_meet_a_core_of_the_detectors_and_in_the_whole_suite_all(own_world: Path) -> None:
-    file = own_world / "colours.toml"
+def test_unit_tests_meet_a_core_of_the_detectors_and_in_the_whole_suite_all(user_world: Path) -> None:
+    file = user_world / "colours.toml"
     text = file.read_text()
     assert 'detectors = ["mahalanobis"]' in text.partition("[unit_tests]")[2]
     suite = load_suite(str(file))
@@ -49,10 +49,10 @@ def test_unit_tests_meet_a_core_of_the_detectors_and_in_the_whole_suite_all(own_
     assert list(suite.whole().ood_cases()) == list(suite.ood_cases())
 
 
-def test_a_star_stands_for_the_detectors_that_a_suites_models_can_serve(own_world: Path) -> None:
-    needs = {id: {*describe(id)["needs"]} for id in available()}
-    of_any = {id for id in available() if not needs[id] & {"text", "patches"}}
-    file = own_world / "colours.toml"
+def test_a_star_stands_for_the_detectors_that_a_suites_models_can_serve(user_world: Path) -> None:
+    needs = {detector_id: {*describe(detector_id)["needs"]} for detector_id in available()}
+    of_any = {detector_id for detector_id in available() if not needs[detector_id] & {"text", "patches"}}
+    file = user_world / "colours.toml"
     file.write_text(file.read_text().replace('detectors = ["msp", "mahalanobis"]', 'detectors = ["*"]'))
     assert set(load_suite(str(file)).detectors) == of_any
     digits = load_suite("digits")
@@ -86,8 +86,8 @@ def test_an_unknown_suite_names_the_closest() -> None:
         ('folder = "images/greys"', "", "greys: .*one of `parquet`, `folder` and `local`"),
     ],
 )
-def test_a_mistake_in_a_suite_is_named_with_its_file(own_world: Path, old: str, new: str, says: str) -> None:
-    file = own_world / "colours.toml"
+def test_a_mistake_in_a_suite_is_named_with_its_file(user_world: Path, old: str, new: str, says: str) -> None:
+    file = user_world / "colours.toml"
     load_suite(str(file))  # the twin: without the mistake it loads
     text = file.read_text()
     assert old in text

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from benchmark.images.image_set import ImageSet, load_image_set
 from benchmark.training import from_scratch as train
-from benchmark.training.from_scratch import CHECKPOINTS, PREPROCESSING, RECIPES
+from benchmark.training.augmentation import PREPROCESSING
+from benchmark.training.from_scratch import CHECKPOINTS, RECIPES
 from benchmark.training.sharpness_aware import Perturbation, SharpnessAware
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmark.images.image_set import ImageSetError
+from benchmark.limits.limits import Limits
 from benchmark.metrics import auroc
 from benchmark.records import Record
 from benchmark.running import store
-from benchmark.running.evaluation import Workbench
-from benchmark.running.session import Draft, Limits, Session
+from benchmark.running.evaluation import Evaluation
+from benchmark.running.fitted_detector import choose_options
+from benchmark.running.loaded_suite import LoadedSuite
+from benchmark.running.session import Draft, Session
 from benchmark.running.store import Store
-from benchmark.suites.suite import CaseId, load_suite
+from benchmark.suites.loading import load_suite
+from benchmark.suites.suite import CaseId
 from benchmark.suites.tuning import combinations, tune
 from detectors import Detector, create
 
@@ -58,38 +62,40 @@ def test_the_first_of_the_best_is_chosen(aurocs: list[float]) -> None:
 
 
 @pytest.fixture
-def tuned_world(own_world: Path) -> Path:
+def tuned_world(user_world: Path) -> Path:
     """The world of colours, with k-nearest-neighbours that is tuned on mud."""
-    mud = own_world / "images" / "mud"
+    mud = user_world / "images" / "mud"
     mud.mkdir()
     random = np.random.default_rng(7)
     for index in range(10):
         pixels = np.array([120, 90, 60]) + random.integers(-90, 90, (32, 32, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(mud / f"{index}.png")
-    file = own_world / "colours.toml"
+    file = user_world / "colours.toml"
     file.write_text(file.read_text().replace('["msp", "mahalanobis"]', '["msp", "knn"]') + TUNING)
-    return own_world
+    return user_world
 
 
 def session_of(folder: Path) -> Session:
     suite = load_suite(str(folder / "colours.toml"), folder)
     limits = Limits(suite, {}, 1.0, None, recording=False)
-    return Session(Workbench(suite, Store(folder / "store"), torch.device("cpu")), limits, folder / "results", "run")
+    return Session(
+        Evaluation(LoadedSuite(suite, Store(folder / "store"), torch.device("cpu"))), limits, folder / "results", "run"
+    )
 
 
-def records_of(session: Session, detector: str, set: str) -> list[Record]:
-    draft = Draft(CaseId("net", detector, set, "far"))
-    prepared = session.prepare(draft, session.workbench.image_set(set))
+def records_of(session: Session, detector: str, set_id: str) -> list[Record]:
+    draft = Draft(CaseId("net", detector, set_id, "far"))
+    prepared = session.prepare(draft, session.suite.image_set(set_id))
     prepared.judge(prepared.score())
-    return draft.finished("run", session.workbench.suite, "")
+    return draft.finished("run", session.suite.suite, "")
 
 
 def test_the_options_with_the_best_auroc_on_val_and_the_tuning_set_run(tuned_world: Path) -> None:
     session = session_of(tuned_world)
     records = records_of(session, "knn", "noise")
     tuned = records[-1].tuned
-    bench = session.workbench.model("net")
-    mud, noise = (bench.outputs(session.workbench.image_set(id)) for id in ("mud", "noise"))
+    bench = session.evaluation.model("net")
+    mud, noise = (bench.outputs(session.suite.image_set(set_id)) for set_id in ("mud", "noise"))
     fitted = {k: create("knn", k=k).fit(bench.split("train"), bench.model.head) for k in (30, 2, 1, 7)}
     expected = {k: auroc(detector.score(bench.split("val")), detector.score(mud)) for k, detector in fitted.items()}
     assert len(set(expected.values())) > 1  # or nothing is chosen
@@ -97,7 +103,7 @@ def test_the_options_with_the_best_auroc_on_val_and_the_tuning_set_run(tuned_wor
     assert {one["options"]["k"]: one["auroc"] for one in tuned.tried} == expected
     best = max(expected, key=expected.get)
     assert tuned.options == {"k": best}
-    case_scores = bench.detector("knn").score(session.workbench.image_set("noise")).values
+    case_scores = session.evaluation.detector("net", "knn").score(session.suite.image_set("noise")).values
     np.testing.assert_array_equal(case_scores, fitted[best].score(noise).numpy())
 
     assert {record.id: record.role for record in records if record.kind == "set"}["mud"] == "tuning"
@@ -111,7 +117,7 @@ def test_nothing_that_is_evaluated_takes_part_and_no_network_runs_twice(
     tuned_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = session_of(tuned_world)
-    bench = session.workbench.model("net")
+    bench = session.evaluation.model("net")
     forward, score = store.forward, Detector.score
     ran: list[str] = []
     scored: list[object] = []
@@ -119,8 +125,8 @@ def test_nothing_that_is_evaluated_takes_part_and_no_network_runs_twice(
         store, "forward", lambda model, images, rows: ran.append(images.id) or forward(model, images, rows)
     )
     monkeypatch.setattr(Detector, "score", lambda self, outputs: scored.append(outputs) or score(self, outputs))
-    bench.tuned("knn")
-    mud = bench.outputs(session.workbench.image_set("mud"))
+    choose_options(bench, "knn")
+    mud = bench.outputs(session.suite.image_set("mud"))
     assert sorted(ran) == ["colours-train", "colours-val", "mud"]
     assert scored == [bench.split("val"), mud] * 4
 

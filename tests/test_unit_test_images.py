@@ -492,7 +492,7 @@ def test_a_changed_recipe_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(RECIPES, "white", nearly_white)
     measured = manifest.measure((32, 32), ["black", "white", "grey"])
-    expected = {name: hash for name, hash in manifest.recorded((32, 32)).items() if name in measured}
+    expected = {name: hash_ for name, hash_ in manifest.recorded((32, 32)).items() if name in measured}
     assert manifest.differing(measured, expected) == ["white"]
 
 

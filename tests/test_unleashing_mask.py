@@ -18,8 +18,9 @@ from torch.nn.functional import cross_entropy
 from benchmark.images.image_set import load_image_set
 from benchmark.models.classifier import Classifier
 from benchmark.models.edits import Edit, load_edit
-from benchmark.models.model import Model, load_model
-from benchmark.suites.suite import load_suite
+from benchmark.models.loading import load_model
+from benchmark.models.model import Model
+from benchmark.suites.loading import load_suite
 from benchmark.training.optimisation import Progress, Schedule
 from benchmark.variants import unleashing_mask
 from benchmark.variants.method import Method, TrainingData

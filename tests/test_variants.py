@@ -17,19 +17,24 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import mse_loss
 
 from benchmark.entries import read_entries
-from benchmark.images.image_set import ImageSetEntry
+from benchmark.images.entries import ImageSetEntry
 from benchmark.models.edits import Edit, EditError, load_edit
-from benchmark.models.model import BUILT_IN as MODELS
-from benchmark.models.model import Model, ModelEntry, ModelError, load_model, root_of
-from benchmark.running.evaluation import Workbench
+from benchmark.models.entries import BUILT_IN as MODELS
+from benchmark.models.entries import ModelEntry, ModelError, root_of
+from benchmark.models.loading import load_model
+from benchmark.models.model import Model
+from benchmark.running.evaluation import Evaluation
+from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.store import Store
-from benchmark.suites.suite import Suite, load_suite
+from benchmark.suites.loading import load_suite
+from benchmark.suites.suite import Suite
+from benchmark.training.data import IN_MEMORY_BYTES, TrainingSet
 from benchmark.training.from_scratch import RECIPES
 from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.variants import making
 from benchmark.variants.__main__ import main
 from benchmark.variants.making import make, recipe_of
-from benchmark.variants.method import IN_MEMORY_BYTES, Method, TrainingData, TrainingSet
+from benchmark.variants.method import Method, TrainingData
 from tests.conftest import IMAGE_SET
 from unit_tests_ood import names
 
@@ -82,14 +87,14 @@ class BiasTimes(Method):
 
 
 @pytest.fixture
-def variants(own_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def variants(user_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The suite file of a world in which a network has a variant, and that one another."""
     monkeypatch.setitem(making.METHODS, "bias-times", BiasTimes)
-    for index, path in enumerate(sorted((own_world / "images" / "greys").rglob("*.png"))[:4]):
-        copy = own_world / "images" / "outliers" / f"{index}.png"
+    for index, path in enumerate(sorted((user_world / "images" / "greys").rglob("*.png"))[:4]):
+        copy = user_world / "images" / "outliers" / f"{index}.png"
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(path.read_bytes() + b"\0")  # another file with the same picture
-    file = own_world / "colours.toml"
+    file = user_world / "colours.toml"
     head, unit_tests, rest = file.read_text().partition("[in_distribution]")
     file.write_text(
         head + VARIANTS.partition("\n[variants]")[0] + "\n" + unit_tests + rest + VARIANTS.partition("\n\n")[2]
@@ -99,7 +104,7 @@ def variants(own_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     suite = load_suite(str(file))
     first = dict(load_model("net", suite.known_models, CPU, COLOURS).network.named_parameters())["conv1.0.weight"]
     Edit({"classified_by_base": True}, masks={"conv1.0.weight": torch.zeros_like(first, dtype=torch.bool)}).save(
-        own_world / "edits" / "blind"
+        user_world / "edits" / "blind"
     )
     assert mask is not None
     return file
@@ -350,7 +355,7 @@ def test_variants_meet_their_detectors_and_no_unit_tests(variants: Path) -> None
 
 def test_a_variant_is_its_base_with_the_edit_and_can_be_a_base(variants: Path) -> None:
     suite = load(variants)
-    net, double, blind = (load_model(id, suite.known_models, CPU, COLOURS) for id in suite.models)
+    net, double, blind = (load_model(model_id, suite.known_models, CPU, COLOURS) for model_id in suite.models)
     torch.testing.assert_close(double.head.bias, 2 * net.head.bias)
     assert torch.equal(double.head.weight, net.head.weight)
     assert blind.network.state_dict()["conv1.0.weight"].abs().max() == 0
@@ -375,7 +380,7 @@ def test_a_missing_edit_is_refused_with_what_makes_it(variants: Path) -> None:
 
 
 def test_under_a_mask_for_detection_the_base_classifies(variants: Path, tmp_path: Path) -> None:
-    bench = Workbench(load(variants), Store(tmp_path), CPU)
+    bench = Evaluation(LoadedSuite(load(variants), Store(tmp_path), CPU))
     double = bench.model("net+double").record("run", "colours")
     blind = bench.model("net+double+blind").record("run", "colours")
     assert not double.classified_by_base
@@ -391,8 +396,8 @@ def test_under_a_mask_for_detection_the_base_classifies(variants: Path, tmp_path
 
 
 def test_a_checkpoint_that_is_a_variant_says_how_it_was_trained() -> None:
-    for id, recipe in RECIPES.items():
-        entry = read_entries(MODELS, ModelEntry)[id]
+    for model_id, recipe in RECIPES.items():
+        entry = read_entries(MODELS, ModelEntry)[model_id]
         assert (entry.base is not None) == (entry.method is not None) == (recipe.sharpness is not None)
         if recipe.sharpness:
             assert entry.settings == recipe.sharpness.model_dump(include={"variant", "scope", "rho"})
@@ -401,12 +406,12 @@ def test_a_checkpoint_that_is_a_variant_says_how_it_was_trained() -> None:
 
 
 def test_a_variant_is_not_evaluated_on_what_it_was_trained_with(variants: Path, tmp_path: Path) -> None:
-    bench = Workbench(load(variants), Store(tmp_path), CPU)
-    bench.model("net").outputs(bench.image_set("outliers"))
+    bench = Evaluation(LoadedSuite(load(variants), Store(tmp_path), CPU))
+    bench.model("net").outputs(bench.suite.image_set("outliers"))
     with pytest.raises(ValueError, match=r"net\+double was trained with 4 of the 4 images of outliers as outliers"):
-        bench.model("net+double").outputs(bench.image_set("outliers"))
+        bench.model("net+double").outputs(bench.suite.image_set("outliers"))
     with pytest.raises(ValueError, match=r"net\+double\+blind was trained with"):
-        bench.model("net+double+blind").outputs(bench.image_set("outliers"))
+        bench.model("net+double+blind").outputs(bench.suite.image_set("outliers"))
 
 
 def test_nor_on_a_set_that_holds_one_of_them_under_another_name(variants: Path, tmp_path: Path) -> None:
@@ -415,9 +420,9 @@ def test_nor_on_a_set_that_holds_one_of_them_under_another_name(variants: Path, 
     old = IMAGE_SET.format(id="noise", classes=[], images=20)
     assert old in variants.read_text()
     variants.write_text(variants.read_text().replace(old, IMAGE_SET.format(id="noise", classes=[], images=21)))
-    bench = Workbench(load(variants), Store(tmp_path), CPU)
+    bench = Evaluation(LoadedSuite(load(variants), Store(tmp_path), CPU))
     with pytest.raises(ValueError, match=r"trained with 1 of the 21 images of noise as outliers, such as other.png"):
-        bench.model("net+double").outputs(bench.image_set("noise"))
+        bench.model("net+double").outputs(bench.suite.image_set("noise"))
 
 
 @pytest.mark.parametrize(
@@ -528,9 +533,9 @@ def test_a_full_disk_is_named_with_what_to_do(
 
 def test_training_images_are_decoded_once_where_they_fit(variants: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = load(variants)
-    bench = Workbench(suite, Store(variants.parent), CPU)
+    bench = Evaluation(LoadedSuite(suite, Store(variants.parent), CPU))
     model = load_model("net", suite.known_models, CPU, COLOURS)
-    image_set = bench.image_set("colours-val")
+    image_set = bench.suite.image_set("colours-val")
     rows = torch.tensor([5, 0, 5])
     expected = torch.stack([model.transform(image_set[row]) for row in rows.tolist()])
     assert torch.equal(TrainingSet(model, image_set).images(rows), expected)

@@ -118,8 +118,8 @@ def write(
             append_record(path, changed)
 
     append(run_record(started, **ids))
-    for id, role in {"digits-test": "test", **OOD}.items():
-        append(set_record(id, role, **ids))
+    for model_id, role in {"digits-test": "test", **OOD}.items():
+        append(set_record(model_id, role, **ids))
     for model, (apart, more) in models.items():
         append(model_record(model, **ids).model_copy(update=more))
         for detector in detectors:
@@ -127,9 +127,9 @@ def write(
             scores = scores_of(model, detector, apart)
             file = ScoresFile(path=f"{run}/{model}/{detector}.parquet", sha256=sha256(model))
             write_scores(path.parent / file.path, scores)
-            for set, role in OOD.items():
-                keys = {"model": model, "detector": detector, "set": set, "role": role, **ids}
-                append(_case(scores["digits-test"], scores[set], file, keys))
+            for set_id, role in OOD.items():
+                keys = {"model": model, "detector": detector, "set": set_id, "role": role, **ids}
+                append(_case(scores["digits-test"], scores[set_id], file, keys))
     return path
 
 
@@ -139,7 +139,8 @@ def scores_of(model: str, detector: str, apart: float) -> dict[str, np.ndarray]:
     own = np.random.default_rng(sum(f"{model}/{detector}".encode()))
     centres = {"digits-test": 0.0} | dict.fromkeys(OOD, -apart * DETECTORS[detector])
     return {
-        set: centre + images.normal(size=IMAGES) + 0.01 * own.normal(size=IMAGES) for set, centre in centres.items()
+        set_id: centre + images.normal(size=IMAGES) + 0.01 * own.normal(size=IMAGES)
+        for set_id, centre in centres.items()
     }
 
 
@@ -148,7 +149,7 @@ def board_of(folder: Path) -> tuple[Board, list[str]]:
 
 
 def only(*ids: str) -> Models:
-    return {id: MODELS[id] for id in ids}
+    return {model_id: MODELS[model_id] for model_id in ids}
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,7 @@ def test_the_figures_of_a_change_are_those_of_the_records(board: Board, results:
     cells = dict(zip(board.changed_detectors, line(built["suites/digits.html"], "digits-resnet+um")[3:], strict=True))
     for detector in CORE:
         means = [
-            np.mean([suite.results[model, detector, set].case.metrics.fpr_at_95.value for set in OOD])
+            np.mean([suite.results[model, detector, set_id].case.metrics.fpr_at_95.value for set_id in OOD])
             for model in ("digits-resnet", "digits-resnet+um")
         ]
         before, after = (f"{100 * mean:.1f}" for mean in means)
@@ -281,7 +282,7 @@ def test_seeds_that_do_not_spread_give_no_width_to_claim_by(differences: list[fl
 
 
 def test_a_seed_whose_base_is_missing_is_left_out_of_the_means(tmp_path: Path) -> None:
-    thin = [id for id in MODELS if id.startswith("digits-thin") and id != "digits-thin-s1"]
+    thin = [model_id for model_id in MODELS if model_id.startswith("digits-thin") and model_id != "digits-thin-s1"]
     write(tmp_path / "results", only(*thin))
     board, _ = board_of(tmp_path / "results")
     group = board.line_of("digits-thin-s1+sam")
@@ -295,7 +296,7 @@ def test_a_seed_whose_base_is_missing_is_left_out_of_the_means(tmp_path: Path) -
 def test_base_models_are_not_flooded(built: dict[str, Page]) -> None:
     overview = built["index.html"].tables[0]
     assert overview["Detector"] == ["Detector", "digits-resnet"]
-    sections = [id for id in built["suites/digits.html"].ids if id.startswith("model/")]
+    sections = [model_id for model_id in built["suites/digits.html"].ids if model_id.startswith("model/")]
     assert sections == ["model/digits-resnet"]
     assert all(f"models/{model}.html".replace("+", "%2B") in built["index.html"].links for model in MODELS)
     assert [*built["detectors/msp.html"].cases] == [""]
@@ -341,11 +342,11 @@ def test_scores_that_are_missing_are_not_compared(tmp_path: Path) -> None:
     assert "no scores to compare" in found["models/digits-resnet+um.html"].tables[0]["msp"][1]
 
 
-def newer(kind: type, id: str, name: str) -> Callable[[Record], Record | None]:
+def newer(kind: type, model_id: str, name: str) -> Callable[[Record], Record | None]:
     """Another content of one model or image set."""
 
     def change(record: Record) -> Record | None:
-        if isinstance(record, kind) and record.id == id:
+        if isinstance(record, kind) and record.id == model_id:
             return record.model_copy(update={name: sha256("newer")})
         return record
 
@@ -379,7 +380,7 @@ def test_variants_of_an_older_base_or_other_images_are_not_compared(
 def test_detectors_that_the_base_or_the_variant_lacks_are_said_to(tmp_path: Path) -> None:
     def lacking(record: Record) -> Record | None:
         lost = isinstance(record, Case) and (record.model, record.detector, record.set) in {
-            ("digits-resnet", "msp", set) for set in OOD
+            ("digits-resnet", "msp", set_id) for set_id in OOD
         } | {("digits-resnet+um", "knn", "letters")}
         return None if lost else record
 

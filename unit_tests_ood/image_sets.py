@@ -5,29 +5,29 @@ from functools import lru_cache
 import numpy as np
 
 from benchmark.images.image_set import ImageSet, image_set_of_pixels
-from benchmark.running.evaluation import Workbench
+from benchmark.running.loaded_suite import LoadedSuite
 from unit_tests_ood import generate
 
 
 @lru_cache
-def unit_test_set(name: str, workbench: Workbench) -> ImageSet:
+def unit_test_set(name: str, suite: LoadedSuite) -> ImageSet:
     """A unit test at the size and count that the suite asks for.
 
     The permutation tests permute the suite's in-distribution test images, as the paper permutes ImageNet's.
     """
-    settings = workbench.suite.entry.unit_tests
+    settings = suite.suite.entry.unit_tests
     return image_set_of_pixels(
         name,
         name.replace("-", " "),
         settings.images,
-        lambda index: _pixels(name, workbench)[index],
+        lambda index: _pixels(name, suite)[index],
         licence="Apache-2.0",
         source=f"unit_tests_ood.generate({name!r}, {settings.images}, {settings.size})",
     )
 
 
 @lru_cache(maxsize=2)  # at 224 x 224 one set takes 60 MB
-def _pixels(name: str, workbench: Workbench) -> np.ndarray:
-    settings = workbench.suite.entry.unit_tests
-    source = workbench.image_set(workbench.suite.entry.in_distribution.test)
+def _pixels(name: str, suite: LoadedSuite) -> np.ndarray:
+    settings = suite.suite.entry.unit_tests
+    source = suite.image_set(suite.suite.entry.in_distribution.test)
     return generate(name, settings.images, settings.size, source)

@@ -11,7 +11,7 @@ from unit_tests_ood.image_sets import unit_test_set
 
 @pytest.fixture
 def prepared(unit_test_case: CaseId, session: Session, prepare: Callable[..., PreparedCase]) -> PreparedCase:
-    return prepare(unit_test_case, lambda: unit_test_set(unit_test_case.set, session.workbench))
+    return prepare(unit_test_case, lambda: unit_test_set(unit_test_case.set, session.suite))
 
 
 def test_case(prepared: PreparedCase, hold: Callable[[PreparedCase], None]) -> None:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from benchmark.entries import DATA_DIR, read_entries
 from benchmark.images.downloads import DownloadError, Fetched, fetch, fetched, is_there, mark_verified
 from benchmark.images.sources import HubSource, ManualSource, Source
+from detectors import did_you_mean
 
 if TYPE_CHECKING:
-    from benchmark.images.image_set import ImageSetEntry
-    from benchmark.models.model import ModelEntry
+    from benchmark.images.entries import ImageSetEntry
+    from benchmark.models.entries import ModelEntry
 
 # Images beyond which the files of a set are not counted to see whether it is complete: that would take many seconds.
 _COUNTED = 100_000
@@ -44,11 +45,11 @@ def add_command(commands: Any) -> None:
 def _image_sets(options: argparse.Namespace) -> "tuple[dict[str, ImageSetEntry], list[str]]":
     """All sets that are known, and which of them are meant where none is named."""
     if options.suite:
-        from benchmark.suites.suite import load_suite  # here, since it is slow to import
+        from benchmark.suites.loading import load_suite  # here, since it is slow to import
 
         suite = load_suite(options.suite, options.data_dir)
         return suite.image_sets, list(dict.fromkeys(suite.entry.image_sets()))
-    from benchmark.images.image_set import BUILT_IN, ImageSetEntry
+    from benchmark.images.entries import BUILT_IN, ImageSetEntry
 
     entries = read_entries(BUILT_IN, ImageSetEntry, data_dir=options.data_dir)
     return entries, list(entries)
@@ -57,19 +58,17 @@ def _image_sets(options: argparse.Namespace) -> "tuple[dict[str, ImageSetEntry],
 def _models(options: argparse.Namespace) -> "dict[str, ModelEntry]":
     """The models whose weights can be fetched."""
     if options.suite:
-        from benchmark.suites.suite import load_suite
+        from benchmark.suites.loading import load_suite
 
         models = load_suite(options.suite, options.data_dir).known_models
     else:
-        from benchmark.models.model import BUILT_IN, ModelEntry
+        from benchmark.models.entries import BUILT_IN, ModelEntry
 
         models = read_entries(BUILT_IN, ModelEntry, data_dir=options.data_dir)
-    return {id: entry for id, entry in models.items() if entry.weights}
+    return {model_id: entry for model_id, entry in models.items() if entry.weights}
 
 
 def _unknown(name: str, known: Iterable[str]) -> ValueError:
-    from detectors import did_you_mean
-
     return ValueError(
         f"nothing is called {name!r}{did_you_mean(name, list(known))}; `python -m benchmark sets` lists all sets"
     )
@@ -82,7 +81,7 @@ def _show(options: argparse.Namespace) -> None:
     entries, meant = _image_sets(options)
     if unknown := [name for name in options.names if name not in entries]:
         raise _unknown(unknown[0], entries)
-    told = [_told(id, entries[id]) for id in options.names or meant]
+    told = [_told(set_id, entries[set_id]) for set_id in options.names or meant]
     if options.json:
         print(json.dumps(told, indent=1))
     elif options.names:
@@ -91,12 +90,12 @@ def _show(options: argparse.Namespace) -> None:
         print(_table(told, options))
 
 
-def _told(id: str, entry: "ImageSetEntry") -> dict[str, Any]:
+def _told(set_id: str, entry: "ImageSetEntry") -> dict[str, Any]:
     """All that is told about a set."""
     state = _state(entry)
     origin = fetched(entry.place, entry.data_dir) if entry.local and state != "missing" else None
     return {
-        "id": id,
+        "id": set_id,
         "title": entry.title,
         "state": state,
         "place": str(entry.place),
@@ -288,30 +287,30 @@ def _complain(message: str) -> int:
     return 1
 
 
-def _fetch_images(id: str, entries: "dict[str, ImageSetEntry]", options: argparse.Namespace) -> None:
+def _fetch_images(set_id: str, entries: "dict[str, ImageSetEntry]", options: argparse.Namespace) -> None:
     from benchmark.images.image_set import ImageSetError, load_image_set
 
-    entry = entries[id]
-    origin = _fetched(id, entry, entry.place, options) if entry.local else None
+    entry = entries[set_id]
+    origin = _fetched(set_id, entry, entry.place, options) if entry.local else None
     if entry.listed and not entry.listed.is_file():
         raise DownloadError(f"the list of its images is missing: put it at {entry.listed} by hand")
     try:
-        images = len(load_image_set(id, entries))
+        images = len(load_image_set(set_id, entries))
     except ImageSetError as error:
         if origin is None:
             raise
         raise DownloadError(
             f"what was fetched is not what its entry says, and does not count as fetched: "
-            f"{str(error).removeprefix(f'image set {id}: ')}; delete {entry.place} to fetch it again"
+            f"{str(error).removeprefix(f'image set {set_id}: ')}; delete {entry.place} to fetch it again"
         ) from None
     if origin:
         mark_verified(entry.place, entry.data_dir)
-    print(f"{id}: {images:,} images in {entry.place}{_from(origin)}")
+    print(f"{set_id}: {images:,} images in {entry.place}{_from(origin)}")
 
 
-def _fetch_weights(id: str, entry: "ModelEntry", options: argparse.Namespace) -> None:
+def _fetch_weights(model_id: str, entry: "ModelEntry", options: argparse.Namespace) -> None:
     file = entry.weights_file
-    origin = _fetched(id, entry, file, options)
+    origin = _fetched(model_id, entry, file, options)
     with file.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     if entry.weights_sha256 not in (None, sha256):
@@ -320,7 +319,7 @@ def _fetch_weights(id: str, entry: "ModelEntry", options: argparse.Namespace) ->
             f"again, or correct `weights_sha256` in {entry.file}"
         )
     mark_verified(file, entry.data_dir)
-    print(f"{id}: {file.stat().st_size / 1e6:.1f} MB in {file}{_from(origin)}")
+    print(f"{model_id}: {file.stat().st_size / 1e6:.1f} MB in {file}{_from(origin)}")
 
 
 def _fetched(

@@ -81,10 +81,10 @@ def _members(archive: Path) -> Iterator[_Member]:
         with tarfile.open(archive) as tar:
             yield from (_Member(info.name, info.isreg(), tar, info) for info in tar if not info.isdir())
     elif zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zip:
-            for info in zip.infolist():
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
                 kind = stat.S_IFMT(info.external_attr >> 16)
                 if not info.is_dir():
-                    yield _Member(info.filename, kind in (0, stat.S_IFREG), zip, info)
+                    yield _Member(info.filename, kind in (0, stat.S_IFREG), zipped, info)
     else:
         raise ArchiveError("it is no complete zip or tar archive", damaged=True)

@@ -128,7 +128,9 @@ def _parts(folder: str) -> tuple[str, ...]:
     return (folder, *reversed(folder.split("/")))
 
 
-def in_parquet(place: Path, name: str, *, image: str, label: str | None, id: str, rows: dict[str, str]) -> Images:
+def in_parquet(
+    place: Path, name: str, *, image: str, label: str | None, id_column: str, rows: dict[str, str]
+) -> Images:
     """The rows of a Parquet file, or of a folder's Parquet files as one table, that have the values of `rows`.
 
     image, label, id: columns. Where there are no ids, rows are numbered, after `name`. The table is memory-mapped.
@@ -138,7 +140,7 @@ def in_parquet(place: Path, name: str, *, image: str, label: str | None, id: str
     datasets.disable_progress_bars()  # it would show one for reading a few kilobytes
     shards = shards_of(place) if place.is_dir() else [place]
     columns = _columns(shards, [image, *([label] if label else []), *rows])
-    wanted = [name for name in dict.fromkeys((image, label, id)) if name in columns]
+    wanted = [name for name in dict.fromkeys((image, label, id_column)) if name in columns]
     filters = [(column, "=", value) for column, value in rows.items()] or None
     try:
         read = datasets.Dataset.from_parquet(
@@ -162,7 +164,9 @@ def in_parquet(place: Path, name: str, *, image: str, label: str | None, id: str
         return bytes(content["bytes"])
 
     return Images(
-        ids=list(map(str, table.column(id).to_pylist())) if id in wanted else _numbered(name, len(images)),
+        ids=list(map(str, table.column(id_column).to_pylist()))
+        if id_column in wanted
+        else _numbered(name, len(images)),
         names=[names[value] for value in labels],
         encoded=encoded,
         coding=_codings(encoded, len(images)),

@@ -38,9 +38,9 @@ from math import sqrt
 from pathlib import Path
 
 from benchmark.entries import read_entries
-from benchmark.limits.published import COLUMNS
-from benchmark.models.model import BUILT_IN as MODELS
-from benchmark.models.model import ModelEntry
+from benchmark.models.entries import BUILT_IN as MODELS
+from benchmark.models.entries import ModelEntry
+from benchmark.suites.published import COLUMNS
 
 FOLDER = Path(__file__).parent / "published"
 
@@ -296,7 +296,7 @@ def _main_or_parts(row: Row, main: str) -> bool:
 
 
 def itp_cifar(id_set: str, model: str) -> "Curate":
-    detectors = {name: id for name, id in PRUNING_DETECTORS.items() if name != "LAPS"}
+    detectors = {name: detector_id for name, detector_id in PRUNING_DETECTORS.items() if name != "LAPS"}
 
     def rows(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
         table = [row for row in read("itp_tables") if (row["table"], row["id_set"]) == ("Table 1", id_set)]
@@ -351,8 +351,8 @@ SETAR_DETECTORS = {"MCM": "mcm", "GL-MCM": "gl-mcm", "MSP": "msp", "Energy": "en
 def setar(id_set: str, edit: str, sets: Names) -> "Curate":
     """Table 17 has all training-free networks; Table 1 adds what it cites of the GL-MCM paper."""
     detectors = {
-        prefix + name + suffix: id
-        for name, id in SETAR_DETECTORS.items()
+        prefix + name + suffix: detector_id
+        for name, detector_id in SETAR_DETECTORS.items()
         for prefix in ("", "SeTAR+")
         for suffix in ("", " [cited]")
     }
@@ -385,9 +385,7 @@ def setar(id_set: str, edit: str, sets: Names) -> "Curate":
 
 VOC_SETS = IMAGENET_SETS | {"ImageNet22K": "imagenet-22k", "COCO": "coco", "average": "six-sets"}
 
-
 # ---- Unleashing Mask -------------------------------------------------------------------------------------------------
-
 UM_SETS = {
     "CIFAR-10": "cifar10",
     "CIFAR-100": "cifar100",
@@ -450,7 +448,7 @@ FILES: dict[str, Curate] = {
 def _models(paper: str) -> dict[str, str]:
     """Our ids by the names in a paper's tables, as the model file gives them."""
     entries = read_entries(MODELS, ModelEntry)
-    return {entry.papers[paper]: id for id, entry in entries.items() if paper in entry.papers}
+    return {entry.papers[paper]: model_id for model_id, entry in entries.items() if paper in entry.papers}
 
 
 def _known(

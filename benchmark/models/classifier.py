@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from benchmark.models.model import MODULE, MissingWeightsError, Model, ModelEntry, ModelError
+from benchmark.models.entries import MODULE, MissingWeightsError, ModelEntry, ModelError
+from benchmark.models.model import Model
 from benchmark.models.preprocessing import timm_transform
 from benchmark.models.state_dicts import StateDictError, load_state_dict
-from benchmark.models.user_network import load_own_network
+from benchmark.models.user_network import load_user_network
 from detectors import Head
 
 
@@ -98,7 +99,7 @@ class Classifier(Model):
         return str(config.get("architecture", type(self.network).__name__))
 
 
-def load_classifier(id: str, entry: ModelEntry, device: torch.device, class_names: Sequence[str]) -> Classifier:
+def load_classifier(model_id: str, entry: ModelEntry, device: torch.device, class_names: Sequence[str]) -> Classifier:
     """The timm checkpoint, the state dict or the user's own network of an entry, for these classes.
 
     Raises ModelError when the weights are missing or damaged, have another number of classes, or no linear head.
@@ -108,22 +109,23 @@ def load_classifier(id: str, entry: ModelEntry, device: torch.device, class_name
 
     classes = len(class_names)
     if entry.source.startswith(MODULE):
-        network, transform, preprocessing = load_own_network(id, entry, classes)
+        network, transform, preprocessing = load_user_network(model_id, entry, classes)
     else:
-        network = _timm_network(id, entry, classes)
+        network = _timm_network(model_id, entry, classes)
         transform, preprocessing = timm_transform(entry.preprocessing, network)
-    _check_head(id, entry, network.get_classifier(), classes)  # type: ignore[operator]
+    _check_head(model_id, entry, network.get_classifier(), classes)  # type: ignore[operator]
     network = network.eval().requires_grad_(False).to(device)
-    return Classifier(id, entry, network, transform, preprocessing, device)
+    return Classifier(model_id, entry, network, transform, preprocessing, device)
 
 
-def _timm_network(id: str, entry: ModelEntry, classes: int) -> nn.Module:
+def _timm_network(model_id: str, entry: ModelEntry, classes: int) -> nn.Module:
     import timm
 
     kind, _, place = entry.source.partition(":")
     if entry.weights is not None and not entry.weights_file.is_file():
         raise MissingWeightsError(
-            f"model {id}: there are no weights at {entry.weights_file} (named in {entry.file}){entry.remedy(id)}"
+            f"model {model_id}: there are no weights at {entry.weights_file} (named in {entry.file})"
+            f"{entry.remedy(model_id)}"
         )
     try:
         if entry.weights is not None:
@@ -135,15 +137,15 @@ def _timm_network(id: str, entry: ModelEntry, classes: int) -> nn.Module:
         return timm.create_model(source, pretrained=True)
     except StateDictError as error:
         raise ModelError(
-            f"model {id}: cannot use {entry.weights_file} (named in {entry.file}) for {entry.source}: {error}"
+            f"model {model_id}: cannot use {entry.weights_file} (named in {entry.file}) for {entry.source}: {error}"
         ) from error
     except Exception as error:  # timm, torch, safetensors and the Hub's client raise many kinds
         raise ModelError(
-            f"model {id}: cannot load {entry.source} (named in {entry.file}): {error}{entry.remedy(id)}"
+            f"model {model_id}: cannot load {entry.source} (named in {entry.file}): {error}{entry.remedy(model_id)}"
         ) from error
 
 
-def _check_head(id: str, entry: ModelEntry, layer: Any, classes: int) -> None:
+def _check_head(model_id: str, entry: ModelEntry, layer: Any, classes: int) -> None:
     """Raises ModelError where the head is not one linear layer, or is for another number of classes."""
     if not isinstance(layer, nn.Linear) and not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
         kind = type(layer).__name__
@@ -152,11 +154,11 @@ def _check_head(id: str, entry: ModelEntry, layer: Any, classes: int) -> None:
         elif isinstance(layer, (tuple, list, nn.ModuleList)):  # of distilled DeiT and LeViT: one for each token
             kind = f"the mean of {len(layer)} ({', '.join(type(part).__name__ for part in layer)})"
         raise ModelError(
-            f"model {id}: the head of {entry.source} is {kind}, not one linear layer; "
+            f"model {model_id}: the head of {entry.source} is {kind}, not one linear layer; "
             "detectors that read the head need logits = features @ weight.T + bias: use a checkpoint with such a head"
         )
     if len(layer.weight) != classes:
         raise ModelError(
-            f"model {id}: {entry.source} has {len(layer.weight)} classes, the in-distribution set has {classes}; "
+            f"model {model_id}: {entry.source} has {len(layer.weight)} classes, the in-distribution set has {classes}; "
             "use a checkpoint for these classes, or correct the set's `classes`"
         )

@@ -3,30 +3,14 @@
 import json
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from benchmark.models.entries import Preprocessing
+
 Transform = Callable[[Image.Image], Tensor]
-
-
-class Preprocessing(BaseModel):
-    """As timm names it.
-
-    input_size: channels, height and width. mean, std: of each channel, for values from 0 to 1. crop_pct: the share of
-    the resized image's side that is kept. interpolation: how it is resized.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    input_size: tuple[Literal[3], PositiveInt, PositiveInt]
-    mean: tuple[float, float, float]
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    crop_pct: float = Field(default=1.0, gt=0, le=1)
-    crop_mode: Literal["center", "squash", "border"] = "center"
-    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
 
 
 def timm_transform(stated: Preprocessing | None, network: nn.Module) -> tuple[Transform, dict[str, Any]]:

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmark.models.model import MODULE, ModelEntry, ModelError
+from benchmark.models.entries import MODULE, ModelEntry, ModelError
 from benchmark.models.preprocessing import Transform, described, timm_transform
 
 TRIAL_SIZES = ((96, 64), (50, 80))  # of images that no preprocessing leaves as they are, and which are not alike
 
 
-class OwnNetworkError(ValueError):
+class UserNetworkError(ValueError):
     """What is wrong with a network or its transform, and what to do."""
 
 
@@ -51,7 +51,7 @@ class HeadedNetwork(nn.Module):
         return self.network(images)
 
 
-def load_own_network(id: str, entry: ModelEntry, classes: int) -> tuple[nn.Module, Transform, dict[str, Any]]:
+def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[nn.Module, Transform, dict[str, Any]]:
     """The network that `module:NAME:FUNCTION` makes, with its transform and what that does.
 
     FUNCTION gives a network, or a network and a transform from a PIL image to a tensor; it is called with the number of
@@ -61,14 +61,14 @@ def load_own_network(id: str, entry: ModelEntry, classes: int) -> tuple[nn.Modul
     name, _, function = entry.source.removeprefix(MODULE).rpartition(":")
     try:
         if not name:
-            raise OwnNetworkError(f"name a module and a function in it: {MODULE}NAME:FUNCTION")
+            raise UserNetworkError(f"name a module and a function in it: {MODULE}NAME:FUNCTION")
         with _importable(folders := (entry.file.parent.resolve(), Path.cwd())):
             module = importlib.import_module(name)
             _check_origin(module, folders)
             made = _called(getattr(module, function), classes)
         network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(network, nn.Module):
-            raise OwnNetworkError(f"{function}() gives {type(network).__name__}; return a torch.nn.Module")
+            raise UserNetworkError(f"{function}() gives {type(network).__name__}; return a torch.nn.Module")
         network.eval()
         transform, preprocessing = _preprocessing(entry, network, transform)
         # The hash of the weights does not know the code that the network and the transform are made of.
@@ -76,8 +76,8 @@ def load_own_network(id: str, entry: ModelEntry, classes: int) -> tuple[nn.Modul
         if not all(hasattr(network, name) for name in ("forward_features", "forward_head", "get_classifier")):
             network = _headed(network, transform)
     except Exception as error:  # anything may happen in a user's module
-        what = str(error) if isinstance(error, OwnNetworkError) else f"{type(error).__name__}: {error}"
-        raise ModelError(f"model {id}: cannot use {entry.source} (named in {entry.file}): {what}") from error
+        what = str(error) if isinstance(error, UserNetworkError) else f"{type(error).__name__}: {error}"
+        raise ModelError(f"model {model_id}: cannot use {entry.source} (named in {entry.file}): {what}") from error
     return network, transform, {**preprocessing, "code_sha256": code}
 
 
@@ -97,7 +97,7 @@ def _check_origin(module: Any, folders: tuple[Path, ...]) -> None:
     files = [folder / name for folder in folders for name in (f"{path}.py", f"{path}/__init__.py")]
     wanted = next((file for file in files if file.is_file()), None)
     if wanted and Path(module.__file__).resolve() != wanted.resolve():
-        raise OwnNetworkError(f"{module.__name__} is also the name of {module.__file__}: rename {wanted}")
+        raise UserNetworkError(f"{module.__name__} is also the name of {module.__file__}: rename {wanted}")
 
 
 def _called(function: Callable[..., Any], classes: int) -> Any:
@@ -114,19 +114,19 @@ def _preprocessing(entry: ModelEntry, network: nn.Module, transform: Any) -> tup
     if entry.preprocessing is not None or (transform is None and getattr(network, "pretrained_cfg", None)):
         return timm_transform(entry.preprocessing, network)
     if transform is None:
-        raise OwnNetworkError(
+        raise UserNetworkError(
             "it does not say how images are prepared: return a pair of network and transform, or state `preprocessing` "
             "in the entry"
         )
     first, second = (transform(image) for image in _trial_images())
     if not isinstance(first, Tensor) or first.ndim != 3 or first.shape != second.shape:
-        raise OwnNetworkError("its transform must give tensors (channels, height, width) of one shape for all images")
+        raise UserNetworkError("its transform must give tensors (channels, height, width) of one shape for all images")
     if not torch.equal(first, transform(_trial_images()[0])):
-        raise OwnNetworkError("its transform gives one image twice otherwise: leave random steps to training")
+        raise UserNetworkError("its transform gives one image twice otherwise: leave random steps to training")
     try:
         return transform, {"input_size": list(first.shape), "transform": described(transform)}
     except ValueError as error:
-        raise OwnNetworkError(
+        raise UserNetworkError(
             f"its transform's {error}, so stored outputs could not be told from those of another: "
             "give it a __repr__ with all its settings, or state `preprocessing` in the entry"
         ) from None
@@ -148,19 +148,19 @@ def _headed(network: nn.Module, transform: Transform) -> HeadedNetwork:
             hook.remove()
     remedy = "; give the network forward_features, forward_head and get_classifier as timm's networks have them"
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise OwnNetworkError(f"its forward gives no logits (images, classes){remedy}")
+        raise UserNetworkError(f"its forward gives no logits (images, classes){remedy}")
     if not called:
-        raise OwnNetworkError(f"it calls no torch.nn.Linear{remedy}")
+        raise UserNetworkError(f"it calls no torch.nn.Linear{remedy}")
     if not logits.isfinite().all():
-        raise OwnNetworkError("its logits are NaN or infinite: check its weights")
+        raise UserNetworkError("its logits are NaN or infinite: check its weights")
     headed = HeadedNetwork(network, names[called[-1]])
     with torch.no_grad():
         features = headed.forward_features(images)
         explained = headed.forward_head(features)
         if not torch.allclose(network(images), logits, 1e-4, 1e-4):
-            raise OwnNetworkError("two passes of the same images differ: leave random steps to training")
+            raise UserNetworkError("two passes of the same images differ: leave random steps to training")
     if features.ndim != 2 or explained.shape != logits.shape or not torch.allclose(explained, logits, 1e-4, 1e-4):
-        raise OwnNetworkError(
+        raise UserNetworkError(
             f"its logits are not those of {names[called[-1]]}, its last linear layer: return them as they are, without "
             f"softmax or scaling{remedy}"
         )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from benchmark.models.model import OPEN_CLIP, Model, ModelEntry, ModelError
+from benchmark.models.entries import OPEN_CLIP, ModelEntry, ModelError
+from benchmark.models.model import Model
 from benchmark.models.towers import Matrix, Tower
 from detectors import Head
 
@@ -273,10 +274,12 @@ class CutTokenizer:
     @property
     def words(self) -> list[str]:
         special = {0, *self.whole.all_special_ids}  # 0 fills a text up
-        return [self.whole.decode([id]).strip() for id in self.kept if id not in special]
+        return [self.whole.decode([model_id]).strip() for model_id in self.kept if model_id not in special]
 
 
-def load_zero_shot(id: str, entry: ModelEntry, device: torch.device, class_names: Sequence[str]) -> ZeroShotClassifier:
+def load_zero_shot(
+    model_id: str, entry: ModelEntry, device: torch.device, class_names: Sequence[str]
+) -> ZeroShotClassifier:
     """The open_clip model of an entry, for classes of these names.
 
     The source, after `open-clip:`, is `hf-hub:OWNER/NAME`, `local-dir:PATH` from the entry's file, or
@@ -292,24 +295,26 @@ def load_zero_shot(id: str, entry: ModelEntry, device: torch.device, class_names
     try:
         import open_clip  # here, since it is an extra and slow to import
     except ImportError as error:
-        raise ModelError(f'model {id}: {entry.source} needs open_clip: pip install "ood-benchmark[clip]"') from error
+        raise ModelError(
+            f'model {model_id}: {entry.source} needs open_clip: pip install "ood-benchmark[clip]"'
+        ) from error
     try:
-        network, tokenizer = _checkpoint(id, entry)
+        network, tokenizer = _checkpoint(model_id, entry)
         config = open_clip.transform.PreprocessCfg(**network.visual.preprocess_cfg)
         transform = open_clip.transform.image_transform_v2(config, is_train=False)
     except Exception as error:  # open_clip, safetensors and the Hub's client raise many kinds
         reason = str(error) or type(error).__name__
         raise ModelError(
-            f"model {id}: cannot load {entry.source} (named in {entry.file}): {reason}{entry.remedy(id)}"
+            f"model {model_id}: cannot load {entry.source} (named in {entry.file}): {reason}{entry.remedy(model_id)}"
         ) from error
     if not class_names or len(set(class_names)) < len(class_names):
         raise ModelError(
-            f"model {id}: its head is made of the classes' names, which are {', '.join(class_names) or 'none'}; "
+            f"model {model_id}: its head is made of the classes' names, which are {', '.join(class_names) or 'none'}; "
             "give the training image set different `class_names`"
         )
     prompts = [entry.prompt.replace("{}", name) for name in class_names]
     model = ZeroShotClassifier(
-        id,
+        model_id,
         entry,
         network.eval().requires_grad_(False).to(device),
         transform,
@@ -328,14 +333,14 @@ def load_zero_shot(id: str, entry: ModelEntry, device: torch.device, class_names
     return model
 
 
-def _checkpoint(id: str, entry: ModelEntry) -> tuple[Any, Callable[[list[str]], Tensor]]:
+def _checkpoint(model_id: str, entry: ModelEntry) -> tuple[Any, Callable[[list[str]], Tensor]]:
     """The network and the tokenizer that a source names."""
     import open_clip
 
     source = entry.source.removeprefix(OPEN_CLIP)
     kind, _, place = source.partition(":")
     if kind == "local-dir":
-        return _local_checkpoint(id, (entry.file.parent / place).resolve())
+        return _local_checkpoint(model_id, (entry.file.parent / place).resolve())
     # Without require_pretrained a checkpoint that cannot be fetched gives random weights, with a line in a log.
     if kind == "hf-hub":
         return open_clip.create_model(source, require_pretrained=True), open_clip.get_tokenizer(source)
@@ -354,7 +359,7 @@ def _checkpoint(id: str, entry: ModelEntry) -> tuple[Any, Callable[[list[str]], 
     return network, open_clip.get_tokenizer(architecture)
 
 
-def _local_checkpoint(id: str, folder: Path) -> tuple[Any, Callable[[list[str]], Tensor]]:
+def _local_checkpoint(model_id: str, folder: Path) -> tuple[Any, Callable[[list[str]], Tensor]]:
     import open_clip
 
     if not (folder / WEIGHTS).is_file():
@@ -367,4 +372,4 @@ def _local_checkpoint(id: str, folder: Path) -> tuple[Any, Callable[[list[str]],
     whole = all(type(token) is int and token >= 0 for token in vocabulary)
     if not whole or len(vocabulary) != network.vocab_size or vocabulary != sorted(set(vocabulary)):
         raise ValueError(f"vocabulary in {CONFIG} must be {network.vocab_size} ascending ids, as vocab_size says")
-    return network, CutTokenizer(tokenizer, tuple(vocabulary), id)
+    return network, CutTokenizer(tokenizer, tuple(vocabulary), model_id)

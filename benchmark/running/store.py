@@ -12,11 +12,8 @@ writing the same one.
 import hashlib
 import json
 import math
-import os
-import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,23 +24,18 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmark.files import write_atomically
 from benchmark.images.image_set import ImageSet
 from benchmark.models.devices import device_name
 from benchmark.models.model import Model
+from benchmark.models.prepared_images import PreparedImages
+from benchmark.running.forward import BATCH_ROWS, StoreError, _slices, forward, forward_ms_per_image
 from detectors import Outputs
 
 SHARD_ROWS = 4096
-BATCH_ROWS = 256
-HEAD_ROWS = 8  # enough to see that a head is not linear; each one costs a second forward pass
 SOON_MS = 2000.0
 LAYOUT = 1  # of a shard; a change makes every key new
-
-
-class StoreError(RuntimeError):
-    """Outputs that cannot be made or kept; the message names the model, the images or the folder, and the remedy."""
 
 
 class DamagedShardWarning(UserWarning):
@@ -69,25 +61,6 @@ class Shards:
                 pieces.append(piece)
             first += len(part)
         return pieces[0] if len(pieces) == 1 else torch.cat([self._parts[0][:0], *pieces])
-
-
-class PreparedImages:
-    """The images of a set as a model takes them, (N, 3, H, W), decoded when they are sliced."""
-
-    def __init__(self, model: Model, image_set: ImageSet) -> None:
-        self._model, self._image_set = model, image_set
-        self.shape = (len(image_set), *model.preprocessing["input_size"])
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        indices = range(*rows.indices(self.shape[0]))
-        pixels = torch.empty(len(indices), *self.shape[1:])
-        self.prepare(indices, pixels)
-        return pixels
-
-    def prepare(self, indices: Sequence[int], pixels: Tensor) -> None:
-        """Fills pixels (n, 3, H, W) with the images at `indices`."""
-        for index, place in zip(indices, pixels, strict=True):
-            place.copy_(self._model.transform(self._image_set[index]))
 
 
 @dataclass(frozen=True)
@@ -167,91 +140,6 @@ class Store:
         return shard
 
 
-def forward(model: Model, image_set: ImageSet, rows: slice) -> dict[str, Tensor]:
-    """A model's outputs on some images of a set, in float32 on the CPU, in one forward pass.
-
-    Raises StoreError when a value is NaN or infinite, or when the model's head does not explain its logits.
-    """
-    images = PreparedImages(model, image_set)
-    parts: list[dict[str, Tensor]] = []
-    batches = [slice(rows.start + part.start, rows.start + part.stop) for part in _slices(rows.stop - rows.start)]
-    title = f"{model.id} on {image_set.id}"
-    with (
-        torch.inference_mode(),
-        tqdm(total=len(image_set), initial=rows.start, desc=title, unit="image", disable=None, leave=False) as bar,
-    ):
-        for batch, pixels in zip(batches, prefetched(images, batches), strict=True):
-            outputs = {name: values.float().cpu() for name, values in model.outputs(pixels).items()}
-            _check_finite(model, image_set, batch.start, outputs)
-            if not parts:
-                _check_head(model, pixels[:HEAD_ROWS], outputs["logits"][:HEAD_ROWS])
-            parts.append(outputs)
-            bar.update(len(pixels))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def forward_ms_per_image(model: Model, images: Any) -> float:
-    """The time of a forward pass over images (N, 3, H, W): the shortest of up to ten within half a second.
-
-    The shortest, because what else the machine does can only add to it.
-    """
-    seconds: list[float] = []
-    with torch.inference_mode():
-        model(images)
-        while not seconds or (len(seconds) < 10 and sum(seconds) < 0.5):
-            started = time.perf_counter()
-            model(images)
-            seconds.append(time.perf_counter() - started)
-    return 1000 * min(seconds) / len(images)
-
-
-def prefetched(images: PreparedImages, batches: list[slice]) -> Iterator[Tensor]:
-    """The batches in order, each prepared by all cores while the one before it is used."""
-    workers = os.cpu_count() or 1
-
-    def start(batch: slice) -> tuple[Tensor, list[Future[None]]]:
-        with torch.inference_mode(False):  # the mode is of this thread, and the pool's could not fill the tensor
-            pixels = torch.empty(batch.stop - batch.start, *images.shape[1:])
-        indices, step = range(batch.start, batch.stop), -(-len(pixels) // workers)
-        parts = [slice(first, first + step) for first in range(0, len(pixels), step)]
-        return pixels, [pool.submit(images.prepare, indices[part], pixels[part]) for part in parts]
-
-    def finish(pixels: Tensor, parts: list[Future[None]]) -> Tensor:
-        for part in parts:
-            part.result()
-        return pixels
-
-    with ThreadPoolExecutor(workers) as pool:
-        ahead = []
-        for batch in batches:
-            ahead.append(start(batch))
-            if len(ahead) == 2:
-                yield finish(*ahead.pop(0))
-        yield from (finish(*batch) for batch in ahead)
-
-
-def _check_head(model: Model, pixels: Tensor, logits: Tensor) -> None:
-    expected = model(pixels).float()
-    error = float((logits - expected).abs().max())
-    scale = float(expected.abs().max())
-    if not error <= 1e-4 * max(scale, 1.0):
-        raise StoreError(
-            f"model {model.id}: features @ weight.T + bias differs from its logits by {error:.3g} "
-            f"(the largest logit is {scale:.3g}); its head is more than one linear layer"
-        )
-
-
-def _check_finite(model: Model, image_set: ImageSet, start: int, outputs: dict[str, Tensor]) -> None:
-    for name, values in outputs.items():
-        finite = torch.isfinite(values.flatten(1)).all(dim=1)
-        if not finite.all():
-            image = image_set.image_ids[start + int((~finite).nonzero()[0])]
-            raise StoreError(
-                f"model {model.id} gives NaN or infinite {name} for image {image} of {image_set.id}; "
-                "check the checkpoint and its preprocessing (nothing was stored for this part of the set)"
-            )
-
-
 def _read_times(file: Path) -> dict[str, float]:
     """Forward times by device; none where the file is not there or holds no such thing."""
     try:
@@ -259,10 +147,6 @@ def _read_times(file: Path) -> dict[str, float]:
         return {device: float(time) for device, time in times.items() if float(time) > 0}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
-
-
-def _slices(rows: int, size: int = BATCH_ROWS) -> list[slice]:
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def _read_shard(folder: Path, number: int) -> dict[str, Tensor] | None:

@@ -1,9 +1,9 @@
 """The table at the end of a run: FPR@95 of every case, for a person to read."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from benchmark.limits.published import Comparison, counts, verdict
+from benchmark.limits.comparisons import Comparison, counts, verdict
 from benchmark.records import Case, ModelRecord
 
 Piece = tuple[str, bool]  # text, and whether it is bold
@@ -30,9 +30,10 @@ def _table(cases: Sequence[Case]) -> Iterator[list[Piece]]:
     sets = list(dict.fromkeys(case.set for case in ood))
     detectors = list(dict.fromkeys(case.detector for case in cases))
     cells = {(case.detector, case.set): _fpr(case) for case in ood}
-    columns = {set: [cells.get((detector, set), "-") for detector in detectors] for set in sets}
+    columns = {set_id: [cells.get((detector, set_id), "-") for detector in detectors] for set_id in sets}
     best = {
-        set: min((float(text) for text in column if _is_number(text)), default=None) for set, column in columns.items()
+        set_id: min((float(text) for text in column if _is_number(text)), default=None)
+        for set_id, column in columns.items()
     }
     if unit_tests:
         columns["unit tests failed"] = [_failed_unit_tests(unit_tests, detector) for detector in detectors]
@@ -91,3 +92,18 @@ def _attention(cases: Sequence[Case]) -> Iterator[list[Piece]]:
             yield [(case.status.upper(), True), (f" {case.model}/{case.detector}/{case.set}: {case.reason}", False)]
     counts = Counter("known failures" if case.expected else case.status for case in cases)
     yield [(", ".join(f"{count} {outcome}" for outcome, count in counts.items()), True)]
+
+
+CHANCE_MARGIN = 0.1  # of the way from chance to a perfect accuracy
+
+
+def near_chance(models: Iterable[ModelRecord]) -> Iterator[str]:
+    """A warning for each model that classifies ID images hardly better than chance."""
+    for model in models:
+        accuracy, chance = model.id_accuracy, 1 / model.classes
+        if accuracy and accuracy.value <= chance + CHANCE_MARGIN * (1 - chance):
+            yield (
+                f"WARNING: {model.id} classifies {accuracy.value:.1%} of the ID images right, chance is {chance:.1%}: "
+                "are the classes in the order that it was trained with? Folders are in alphabetical order, or in that "
+                "of their numbers"
+            )

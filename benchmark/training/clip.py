@@ -22,7 +22,8 @@ from torch.nn.functional import cross_entropy
 from benchmark.files import write_atomically
 from benchmark.images.image_set import ImageSet, load_image_set
 from benchmark.models.zero_shot import CONFIG, WEIGHTS, CutTokenizer
-from benchmark.training.from_scratch import CHECKPOINTS, PREPROCESSING, augment, progress_beside
+from benchmark.training.augmentation import PREPROCESSING, augment
+from benchmark.training.from_scratch import CHECKPOINTS, progress_beside
 from benchmark.training.optimisation import Progress, Schedule, optimise
 
 NAME = "digits-clip"

@@ -18,7 +18,7 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,11 +30,12 @@ from pydantic.dataclasses import dataclass
 from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
 from torch import Generator, Tensor, nn
-from torch.nn.functional import affine_grid, cross_entropy, grid_sample
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from benchmark.images.image_set import ImageSet, load_image_set
+from benchmark.training.augmentation import PREPROCESSING, augment
 from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.training.sharpness_aware import Perturbation, SharpnessAware
 from detectors import did_you_mean
@@ -96,6 +97,8 @@ THIN = Recipe(
     label_smoothing=0.1,
     half=True,
 )
+
+
 for _seed in range(3):
     _thin = replace(THIN, seed=_seed)
     RECIPES |= {
@@ -103,16 +106,6 @@ for _seed in range(3):
         f"digits-thin-s{_seed}+sam": replace(_thin, sharpness=Perturbation(rho=0.1)),
         f"digits-thin-s{_seed}+sam-on": replace(_thin, sharpness=Perturbation(scope="norm-only", rho=0.5)),
     }
-
-# Plain pixels in [-1, 1]: the networks start from nothing, so no other data's statistics have a claim.
-PREPROCESSING: dict[str, Any] = {
-    "input_size": (3, 32, 32),
-    "crop_pct": 1.0,
-    "interpolation": "bicubic",
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-}
-BLACK = -1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -240,27 +233,6 @@ def _tensors(network: nn.Module, image_set: ImageSet) -> tuple[Tensor, Tensor]:
     transform = create_transform(**resolve_data_config({}, model=network, use_test_size=True))
     images = torch.stack([transform(image_set[index]) for index in range(len(image_set))])
     return images, torch.as_tensor(image_set.labels)
-
-
-def black_of(preprocessing: Mapping[str, Any]) -> Tensor:
-    """A black pixel (3, 1, 1) after the preprocessing of a model."""
-    mean, std = (torch.tensor(preprocessing.get(name, PREPROCESSING[name])) for name in ("mean", "std"))
-    return (-mean / std)[:, None, None]
-
-
-def augment(images: Tensor, generator: Generator | None = None, black: Tensor | float = BLACK) -> Tensor:
-    """Images (N, 3, H, W) over black, each turned by up to 10 degrees, scaled by up to 10 %, shifted by up to 2 pixels.
-
-    Without a generator it draws from torch's global one. black: the value of such a pixel, of each channel.
-    """
-    count, _, _, width = images.shape
-    angle = torch.empty(count).uniform_(-math.radians(10), math.radians(10), generator=generator)
-    scale = torch.empty(count).uniform_(0.9, 1.1, generator=generator)
-    shift = torch.empty(count, 2).uniform_(-2, 2, generator=generator) * (2 / width)  # affine_grid's image is 2 wide
-    cosine, sine = angle.cos() * scale, angle.sin() * scale
-    turn = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
-    grid = affine_grid(torch.cat([turn, shift[:, :, None]], 2), list(images.shape), align_corners=False)
-    return grid_sample(images - black, grid, align_corners=False) + black
 
 
 @torch.inference_mode()

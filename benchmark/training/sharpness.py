@@ -34,9 +34,11 @@ from tqdm import tqdm
 
 from benchmark.images.image_set import load_image_set
 from benchmark.models.devices import choose_device
-from benchmark.models.model import is_vision_language, load_model
-from benchmark.suites.suite import Suite, load_suite
-from benchmark.variants.method import TrainingSet
+from benchmark.models.entries import is_vision_language
+from benchmark.models.loading import load_model
+from benchmark.suites.loading import load_suite
+from benchmark.suites.suite import Suite
+from benchmark.training.data import TrainingSet
 from detectors import did_you_mean
 
 Case = Literal["worst", "average"]
@@ -408,15 +410,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{model:24} {name:32} {numbers}", flush=True)
 
 
-def _of_suite(suite: Suite, id: str, device: torch.device, count: int, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+def _of_suite(
+    suite: Suite, model_id: str, device: torch.device, count: int, seed: int
+) -> tuple[nn.Module, Tensor, Tensor]:
     """A model's network with the same training images (n, 3, H, W) and labels (n,) for every model of the suite."""
     known = suite.known_models
-    if id not in known:
-        raise ValueError(f"no model is called {id!r}{did_you_mean(id, known)}; known: {', '.join(known)}")
-    if is_vision_language(id, known):
-        raise ValueError(f"model {id} was not trained on the suite's images; allowed: classifiers, not zero-shot ones")
+    if model_id not in known:
+        raise ValueError(f"no model is called {model_id!r}{did_you_mean(model_id, known)}; known: {', '.join(known)}")
+    if is_vision_language(model_id, known):
+        raise ValueError(
+            f"model {model_id} was not trained on the suite's images; allowed: classifiers, not zero-shot ones"
+        )
     image_set = load_image_set(suite.train, suite.image_sets)
-    model = load_model(id, known, device, image_set.class_names)
+    model = load_model(model_id, known, device, image_set.class_names)
     train = TrainingSet(model, image_set)
     if train.labels is None:
         raise ValueError(f"image set {image_set.id} has no classes; allowed: images with labels")

@@ -23,12 +23,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmark.entries import read_toml
-from benchmark.images.image_set import ImageSet, ImageSetEntry
-from benchmark.models.model import Model, ModelEntry
-from benchmark.running.evaluation import Workbench
+from benchmark.images.entries import ImageSetEntry
+from benchmark.images.image_set import ImageSet
+from benchmark.models.entries import ModelEntry
+from benchmark.models.model import Model
+from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.store import Store
-from benchmark.suites.suite import Suite, SuiteEntry, make_suite
-from benchmark.user.user import FILE, id_of, left_out
+from benchmark.suites.entries import SuiteEntry
+from benchmark.suites.loading import make_suite
+from benchmark.suites.suite import Suite
+from benchmark.user.ids import id_of
+from benchmark.user.suite_table import FILE, left_out
 from detectors import Head, Outputs, available, describe, did_you_mean
 
 ENDINGS = (".safetensors", ".npz")
@@ -73,15 +78,15 @@ class OutputsFolder:
             raise PrecomputedError(f"{self.ood[same[0]]}: {same[0]} is the name of a split; rename the file")
         self.files = self.splits | self.ood
         self.head = _head(_needed(path, "head"))
-        self.rows = {id: _rows(id, file, self.head) for id, file in self.files.items()}
+        self.rows = {set_id: _rows(set_id, file, self.head) for set_id, file in self.files.items()}
 
 
 def suite_of_outputs(name: str | None, place: str) -> Suite:
     """The suite of a folder of outputs. The detectors that ask for more than it holds have no cases."""
     folder = OutputsFolder(Path(place))
     model = id_of(name or folder.path.resolve().name)
-    needs = {id: set(describe(id)["needs"]) for id in available()}
-    served = [id for id in needs if not needs[id].intersection(NOT_KEPT)]
+    needs = {detector_id: set(describe(detector_id)["needs"]) for detector_id in available()}
+    served = [detector_id for detector_id in needs if not needs[detector_id].intersection(NOT_KEPT)]
     absent = [role for role in ("train", "val") if role not in folder.rows]
     about = [left_out(needs, NOT_KEPT, "the network and its images")]
     about += [left_out(served, [role], f"outputs called {role}") for role in absent]
@@ -96,35 +101,37 @@ def suite_of_outputs(name: str | None, place: str) -> Suite:
         "unit_tests": {"detectors": ()},
     }
     image_sets = {
-        id: ImageSetEntry(
-            title=id,
+        set_id: ImageSetEntry(
+            title=set_id,
             licence="not stated",
             source=f"outputs in {file}",
-            classes=classes if id in folder.splits else (),
+            classes=classes if set_id in folder.splits else (),
             local=str(file.resolve()),
             file=Path("--outputs"),
         )
-        for id, file in folder.files.items()
+        for set_id, file in folder.files.items()
     }
     entry = ModelEntry(title=model, source=f"outputs in {place}", file=Path("--outputs"))
     return make_suite(f"own-{model}", SuiteEntry.parse(table, FILE, ""), {model: entry}, image_sets)
 
 
-class OutputsWorkbench(Workbench):
+class LoadedOutputs(LoadedSuite):
     """A suite of precomputed outputs at work: its image sets are rows of tensors, and its model is a head."""
 
     def __init__(self, suite: Suite, folder: OutputsFolder) -> None:
         super().__init__(suite, OutputsStore(folder.path, folder), torch.device("cpu"))
         self._folder = folder
 
-    def image_set(self, id: str) -> ImageSet:
-        return self._image_sets(id, lambda: _image_set(id, self.suite.image_sets[id], self._folder.rows[id]))
+    def image_set(self, set_id: str) -> ImageSet:
+        return self._image_sets(
+            set_id, lambda: _image_set(set_id, self.suite.image_sets[set_id], self._folder.rows[set_id])
+        )
 
-    def load_model(self, id: str) -> Model:
+    def load_model(self, model_id: str) -> Model:
         weight, bias = self._folder.head.weight, self._folder.head.bias
         layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], dtype=weight.dtype)
         layer.load_state_dict({"weight": weight, "bias": bias})
-        return HeadAlone(id, self.suite.models[id], layer.requires_grad_(False), _refuse, {}, self.device)
+        return HeadAlone(model_id, self.suite.models[model_id], layer.requires_grad_(False), _refuse, {}, self.device)
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,7 @@ def _refuse(images: Any) -> NoReturn:
     raise PrecomputedError("precomputed outputs come without the network: it takes no images")
 
 
-def _image_set(id: str, entry: ImageSetEntry, rows: Rows) -> ImageSet:
+def _image_set(set_id: str, entry: ImageSetEntry, rows: Rows) -> ImageSet:
     """Rows as images, of which all that is known are their outputs."""
 
     def encoded(row: int) -> bytes:
@@ -186,7 +193,7 @@ def _image_set(id: str, entry: ImageSetEntry, rows: Rows) -> ImageSet:
         return b"".join(value.contiguous().view(torch.uint8).numpy().tobytes() for value in values)
 
     return ImageSet(
-        id=id,
+        id=set_id,
         title=entry.title,
         licence=entry.licence,
         source=entry.source,
@@ -245,9 +252,9 @@ def _head(file: Path) -> Head:
     return head
 
 
-def _rows(id: str, file: Path, head: Head) -> Rows:
+def _rows(set_id: str, file: Path, head: Head) -> Rows:
     """The rows of a file. Raises PrecomputedError where they do not fit each other or the head."""
-    needed = ("features", "logits", *(("labels",) if id in ("train", "val") else ()))
+    needed = ("features", "logits", *(("labels",) if set_id in ("train", "val") else ()))
     found = _read(file, needed, ("labels", "ids"))
     features, logits, labels, ids = found["features"], found["logits"], found.get("labels"), found.get("ids")
     classes, width = head.weight.shape
@@ -269,7 +276,7 @@ def _rows(id: str, file: Path, head: Head) -> Rows:
             raise PrecomputedError(
                 f"{file}: labels {labels.min()} to {labels.max()}, but the head has {classes} classes"
             )
-    names = tuple(f"{id}-{row:07d}" for row in range(rows)) if ids is None else tuple(map(str, ids.tolist()))
+    names = tuple(f"{set_id}-{row:07d}" for row in range(rows)) if ids is None else tuple(map(str, ids.tolist()))
     if len(names) != rows or len(set(names)) != rows:
         raise PrecomputedError(f"{file}: {len(set(names))} different ids for {rows} rows; each row has one of its own")
     _check_head(file, features, logits, head)

@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmark.models.devices import choose_device
-from benchmark.suites.suite import load_suite
+from benchmark.suites.loading import load_suite
 from benchmark.training.from_scratch import THREADS
 from benchmark.variants.making import edit_folder, make
 

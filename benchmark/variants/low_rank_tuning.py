@@ -16,9 +16,10 @@ from benchmark.models.edits import Edit, EditError, load_edit
 from benchmark.models.low_rank import decompose, removed_components
 from benchmark.models.model import Model
 from benchmark.models.zero_shot import ZeroShotClassifier
+from benchmark.training.data import images_of_each_class
 from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.variants.locoop import locoop_loss
-from benchmark.variants.method import Method, TrainingData, images_of_each_class
+from benchmark.variants.method import Method, TrainingData
 from benchmark.variants.network_towers import towers_of, vision_tower
 
 LARGEST_STRETCH = 4 / 3  # of a crop's sides, either way, as torchvision's RandomResizedCrop has it

@@ -7,24 +7,26 @@ from pydantic import ValidationError
 
 from benchmark.images.image_set import ImageSet, load_image_set
 from benchmark.models.edits import Edit
-from benchmark.models.model import base_of, load_model
+from benchmark.models.entries import base_of
+from benchmark.models.loading import load_model
 from benchmark.suites.suite import Suite
+from benchmark.training.data import TrainingSet
 from benchmark.training.optimisation import Progress
-from benchmark.variants.method import Method, TrainingData, TrainingSet
+from benchmark.variants.method import Method, TrainingData
 from benchmark.variants.methods import METHODS
 from detectors import did_you_mean
 
 
-def make(id: str, suite: Suite, device: torch.device, progress_file: Path | None = None) -> Edit:
+def make(model_id: str, suite: Suite, device: torch.device, progress_file: Path | None = None) -> Edit:
     """The edit that the recipe of a variant gives on the training images of a suite.
 
     progress_file: where the work keeps what is finished, to go on there after an interruption.
     Raises ValueError, naming the entry, for a recipe, a model or images that it cannot be made of.
     """
-    method = recipe_of(id, suite)
+    method = recipe_of(model_id, suite)
     train = load_image_set(suite.train, suite.image_sets)
     entries = suite.known_models
-    base = load_model(base_of(id, entries), entries, device, train.class_names)
+    base = load_model(base_of(model_id, entries), entries, device, train.class_names)
     sets = {"train": train, "outliers": _outliers(suite) if method.uses_outliers else None}
     data = TrainingData(**{role: TrainingSet(base, images) for role, images in sets.items() if images})
     key = {
@@ -35,26 +37,30 @@ def make(id: str, suite: Suite, device: torch.device, progress_file: Path | None
     try:
         return method.make(base, data, Progress(progress_file, key))
     except ValueError as error:
-        raise ValueError(f"{entries[id].file}: {id}: {error}") from error
+        raise ValueError(f"{entries[model_id].file}: {model_id}: {error}") from error
 
 
-def edit_folder(id: str, suite: Suite) -> Path:
+def edit_folder(model_id: str, suite: Suite) -> Path:
     """Where the edit of a variant lies. Raises ValueError where the suite knows no such variant."""
     entries = suite.known_models
     edited = {known: entry.edit for known, entry in entries.items() if entry.edit}
-    if id in entries and id not in edited:
-        raise ValueError(f"{id} is no edit of another model; what makes it is: {entries[id].recipe or 'not said'}")
-    if id not in edited:
-        raise ValueError(f"no model is called {id!r}{did_you_mean(id, edited)}; variants: {', '.join(edited)}")
-    return edited[id]
+    if model_id in entries and model_id not in edited:
+        raise ValueError(
+            f"{model_id} is no edit of another model; what makes it is: {entries[model_id].recipe or 'not said'}"
+        )
+    if model_id not in edited:
+        raise ValueError(
+            f"no model is called {model_id!r}{did_you_mean(model_id, edited)}; variants: {', '.join(edited)}"
+        )
+    return edited[model_id]
 
 
-def recipe_of(id: str, suite: Suite) -> Method:
+def recipe_of(model_id: str, suite: Suite) -> Method:
     """The method of a variant with its settings. Raises ValueError, naming entry and setting, where they are none."""
-    entry = suite.known_models[id]
-    place = f"{entry.file}: {id}: recipe"
+    entry = suite.known_models[model_id]
+    place = f"{entry.file}: {model_id}: recipe"
     if not entry.recipe:
-        raise ValueError(f"{entry.file}: {id}: no recipe makes it; its files are data that came with the entry")
+        raise ValueError(f"{entry.file}: {model_id}: no recipe makes it; its files are data that came with the entry")
     if not isinstance(entry.recipe, dict) or "method" not in entry.recipe:
         raise ValueError(f'{place}: it needs `recipe = {{ method = "...", ... }}`; methods: {", ".join(METHODS)}')
     settings = dict(entry.recipe)
@@ -77,11 +83,11 @@ def _outliers(suite: Suite) -> ImageSet | None:
         return None
     outliers = load_image_set(suite.entry.outliers, suite.image_sets)
     hashes = outliers.image_sha256s
-    for id in suite.entry.evaluated():
-        shared = hashes.keys() & load_image_set(id, suite.image_sets).image_sha256s.keys()
+    for set_id in suite.entry.evaluated():
+        shared = hashes.keys() & load_image_set(set_id, suite.image_sets).image_sha256s.keys()
         if shared:
             raise ValueError(
-                f"{suite.entry.file}: outliers: {outliers.id} shares {len(shared)} images with {id}, on which the "
+                f"{suite.entry.file}: outliers: {outliers.id} shares {len(shared)} images with {set_id}, on which the "
                 f"suite evaluates, such as {hashes[min(shared)]}: remove them, or name another set"
             )
     return outliers

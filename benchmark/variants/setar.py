@@ -19,9 +19,10 @@ from benchmark.models.low_rank import Components, decompose, removed_components
 from benchmark.models.model import Model
 from benchmark.models.towers import Matrix, Tower
 from benchmark.models.zero_shot import ZeroShotClassifier
+from benchmark.training.data import images_of_each_class
 from benchmark.training.optimisation import Progress
 from benchmark.variants.locoop import locoop_loss
-from benchmark.variants.method import Method, TrainingData, images_of_each_class
+from benchmark.variants.method import Method, TrainingData
 from benchmark.variants.network_towers import towers_of
 
 RANK_SHARE = 0.3

@@ -33,8 +33,9 @@ from benchmark.models.classifier import Classifier
 from benchmark.models.edits import Edit, trained_weights
 from benchmark.models.model import Model
 from benchmark.training.augmentation import Augmentation, augmented
+from benchmark.training.data import TrainingSet
 from benchmark.training.optimisation import Progress, Schedule, optimise
-from benchmark.variants.method import Method, TrainingData, TrainingSet
+from benchmark.variants.method import Method, TrainingData
 from benchmark.variants.outliers import OutlierTerm
 
 PASS_BATCH = 256

@@ -27,9 +27,9 @@ class Data:
     def outputs(self, features: np.ndarray, labels: np.ndarray | None = None) -> Outputs:
         return Outputs(features=features, logits=self.logits(features), labels=labels)
 
-    def scores(self, id: str, **options: Any) -> np.ndarray:
+    def scores(self, detector_id: str, **options: Any) -> np.ndarray:
         head = Head(torch.from_numpy(self.weight), torch.from_numpy(self.bias))
-        detector = create(id, **options)
+        detector = create(detector_id, **options)
         detector.batch_rows = 37
         return detector.fit(self.outputs(self.train, self.labels), head).score(self.outputs(self.test)).numpy()
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmark.models.model import ModelEntry
+from benchmark.models.entries import ModelEntry
 from benchmark.models.zero_shot import ZeroShotClassifier
 
 
@@ -19,10 +19,10 @@ def clip_network(vision_layers: int = 2, text_layers: int = 2) -> nn.Module:
     return open_clip.model.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)
 
 
-def model_fields(id: str, network: nn.Module, folder: Path = Path()) -> tuple[Any, ...]:
+def model_fields(detector_id: str, network: nn.Module, folder: Path = Path()) -> tuple[Any, ...]:
     """What every model needs, for a network that is given images as it takes them."""
-    entry = ModelEntry(title=id, source="none", file=folder / "models.toml")
-    return id, entry, network.eval().requires_grad_(False), None, {}, torch.device("cpu")
+    entry = ModelEntry(title=detector_id, source="none", file=folder / "models.toml")
+    return detector_id, entry, network.eval().requires_grad_(False), None, {}, torch.device("cpu")
 
 
 def zero_shot(network: nn.Module, folder: Path = Path()) -> ZeroShotClassifier:

@@ -39,10 +39,10 @@ def kept(row: list[float], percentile: float) -> list[float]:
 
 
 def sharpness(row: list[float], percentile: float) -> float:
-    all, some = sum(row), sum(largest(row, percentile))
+    values, some = sum(row), sum(largest(row, percentile))
     if some == 0:
-        return math.exp(math.copysign(300, all)) if all else 1.0
-    return math.exp(min(300, max(-300, all / some)))
+        return math.exp(math.copysign(300, values)) if values else 1.0
+    return math.exp(min(300, max(-300, values / some)))
 
 
 def ash_p(data: Data, percentile: float = 65.0) -> list[float]:

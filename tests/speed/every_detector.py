@@ -140,30 +140,30 @@ HEAD_PRODUCT = {
 }
 
 
-def limit_of(id: str, world: World, detector: Any) -> Work | None:
+def limit_of(detector_id: str, world: World, detector: Any) -> Work | None:
     classes, width = world.head.weight.shape
-    if id in HEAD_PRODUCT:
+    if detector_id in HEAD_PRODUCT:
         return product(world, classes)
-    if id in ("mahalanobis", "mahalanobis++"):
+    if detector_id in ("mahalanobis", "mahalanobis++"):
         return product(world, width, classes)
-    if id in ("relative-mahalanobis", "relative-mahalanobis++"):
+    if detector_id in ("relative-mahalanobis", "relative-mahalanobis++"):
         nearest, background = product(world, width, classes), product(world, width)
         return lambda: (nearest(), background())
-    if id in ("gmm", "gmm++"):
+    if detector_id in ("gmm", "gmm++"):
         return class_products(world)
-    if id in ("ash-p", "ash-b", "ash-s", "scale"):
+    if detector_id in ("ash-p", "ash-b", "ash-s", "scale"):
         return selection_and_product(world, detector.percentile)
-    if id == "kl-matching":
+    if detector_id == "kl-matching":
         return logit_product(world)
-    if id in ("vim", "residual"):
+    if detector_id in ("vim", "residual"):
         return product(world, detector.residual_basis.shape[1])
-    if id == "neco":
+    if detector_id == "neco":
         return product(world, detector.components.shape[1])
-    if id in ("knn", "nnguide"):
+    if detector_id in ("knn", "nnguide"):
         return bank_product(world, len(detector.bank), detector.fitted_k)
-    if id == "ssd":
+    if detector_id == "ssd":
         return product(world, width)
-    if "itp" in id or id == "line":
+    if "itp" in detector_id or detector_id == "line":
         return masked_terms(world)
     return None
 
@@ -174,14 +174,14 @@ SINGLE = {"mahalanobis", "relative-mahalanobis", "vim", "fdbd", "nnguide"}
 LOOPING = {"mahalanobis", "relative-mahalanobis", "gmm", "kl-matching", "dice"}
 
 
-def peer_rows(id: str) -> int:
-    return LOOP_ROWS if id in LOOPING else ROWS
+def peer_rows(detector_id: str) -> int:
+    return LOOP_ROWS if detector_id in LOOPING else ROWS
 
 
-def peer_of(id: str, world: World) -> tuple[Work, Work] | None:
-    test, train = (single(outputs) if id in SINGLE else outputs for outputs in (world.test, world.train))
-    test = next(test.batches(peer_rows(id)))
-    linear = world.linear.float() if id in SINGLE else world.linear
+def peer_of(detector_id: str, world: World) -> tuple[Work, Work] | None:
+    test, train = (single(outputs) if detector_id in SINGLE else outputs for outputs in (world.test, world.train))
+    test = next(test.batches(peer_rows(detector_id)))
+    linear = world.linear.float() if detector_id in SINGLE else world.linear
     weight, bias = linear.weight, linear.bias
     double = nn.Identity().double()  # without a parameter its detectors fall back to single precision
 
@@ -200,10 +200,10 @@ def peer_of(id: str, world: World) -> tuple[Work, Work] | None:
     def pooled_linear(maps: Tensor) -> Tensor:
         return linear(maps.flatten(1))
 
-    if id == "kl-matching":
+    if detector_id == "kl-matching":
         matching = peers.KLMatching(None)
         return partial(matching.fit_logits, train.logits), lambda: matching.predict_logits(test.logits)
-    if id == "openmax":
+    if detector_id == "openmax":
         openmax = peers.OpenMax(None, tailsize=TRAIN_ROWS_A_CLASS, alpha=3)
         return partial(openmax.fit_logits, train.logits, train.labels), lambda: openmax.predict_logits(test.logits)
     makers: dict[str, Callable[[], tuple[Work, Work]]] = {
@@ -228,7 +228,7 @@ def peer_of(id: str, world: World) -> tuple[Work, Work] | None:
         "scale": lambda: of_maps(peers.SCALE(double, pooled_linear, 0.85)),
         "vra": lambda: of_maps(peers.VRA(double, pooled_linear)),
     }
-    return makers[id]() if id in makers else None
+    return makers[detector_id]() if detector_id in makers else None
 
 
 # --- The loops that peers ship, on LOOP_ROWS rows. ---
@@ -283,48 +283,48 @@ def seconds(works: list[Work | None], rounds: int = ROUNDS) -> list[float | None
     """
     times: list[list[float]] = [[] for _ in works]
     begun = time.perf_counter()
-    for round in range(1 + rounds):
-        if round > 1 and time.perf_counter() - begun > 10:
+    for round_ in range(1 + rounds):
+        if round_ > 1 and time.perf_counter() - begun > 10:
             break
         for work, spent in zip(works, times, strict=True):
             if work is not None:
                 started = time.perf_counter()
                 work()
-                if round:
+                if round_:
                     spent.append(time.perf_counter() - started)
     return [min(spent) if spent else None for spent in times]
 
 
-def measure(id: str, world: World) -> bool:
+def measure(detector_id: str, world: World) -> bool:
     """Prints the line of a detector; whether it meets its targets."""
-    detector = create(id)
+    detector = create(detector_id)
     started = time.perf_counter()
     detector.fit(world.train, world.head, val=world.test)
     fit_s = time.perf_counter() - started
-    peer = peer_of(id, world)
+    peer = peer_of(detector_id, world)
     peer_fit_s = None
     if peer:
         started = time.perf_counter()
         peer[0]()
         peer_fit_s = time.perf_counter() - started
-    loop = LOOPS[id](world) if id in LOOPS else None
+    loop = LOOPS[detector_id](world) if detector_id in LOOPS else None
     with torch.no_grad():
         score_s, limit_s, peer_s = seconds(
-            [lambda: detector.score(world.test), limit_of(id, world, detector), peer[1] if peer else None]
+            [lambda: detector.score(world.test), limit_of(detector_id, world, detector), peer[1] if peer else None]
         )
     (loop_s,) = seconds([loop], 1)
     assert score_s is not None
-    peer_target = math.inf if id in SINGLE else 1.5
+    peer_target = math.inf if detector_id in SINGLE else 1.5
     ratios = {
-        "limit": (score_s / limit_s if limit_s else None, 2.0 if "mahalanobis" in id else 1.5),
-        "pytorch-ood": (score_s / ROWS / (peer_s / peer_rows(id)) if peer_s else None, peer_target),
+        "limit": (score_s / limit_s if limit_s else None, 2.0 if "mahalanobis" in detector_id else 1.5),
+        "pytorch-ood": (score_s / ROWS / (peer_s / peer_rows(detector_id)) if peer_s else None, peer_target),
         "its fit": (fit_s / peer_fit_s if peer_fit_s and peer_fit_s > 0.01 else None, peer_target),
         "loop": (score_s / ROWS / (loop_s / LOOP_ROWS) if loop_s else None, 1 / 50),
     }
     cells = [f"{'-' if value is None else f'{value:.3g}':>8}" for value, _ in ratios.values()]
     missed = [name for name, (value, target) in ratios.items() if value is not None and value > target]
     print(
-        f"{id:24} {1e6 * fit_s / len(world.train):9.1f} {1e6 * score_s / ROWS:9.1f} {' '.join(cells)}"
+        f"{detector_id:24} {1e6 * fit_s / len(world.train):9.1f} {1e6 * score_s / ROWS:9.1f} {' '.join(cells)}"
         + (f"  over its target: {', '.join(missed)}" if missed else ""),
         flush=True,
     )
@@ -334,12 +334,16 @@ def measure(id: str, world: World) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("detectors", nargs="*", default=available())
-    ids = [id for id in parser.parse_args().detectors if not {"images", "model", "patches"} & {*describe(id)["needs"]}]
+    ids = [
+        detector_id
+        for detector_id in parser.parse_args().detectors
+        if not {"images", "model", "patches"} & {*describe(detector_id)["needs"]}
+    ]
     large = World.of(1000, 2048, 1000 * TRAIN_ROWS_A_CLASS)
     small = World.of(100, 512, 100 * 600)
     print(f"{'':24} {'fit':>9} {'score':>9} {'our score or fit over':>26}")
     print(f"{'':24} {'µs a row':>9} {'µs a row':>9} {'limit':>8} {'pt-ood':>8} {'its fit':>8} {'loop':>8}")
-    met = [measure(id, small if id.startswith("gmm") else large) for id in ids]
+    met = [measure(detector_id, small if detector_id.startswith("gmm") else large) for detector_id in ids]
     return int(not all(met))
 
 

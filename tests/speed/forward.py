@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from benchmark.images.image_set import ImageSet, image_set_of_pixels, load_image_set
-from benchmark.models.model import load_model
+from benchmark.models.loading import load_model
 from benchmark.running import store
-from benchmark.suites.suite import load_suite
+from benchmark.suites.loading import load_suite
 
 ROUNDS = 9
 LEAST_SHARE = 0.9
@@ -36,8 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(suite.models))
     slow = False
-    for id in parser.parse_args().models:
-        model = load_model(id, suite.models, torch.device("cpu"), "01234567")
+    for name in parser.parse_args().models:
+        model = load_model(name, suite.models, torch.device("cpu"), "01234567")
         images = full_shard(load_image_set("digits-train", suite.image_sets))
         images.content_sha256  # noqa: B018  it is needed once a set, not once a model
         prepared = store.PreparedImages(model, images)
@@ -66,7 +66,7 @@ def main() -> None:
         bare_s, memory_s, files_s, decoded_s = interleaved(bare, stored_from_memory, stored_from_files, decoded)
         slow |= bare_s / memory_s < LEAST_SHARE
         print(
-            f"{id}: bare loop {1000 * bare_s / len(images):.3f} ms an image; "
+            f"{name}: bare loop {1000 * bare_s / len(images):.3f} ms an image; "
             f"stored from memory at {bare_s / memory_s:.1%} of its speed; "
             f"decoding {1000 * decoded_s / len(images):.3f} ms an image, "
             f"stored from files at {(bare_s + decoded_s) / files_s:.1%} of the speed of both in turn"
@@ -89,11 +89,11 @@ def full_shard(images: ImageSet) -> ImageSet:
 def interleaved(*runs: Callable[[], None]) -> list[float]:
     """The shortest seconds of each, run in turn: what else the machine does can only add to them."""
     seconds: list[list[float]] = [[] for _ in runs]
-    for round in range(1 + ROUNDS):  # the first one warms up
+    for round_ in range(1 + ROUNDS):  # the first one warms up
         for run, times in zip(runs, seconds, strict=True):
             started = time.perf_counter()
             run()
-            if round:
+            if round_:
                 times.append(time.perf_counter() - started)
     return [min(times) for times in seconds]
 

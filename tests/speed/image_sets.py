@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from turns import medians_s
 
 from benchmark.images.decoding import decode
-from benchmark.images.image_set import ImageSet, ImageSetEntry, load_image_set
+from benchmark.images.entries import ImageSetEntry
+from benchmark.images.image_set import ImageSet, load_image_set
 
 IMAGES, CLASSES, ROUNDS = 20_000, 100, 3
 DECODED = 2_000

@@ -15,11 +15,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmark.images.image_set import load_image_set
-from benchmark.models.model import load_model
-from benchmark.suites.suite import load_suite
+from benchmark.models.loading import load_model
+from benchmark.suites.loading import load_suite
+from benchmark.training.data import TrainingSet, images_of_each_class
 from benchmark.training.optimisation import Progress
 from benchmark.variants.making import recipe_of
-from benchmark.variants.method import TrainingData, TrainingSet, images_of_each_class
+from benchmark.variants.method import TrainingData
 from benchmark.variants.setar import SeTAR
 from tests.references.setar import plain_search
 

@@ -4,18 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.limits.baselines import (
-    FPR_MARGIN,
-    Baseline,
-    judge,
-    limit_of_baseline,
-    limit_of_goal,
-    limit_of_published,
-    read_baselines,
-    write_baselines,
-)
-from benchmark.limits.published import PublishedFigure
+from benchmark.limits.baselines import Baseline, read_baselines, write_baselines
+from benchmark.limits.limits import FPR_MARGIN, judge, limit_of_baseline, limit_of_goal, limit_of_published
 from benchmark.records import Timing
+from benchmark.suites.published import PublishedFigure
 
 FAST = Timing(device="d", fit_s=0, score_ms_per_image=0.01, forward_ms_per_image=1, forward_ratio=0.01)
 SLOW = FAST.model_copy(update={"forward_ratio": 3.0, "score_ms_per_image": 3.0})

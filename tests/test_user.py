@@ -17,7 +17,10 @@ from PIL import Image
 
 from benchmark.images.image_set import load_image_set
 from benchmark.records import Case, Record, read_records
-from benchmark.user.user import Named, id_of, load_detectors, near_chance, split_name
+from benchmark.running.summary import near_chance
+from benchmark.user.command_line import Named
+from benchmark.user.detectors import load_detectors
+from benchmark.user.ids import id_of, split_name
 from detectors import available
 from detectors.catalogue import registry
 
@@ -85,8 +88,8 @@ class Runs:
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, own_world: Path) -> Runs:
-    return Runs(pytester, own_world)
+def run(pytester: pytest.Pytester, user_world: Path) -> Runs:
+    return Runs(pytester, user_world)
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_folders_become_a_suite_whose_goals_hold(run: Runs) -> None:
     result = run(OOD, UNIT_TESTS, *run.own, *run.train, "-k", "(msp or knn) and (greys or black)")
     assert set(run.cases()) == {"net/msp/greys", "net/knn/greys", "net/msp/black", "net/knn/black"} | {
-        f"net/{id}/greys" for id in available() if "msp" in id
+        f"net/{set_id}/greys" for set_id in available() if "msp" in set_id
     }
     assert {record.id: record.role for record in run.records() if record.kind == "set"} == {
         "colours-train": "train",
@@ -134,7 +137,9 @@ def test_folders_become_a_suite_whose_goals_hold(run: Runs) -> None:
 
 def test_what_is_held_out_is_no_test_image(named: Named) -> None:
     suite = named.make_suite()
-    val, test = (set(load_image_set(id, suite.image_sets).image_ids) for id in ("colours-test-val", "colours-test"))
+    val, test = (
+        set(load_image_set(set_id, suite.image_sets).image_ids) for set_id in ("colours-test-val", "colours-test")
+    )
     whole = load_image_set("all", {"all": suite.image_sets["colours-test"].model_copy(update={"part": None})})
     assert not val & test
     assert val | test == set(whole.image_ids)
@@ -209,7 +214,7 @@ def test_a_network_takes_the_place_of_a_suites_own(named: Named) -> None:
     suite = replace(named, suite="colours.toml", **changes).make_suite()
     assert suite.id == "colours"
     assert {(case.model, case.set) for case in suite.ood_cases()} == {("mine", "greys"), ("mine", "noise")}
-    assert suite.entry.thresholds is None
+    assert suite.entry.baselines is None
     assert not suite.entry.variants.models
 
 
@@ -303,7 +308,9 @@ def test_two_processes_have_the_same_suite(run: Runs) -> None:
     command = [sys.executable, "-m", "pytest", *run.arguments(OOD, *chosen, "-n", "2")]
     done = subprocess.run(command, cwd=run.world, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert {id: case.metrics for id, case in run.cases().items()} == {id: case.metrics for id, case in alone.items()}
+    assert {set_id: case.metrics for set_id, case in run.cases().items()} == {
+        set_id: case.metrics for set_id, case in alone.items()
+    }
 
 
 def test_collecting_makes_no_outputs(run: Runs) -> None:
@@ -318,8 +325,8 @@ def test_collecting_makes_no_outputs(run: Runs) -> None:
 
 def _lose(run: Runs, *ids: str) -> list[str]:
     suite = run.world / "colours.toml"
-    for id in ids:
-        suite.write_text(suite.read_text().replace(f'folder = "images/{id}"', f'local = "{id}"'))
+    for set_id in ids:
+        suite.write_text(suite.read_text().replace(f'folder = "images/{set_id}"', f'local = "{set_id}"'))
     return ["--suite", str(suite), "--fpr-limit", "1", "-k", "msp"]
 
 
@@ -439,10 +446,10 @@ def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_registry")
-@pytest.mark.parametrize("id", ["../x <b>", "x" * 300])
-def test_a_detector_with_an_odd_id_is_refused(tmp_path: Path, id: str) -> None:
+@pytest.mark.parametrize("detector_id", ["../x <b>", "x" * 300])
+def test_a_detector_with_an_odd_id_is_refused(tmp_path: Path, detector_id: str) -> None:
     file = tmp_path / "mine.py"
-    file.write_text(DETECTOR.replace("my-detector", id))
+    file.write_text(DETECTOR.replace("my-detector", detector_id))
     with pytest.raises(ValueError, match=r"--detectors .*mine\.py: .* cannot be an id"):
         load_detectors(str(file))
 

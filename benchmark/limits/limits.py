@@ -1,0 +1,142 @@
+"""Limits: what a case is held to, and the verdict."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from benchmark.limits.baselines import Baseline
+from benchmark.records import Limit, Role, Status, Timing
+from benchmark.suites.published import PublishedFigure
+from benchmark.suites.suite import CaseId, Suite
+
+# A run on other hardware or another release of torch moves a few images across the threshold, not more.
+FPR_MARGIN = 0.02
+
+# A detector may get this much slower than its baseline, and below a tenth of a forward pass nobody waits for it.
+TIME_FACTOR = 4.0
+TIME_FLOOR = 0.1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The status of a case, the reason in words, the limit it was held to, and whether a failure was expected."""
+
+    status: Status
+    reason: str | None
+    limit: Limit | None
+    expected: bool = False
+
+
+def limit_of_baseline(baseline: Baseline, role: Role, goal: float, file: str) -> Limit:
+    """A case stays within its goal or, where it is known to exceed that, within the margin of its baseline.
+
+    A case of an OOD set that meets its goal stays within the margin too; a unit test is passed or failed.
+    """
+    known = baseline.fpr_at_95 > goal
+    allowed = min(baseline.fpr_at_95 + FPR_MARGIN, 1.0)
+    return Limit(
+        goal=goal,
+        fpr_at_95=allowed if known else goal if role == "unit-test" else min(allowed, goal),
+        forward_ratio=max(TIME_FACTOR * baseline.forward_ratio, TIME_FLOOR),
+        source=f"{file}, {baseline.source}, {baseline.date}",
+        known_failure=f"{baseline.fpr_at_95:.1%} recorded {baseline.date}, the goal is {goal:.0%}" if known else None,
+    )
+
+
+def limit_of_published(figures: Sequence[PublishedFigure], goal: float) -> Limit:
+    """A case without a baseline stays within the tolerance of what was published and, where that meets the goal, within
+    the goal. Of several figures the highest counts: each is what the method gave somebody."""
+    highest = max(figures, key=lambda figure: figure.fpr_at_95 + figure.tolerance)
+    known = highest.fpr_at_95 > goal
+    allowed = min(highest.fpr_at_95 + highest.tolerance, 1.0)
+    return Limit(
+        goal=goal,
+        fpr_at_95=allowed if known else min(allowed, goal),
+        forward_ratio=None,
+        source=f"published, {highest.source}",
+        known_failure=f"{highest.fpr_at_95:.1%} published, the goal is {goal:.0%}" if known else None,
+    )
+
+
+def limit_of_goal(goal: float, source: str) -> Limit:
+    """A case without a baseline is held to a goal; its time is not judged."""
+    return Limit(goal=goal, fpr_at_95=goal, forward_ratio=None, source=source)
+
+
+def too_slow(timing: Timing, limit: Limit) -> bool:
+    if timing.forward_ratio is None or limit.forward_ratio is None:
+        return False
+    return timing.forward_ratio > limit.forward_ratio
+
+
+def judge(fpr_at_95: float, timing: Timing, limit: Limit | None, baseline: Baseline | None) -> Verdict:
+    """Holds a case to its limit, in quality and in time.
+
+    A known failure is an expected one while it stays within the margin of its baseline on both sides: one that got
+    better needs a new baseline, or the old one would hide its next regression.
+    """
+    if limit is None:
+        return Verdict(
+            "failed", "no baseline: record one with --record-baselines, or name a limit with --fpr-limit", None
+        )
+    if fpr_at_95 > limit.fpr_at_95:
+        return Verdict("failed", f"allowed {limit.fpr_at_95:.1%} ({limit.source})", limit)
+    if too_slow(timing, limit):
+        reason = (
+            f"score time {timing.score_ms_per_image:.3g} ms an image is {timing.forward_ratio:.2f} of a forward pass, "
+            f"allowed {limit.forward_ratio:.2f} ({limit.source})"
+        )
+        return Verdict("failed", reason, limit)
+    improved = baseline is not None and fpr_at_95 < baseline.fpr_at_95 - FPR_MARGIN
+    if limit.known_failure and improved:
+        return Verdict("failed", f"improved: {limit.known_failure}; record it with --record-baselines", limit)
+    if limit.known_failure and fpr_at_95 > limit.goal:
+        return Verdict("failed", f"known failure: {limit.known_failure}", limit, expected=True)
+    if limit.forward_ratio is None:
+        return Verdict("passed", "its time is not judged: no baseline", limit)
+    return Verdict("passed", f"improved from {baseline.fpr_at_95:.1%}" if baseline and improved else None, limit)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What cases are held to: baselines of a file, else published figures, else goals of a suite; or what the command
+    line says instead.
+
+    user_detectors: those of a user's file, of which no baseline is recorded, so that the goals hold.
+    """
+
+    suite: Suite
+    baselines: dict[str, Baseline]
+    fpr_limit: float | None
+    unit_test_limit: float | None
+    recording: bool
+    user_detectors: Collection[str] = ()
+
+    def goal(self, role: Role) -> float:
+        if role == "unit-test":
+            return self.suite.entry.goals.of(role) if self.unit_test_limit is None else self.unit_test_limit
+        return self.suite.entry.goals.of(role) if self.fpr_limit is None else self.fpr_limit
+
+    def verdict(self, case: CaseId, fpr_at_95: float, timing: Timing) -> Verdict:
+        goal, baseline = self.goal(case.role), self.baselines.get(str(case))
+        if self.recording:
+            baseline = Baseline(
+                fpr_at_95, timing.forward_ratio or 0.0, "this run", datetime.now(UTC).date().isoformat()
+            )
+        return judge(fpr_at_95, timing, self._limit(case, goal, baseline), baseline)
+
+    def _limit(self, case: CaseId, goal: float, baseline: Baseline | None) -> Limit | None:
+        role = case.role
+        option = self.unit_test_limit if role == "unit-test" else self.fpr_limit
+        if role != "unit-test" and option is not None:
+            return limit_of_goal(goal, "--fpr-limit")
+        if baseline is not None:
+            file = self.suite.entry.baselines
+            return limit_of_baseline(baseline, role, goal, file.name if file else "this run")
+        if figures := self.suite.published.get(str(case)):
+            return limit_of_published(figures, goal)
+        if role == "unit-test" or self.suite.entry.baselines is None or case.detector in self.user_detectors:
+            return limit_of_goal(
+                goal, f"goals in {self.suite.entry.file.name}" if option is None else "--unit-test-limit"
+            )
+        return None

@@ -1,0 +1,193 @@
+"""A detector that is fitted to a model's outputs, and its scores."""
+
+import hashlib
+import inspect
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmark import records
+from benchmark.images.image_set import ImageSet
+from benchmark.metrics import accepted, auroc, measure
+from benchmark.models.devices import device_name
+from benchmark.records import Estimate, Metrics, ScoresFile, Timing, Tuned
+from benchmark.running.loaded_model import LoadedModel
+from benchmark.suites.tuning import tune
+from detectors import Detector, create, describe
+from detectors.base import option_fields
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One detector's scores (N,) of the images of one set, and the seconds that they took."""
+
+    image_set: ImageSet
+    values: np.ndarray
+    seconds: float
+
+    def table(self) -> pa.Table:
+        ids = list(self.image_set.image_ids)
+        return pa.table({"set": [self.image_set.id] * len(ids), "image": ids, "score": self.values})
+
+    def lines(self) -> bytes:
+        """The text that a record's hash of scores stands for."""
+        pairs = zip(self.image_set.image_ids, self.values.tolist(), strict=True)
+        return "".join(f"{image}\t{value.hex()}\n" for image, value in pairs).encode()
+
+
+def fit(model: LoadedModel, detector_id: str, options: dict[str, Any]) -> tuple[Detector, float]:
+    """A new detector, fitted to those of train and val that it needs, and the seconds that this took."""
+    detector = create(detector_id, **options)
+    train = model.split("train") if "train" in detector.needs else None
+    val = model.split("val") if "val" in detector.needs else None
+    head, started = model.model.head, time.perf_counter()
+    detector.fit(train, head, val=val, model=model.model)
+    return detector, time.perf_counter() - started
+
+
+def choose_options(model: LoadedModel, detector_id: str) -> Tuned | None:
+    """How the suite's tuning chooses a detector's options for a model; None where it leaves them."""
+    suite = model.suite.suite
+    tuning = suite.entry.tuning
+    if tuning is None or detector_id not in tuning.options:
+        return None
+    ood = model.outputs(model.suite.tuning_set())
+
+    def auroc_with(options: dict[str, Any]) -> float:
+        try:
+            detector, _ = fit(model, detector_id, suite.options(detector_id) | options)
+            return auroc(detector.score(model.split("val")), detector.score(ood))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"{model.model.id}/{detector_id}: tuning with {options}: {error}") from error
+
+    return tune(tuning.ood, tuning.options[detector_id], auroc_with)
+
+
+class FittedDetector:
+    """A detector that is fitted to a model, with its scores of the in-distribution images that are evaluated.
+
+    tuned: how its options were chosen, in place of the suite's; None where they were not.
+    fit_s: how long the fit took, in seconds.
+    """
+
+    def __init__(self, model: LoadedModel, detector_id: str) -> None:
+        self.model, self.id = model, detector_id
+        self.tuned = choose_options(model, detector_id)
+        self._saved: pa.Table | None = None
+        options = model.suite.suite.options(detector_id) | (self.tuned.options if self.tuned else {})
+        self.detector, self.fit_s = fit(model, detector_id, options)
+        self.id_scores = self.score(model.test_set)
+        self.shifted_scores = [self.score(image_set) for image_set in model.shifted_sets]
+
+    def score(self, image_set: ImageSet) -> Scores:
+        """The scores of a set; a ValueError that names model, detector and set where they cannot be made."""
+        outputs = self.model.outputs(image_set)
+        started = time.perf_counter()
+        scored = self.detector.score(outputs)
+        seconds = time.perf_counter() - started
+        if scored.shape != (len(image_set),) or scored.dtype != torch.float64:
+            raise ValueError(
+                f"{self.model.model.id}/{self.id}/{image_set.id}: the scores are {scored.dtype} {tuple(scored.shape)}; "
+                f"a detector gives torch.float64 ({len(image_set)},)"
+            )
+        values = scored.cpu().numpy()
+        if np.isnan(values).any():
+            image = image_set.image_ids[int(np.isnan(values).argmax())]
+            raise ValueError(f"{self.model.model.id}/{self.id}/{image_set.id}: the score of {image} is NaN")
+        return Scores(image_set, values, seconds)
+
+    def metrics(self, scores: Scores) -> Metrics:
+        return self._measure([self.id_scores], scores)
+
+    def full_spectrum(self, scores: Scores) -> Metrics | None:
+        """The metrics where test and shifted images count as ID alike, and set the threshold together: OpenOOD v1.5's.
+
+        None in a suite without shifted sets, and where one of them is missing.
+        """
+        shifted = self.model.suite.suite.entry.shifted
+        if not shifted or len(self.shifted_scores) < len(shifted):
+            return None
+        return self._measure([self.id_scores, *self.shifted_scores], scores)
+
+    @cached_property
+    def shifted_accepted(self) -> dict[str, Estimate]:
+        """The share of each shifted set that the threshold of the test images accepts."""
+        return {
+            shifted.image_set.id: accepted(self.id_scores.values, shifted.values) for shifted in self.shifted_scores
+        }
+
+    def _measure(self, id_scores: list[Scores], scores: Scores) -> Metrics:
+        correct = [self.model.correct(part.image_set) for part in id_scores]
+        known = [part for part in correct if part is not None]
+        return measure(
+            np.concatenate([part.values for part in id_scores]),
+            scores.values,
+            scores.image_set.labels,
+            scores.image_set.classes,
+            id_correct=np.concatenate(known) if len(known) == len(correct) else None,
+        )
+
+    def timing(self, scores: Scores, forward_ms_per_image: float | None) -> Timing:
+        milliseconds = 1000 * scores.seconds / len(scores.image_set)
+        ratio = None if forward_ms_per_image is None else milliseconds / forward_ms_per_image
+        return Timing(
+            device=device_name(self.model.model.device),
+            fit_s=self.fit_s,
+            score_ms_per_image=milliseconds,
+            forward_ms_per_image=forward_ms_per_image,
+            forward_ratio=ratio,
+        )
+
+    def record(self, run: str, suite: str) -> records.DetectorRecord:
+        return records.DetectorRecord(
+            run=run,
+            suite=suite,
+            **describe(self.id),
+            options_used={
+                option.name: getattr(self.detector, option.name)
+                for option in option_fields(self.detector)
+                if not (self.tuned and option.name in self.tuned.options)  # which differ between models
+            },
+            source_sha256=source_sha256(type(self.detector)),
+        )
+
+    def save(self, folder: Path, run: str, scores: Scores) -> ScoresFile:
+        """Writes all scores so far to the Parquet file of this model and detector in the results folder of a run."""
+        path = f"{run}/{self.model.model.id}/{self.id}.parquet"
+        if self._saved is None:  # a detector that was let go and made again goes on with its file
+            of_id = pa.concat_tables([scored.table() for scored in (self.id_scores, *self.shifted_scores)])
+            self._saved = pq.read_table(folder / path) if (folder / path).exists() else of_id
+        self._saved = pa.concat_tables([self._saved, scores.table()])
+        _write_table(folder / path, self._saved)
+        return ScoresFile(path=path, sha256=hashlib.sha256(self.id_scores.lines() + scores.lines()).hexdigest())
+
+
+def source_sha256(detector: type[Detector]) -> str:
+    """A hash of the files in which a detector, its bases and its parts are written."""
+    kinds = [base for kind in (detector, *detector.made_of) for base in inspect.getmro(kind)]
+    files = {inspect.getsourcefile(kind) for kind in kinds if kind.__module__ not in ("abc", "builtins")}
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
+def _write_table(file: Path, table: pa.Table) -> None:
+    temporary = file.with_suffix(".writing")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, temporary)
+        temporary.replace(file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"cannot write the scores {file}: {error.strerror or error}; "
+            "free some space, or name another folder with --results"
+        ) from error

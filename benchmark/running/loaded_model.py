@@ -1,0 +1,138 @@
+"""A model of a suite with its outputs."""
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from benchmark import records
+from benchmark.images.image_set import ImageSet
+from benchmark.metrics import accuracy
+from benchmark.models.devices import device_name
+from benchmark.models.model import Model
+from benchmark.records import Estimate
+from benchmark.running.forward import BATCH_ROWS, forward_ms_per_image
+from benchmark.running.loaded_suite import LoadedSuite
+from benchmark.running.once import Once
+from detectors import Outputs
+
+
+class LoadedModel:
+    """A model of a suite, with its outputs on the image sets, each made once.
+
+    Making one raises what makes the model useless, before any detector is fitted.
+    """
+
+    def __init__(self, suite: LoadedSuite, model: Model) -> None:
+        self.suite, self.model = suite, model
+        self._outputs = Once()
+        self._correct = Once()
+        self.test_set = suite.image_set(suite.suite.entry.in_distribution.test)
+        self.test = self.outputs(self.test_set)
+        self.shifted_sets = suite.shifted_sets()
+        self.forward_ms_per_image = suite.store.forward_ms_per_image(model, self.test)
+
+    def outputs(self, image_set: ImageSet) -> Outputs:
+        return self._outputs(image_set.id, lambda: self._make_outputs(image_set))
+
+    def _make_outputs(self, image_set: ImageSet) -> Outputs:
+        for edit in self.model.edits:
+            seen = image_set.image_sha256s.keys() & set(edit.about.get("outliers_sha256", ()))
+            if seen:
+                raise ValueError(
+                    f"{self.model.id} was trained with {len(seen)} of the {len(image_set)} images of {image_set.id} as "
+                    f"outliers, such as {image_set.image_sha256s[min(seen)]}: what it makes of them proves nothing; "
+                    "evaluate it on another set"
+                )
+        return self.suite.store.outputs(self.model, image_set)
+
+    def split(self, role: Literal["train", "val"]) -> Outputs | None:
+        """The outputs of a split to learn from, None where there is none. They are made when a detector needs them:
+        those of ImageNet's training images take hours."""
+        set_id = getattr(self.suite.suite.entry.in_distribution, role)
+        if set_id is None:
+            return None
+        image_set = self.suite.image_set(set_id)
+        outputs, labels = self.outputs(image_set), self.suite.id_labels(image_set)
+        if labels is image_set.labels:
+            return outputs
+        return replace(outputs, labels=None if labels is None else torch.from_numpy(labels))
+
+    def forward_ms_per_image_now(self) -> float:
+        """The model's forward time while the machine does whatever else it does now."""
+        return forward_ms_per_image(self.model, next(self.test.only({"images"}).batches(BATCH_ROWS)).images)
+
+    def correct(self, image_set: ImageSet) -> np.ndarray | None:
+        """Whether the network that classifies is right about each of some in-distribution images (N,); None where they
+        have no labels. It is the base's where that goes on classifying."""
+        return self._correct(image_set.id, lambda: self._find_correct(image_set))
+
+    def _find_correct(self, image_set: ImageSet) -> np.ndarray | None:
+        if not self.model.classified_by_base:
+            return self._correct_of(self.outputs(image_set), image_set)
+        return self._correct_of(self.suite.store.outputs(self._base, image_set), image_set)
+
+    @cached_property
+    def _base(self) -> Model:
+        return self.suite.base_of(self.model)
+
+    def record(self, run: str, suite: str) -> records.ModelRecord:
+        model = self.model
+        shifted = {image_set.id: _accuracy(self.correct(image_set)) for image_set in self.shifted_sets}
+        return records.ModelRecord(
+            run=run,
+            suite=suite,
+            id=model.id,
+            title=model.entry.title,
+            source=model.entry.source,
+            architecture=model.architecture,
+            family=model.entry.family,
+            pretraining=model.entry.pretraining,
+            weights_sha256=model.weights_sha256,
+            preprocessing=model.preprocessing,
+            parameters=model.parameters,
+            feature_dimensions=model.feature_dimensions,
+            classes=model.classes,
+            id_accuracy=_accuracy(self.correct(self.test_set)),
+            id_images=len(self.test_set),
+            forward_ms_per_image=self.forward_ms_per_image,
+            device=device_name(model.device),
+            base=model.entry.base,
+            group=model.entry.group,
+            seed=model.entry.seed,
+            classified_by_base=model.classified_by_base,
+            network_accuracy=_accuracy(self._correct_of(self.test, self.test_set)),
+            shifted_accuracy={set_id: estimate for set_id, estimate in shifted.items() if estimate},
+            **_how_made(model),
+        )
+
+    def _correct_of(self, outputs: Outputs, image_set: ImageSet) -> np.ndarray | None:
+        """Whether some outputs are right about each in-distribution image (N,); None where they have no labels."""
+        labels = self.suite.id_labels(image_set)
+        if labels is None:
+            return None
+        batches = outputs.only({"logits"}).batches(4096)
+        predicted = torch.cat([batch.logits.argmax(dim=1) for batch in batches])  # type: ignore[union-attr]
+        return predicted.numpy() == labels
+
+
+def _accuracy(correct: np.ndarray | None) -> Estimate | None:
+    return None if correct is None else accuracy(int(correct.sum()), len(correct))
+
+
+def _how_made(model: Model) -> dict[str, Any]:
+    """Of a record: the method that made a variant, its settings, and its trace."""
+    if not model.edits:
+        return {"method": model.entry.method, "settings": model.entry.settings}
+    edit = model.edits[-1]
+    settings, about = edit.about.get("settings", {}), edit.about
+    used = {name: about[name] for name in ("outliers", "loss_target", "ood_weight", "rank") if name in about}
+    epochs = [{"epoch": epoch, "loss": loss} for epoch, loss in enumerate(about.get("losses", []), start=1)]
+    ratios = [{"layer": layer, "ratio": ratio} for layer, ratio in edit.ratios.items()]
+    return {
+        "method": about.get("method"),
+        "settings": settings | {f"{name} used": value for name, value in used.items() if settings.get(name) != value},
+        "trace": about.get("trace") or epochs or ratios,
+    }

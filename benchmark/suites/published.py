@@ -1,0 +1,97 @@
+"""Published figures: what papers report of a suite's cases, and whether a run says the same.
+
+A suite names CSV files of them with these columns; `benchmark/limits/published/` holds those of the seed papers, which
+`python -m benchmark.limits.curate_published` makes.
+
+* model, detector: ids of ours.
+* set: an image set; a mean of the suite's table `means`; or `SET:GROUP`, a group of classes of a set.
+* fpr_at_95_percent: as printed, in percent. Two papers that print different values for a cell are two lines.
+* tolerance_points: how many percentage points a measured value may be away and still say the same. It has to hold all
+  that is known to differ (rounding, other images of the same kind, another checkpoint, other releases of libraries).
+  The interval of the measured value is shown beside the verdict and does not enter it: a small sample would otherwise
+  reproduce everything.
+* source: paper and table. note: what was different there, or nothing.
+"""
+
+import csv
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectors import did_you_mean
+
+COLUMNS = ("model", "detector", "set", "fpr_at_95_percent", "tolerance_points", "source", "note")
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """An FPR@95 that somebody published; fpr_at_95 and tolerance are fractions. note: "" where there is none."""
+
+    model: str
+    detector: str
+    set: str
+    fpr_at_95: float
+    tolerance: float
+    source: str
+    note: str
+
+    @property
+    def cell(self) -> str:
+        return f"{self.model}/{self.detector}/{self.set}"
+
+
+Figures = Mapping[str, tuple[PublishedFigure, ...]]
+
+
+def read_published(
+    files: Iterable[Path], models: Collection[str], detectors: Collection[str], sets: Collection[str]
+) -> dict[str, tuple[PublishedFigure, ...]]:
+    """The figures of files by cell (`model/detector/set`), in their order.
+
+    models, detectors, sets: what is known, of which a suite may use a part.
+    Raises ValueError naming file and line for what is not known, for a value that is none, and for a line twice.
+    """
+    cells: dict[str, tuple[PublishedFigure, ...]] = {}
+    for file in files:
+        for place, figure in _read(file, {"model": models, "detector": detectors, "set": sets}):
+            earlier = cells.get(figure.cell, ())
+            if figure.source in {other.source for other in earlier}:
+                raise ValueError(f"{place}: {figure.cell} of {figure.source} stands there twice; remove one")
+            cells[figure.cell] = (*earlier, figure)
+    return cells
+
+
+def _read(file: Path, known: Mapping[str, Collection[str]]) -> Iterator[tuple[str, PublishedFigure]]:
+    """The figures of a file, each with its place; known: the names that each column may have."""
+    if not file.is_file():
+        raise ValueError(f"there is no file {file} of published figures; correct the suite's `published`")
+    with file.open(newline="", encoding="utf-8") as lines:
+        table = csv.DictReader(lines)
+        if tuple(table.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; correct the line")
+        for row in table:
+            place = f"{file}:{table.line_num}"
+            if None in row.values() or None in row:
+                raise ValueError(f"{place}: {len(COLUMNS)} fields are needed: {', '.join(COLUMNS)}")
+            for column, names in known.items():
+                if row[column] not in names:
+                    hint = did_you_mean(row[column], names)
+                    raise ValueError(f"{place}: no {column} is called {row[column]!r}{hint}; correct the line")
+            yield place, _figure(row, place)
+
+
+def _figure(row: Mapping[str, str], place: str) -> PublishedFigure:
+    """The figure of a line whose names are known."""
+    model, detector, set_id = row["model"], row["detector"], row["set"]
+    cell = f"{model}/{detector}/{set_id}"
+    try:
+        percent, points = float(row["fpr_at_95_percent"]), float(row["tolerance_points"])
+    except ValueError:
+        raise ValueError(f"{place}: fpr_at_95_percent and tolerance_points of {cell} must be numbers") from None
+    if not 0 <= percent <= 100:
+        raise ValueError(f"{place}: fpr_at_95_percent of {cell} must lie in 0..100")
+    if not 0 < points <= 100:
+        raise ValueError(f"{place}: tolerance_points of {cell} must lie above 0, and up to 100")
+    if not row["source"].strip():
+        raise ValueError(f"{place}: {cell} needs a source: the paper and the table")
+    return PublishedFigure(model, detector, set_id, percent / 100, points / 100, row["source"], row["note"])

@@ -1,0 +1,207 @@
+"""Image sets that a user names: a folder, Parquet files, or an id."""
+
+import json
+import os
+import statistics
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from benchmark.images.entries import Columns, ImageSetEntry, Part
+from benchmark.images.image_set import ImageSet
+from benchmark.images.readers import shards_of
+from benchmark.user.ids import id_of, split_name
+from detectors import did_you_mean
+
+_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
+
+# Of each class, one ID image in so many is held out as val where nobody names one, and at most so many.
+VAL_SHARE, VAL_PER_CLASS = 5, 50
+SIZED_IMAGES = 20
+
+
+# --- Image sets. ---
+
+
+@dataclass(frozen=True, eq=False)
+class NamedSet:
+    """An image set that an option names. path: where it lies, None of an id of image_sets.toml."""
+
+    option: str
+    id: str
+    path: Path | None
+    entry: ImageSetEntry
+
+    def __str__(self) -> str:
+        return f"{self.option} {self.path or self.id}"
+
+    def with_classes(self, classes: tuple[str, ...]) -> "NamedSet":
+        return self if self.path is None else replace(self, entry=self.entry.model_copy(update={"classes": classes}))
+
+
+def named_set(option: str, text: str, known: dict[str, ImageSetEntry], data_dir: Path) -> NamedSet:
+    """What an option names: a folder, a Parquet file or a folder of those, or an id of image_sets.toml."""
+    name, place = split_name(text)
+    path = Path(place)
+    if not path.exists():
+        if place not in known:
+            hint = did_you_mean(place, known)
+            raise ValueError(f"{option} {place}: there is no such folder or file, and no image set of that id{hint}")
+        return NamedSet(option, place, None, known[place])
+    set_id = name or id_of(path.resolve().name.removesuffix(".parquet"))
+    columns = _parquet_columns(option, path) if _shards(path) else {}
+    if not columns and not any(_is_image(name) for _, _, names in os.walk(path, followlinks=True) for name in names):
+        raise ValueError(f"{option} {place}: no images there, neither files that Pillow can read nor Parquet files")
+    entry = ImageSetEntry(
+        title=path.resolve().name,
+        licence="not stated",
+        source=place,
+        local=str(path.resolve()),
+        file=Path(option),
+        data_dir=data_dir,
+        **columns,
+    )
+    return NamedSet(option, set_id, path, entry)
+
+
+def _shards(path: Path) -> list[Path]:
+    """The Parquet files at a path: itself, or those in the folder."""
+    return [path] if path.suffix == ".parquet" and path.is_file() else shards_of(path)
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in Image.registered_extensions()
+
+
+def _parquet_columns(option: str, path: Path) -> dict[str, Any]:
+    """How the columns of Parquet files are called, of an entry."""
+    try:
+        present = pq.read_schema(_shards(path)[0]).names
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{option} {path}: cannot read {_shards(path)[0]}: {error}") from None
+    image = next((name for name in _IMAGE_COLUMNS if name in present), None)
+    label = next((name for name in _LABEL_COLUMNS if name in present), "label")
+    if image is None:
+        raise ValueError(
+            f"{option} {path}: its columns are {', '.join(present)}; that of the images is "
+            f"called {' or '.join(_IMAGE_COLUMNS)} here; a suite file can name another"
+        )
+    indexed = option != "--ood" and label in present and _label_values(path, label)[1]
+    return {"columns": Columns(image=image, label=label), "labels": "index" if indexed else "name"}
+
+
+def _label_values(path: Path, column: str) -> tuple[list[str], bool]:
+    """The classes of Parquet files in the order of their indices, and whether rows hold indices, not names."""
+    schema = pq.read_schema(_shards(path)[0])
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    if names := features.get(column, {}).get("names"):
+        return names, True
+    values = {
+        value
+        for shard in _shards(path)
+        for value in pq.read_table(shard, columns=[column])[column].unique().to_pylist()
+    }
+    if None in values or any(isinstance(value, int) and value < 0 for value in values):
+        raise ValueError(f"{path}: column {column}: each image needs a class, and one has none or a negative number")
+    if all(isinstance(value, int) for value in values):
+        return [str(index) for index in range(max(values) + 1)], True
+    return _in_order(map(str, values)), False
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Sorted, numerically where all are numbers."""
+    names = list(names)
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+
+
+def _class_names(given: NamedSet) -> list[str]:
+    """The classes that the files of an ID set name."""
+    path = given.path
+    assert path is not None
+    if _shards(path):
+        label = given.entry.columns.label
+        if label not in pq.read_schema(_shards(path)[0]).names:
+            raise ValueError(f"{given}: in-distribution images need their classes, in a column called label")
+        return _label_values(path, label)[0]
+    parts = sorted(path.iterdir())
+    if loose := next((part for part in parts if _is_image(part.name)), None):
+        raise ValueError(f"{given}: {loose.name} has no class: put the images of each class into a folder of its name")
+    folders = [part for part in parts if part.is_dir() and not part.name.startswith(".")]
+    for folder in folders:
+        inside = list(folder.iterdir())
+        if any(part.is_dir() for part in inside) and not any(_is_image(part.name) for part in inside):
+            raise ValueError(
+                f"{given}: {folder.name} holds folders, not images: name the folder whose folders are the classes"
+            )
+    return _in_order(folder.name for folder in folders)
+
+
+def classes_of(test: NamedSet, splits: Collection[NamedSet]) -> tuple[str, ...]:
+    """The classes in the order of their indices: of an image set that has an entry, of train, or of the test images."""
+    sets = sorted([test, *splits], key=lambda given: given.option != "--train")
+    written = [listed for given in sets if given.path is None and (listed := given.entry.with_classes().classes)]
+    own = {given: _class_names(given) for given in sets if given.path is not None}
+    classes = tuple(written[0] if written else next(iter(own.values()), ()))
+    for given, names in own.items():
+        if unknown := [name for name in names if name not in classes]:
+            raise ValueError(
+                f"{given}: unknown classes {', '.join(unknown[:5])}: the {len(classes)} classes are those of "
+                f"{sets[0]} ({', '.join(classes[:5])}, ...)"
+            )
+    return classes
+
+
+def check_apart(splits: Sequence[NamedSet], ood: Sequence[NamedSet]) -> None:
+    """Raises ValueError where two sets are the same images, or share an id, as far as their places tell."""
+    met: list[NamedSet] = []
+    for given in (*splits, *ood):
+        for other in met:
+            if _same_place(given, other) and not (given in ood and other in ood):
+                kind = "what is in-distribution cannot be OOD" if given in ood else "each split needs images of its own"
+                raise ValueError(f"{given}: these are images of {other}: {kind}")
+            if given.id == other.id:
+                raise ValueError(
+                    f"{given}: {other} is called {given.id}, too: name one, as in {given.option} NAME={given.path}"
+                )
+        met.append(given)
+
+
+def _same_place(one: NamedSet, other: NamedSet) -> bool:
+    if one.path is None or other.path is None:
+        return one.id == other.id
+    here, there = one.path.resolve(), other.path.resolve()
+    return here.is_relative_to(there) or there.is_relative_to(here)
+
+
+def hold_out(
+    test: NamedSet, splits: dict[str, NamedSet], images: ImageSet
+) -> tuple[NamedSet, dict[str, NamedSet], str]:
+    """The test images without the first of each class, which become val, and what is to be said of that."""
+    smallest = min(Counter([] if images.labels is None else images.labels.tolist()).values(), default=0)
+    count = 0 if test.entry.part else min(VAL_PER_CLASS, smallest // VAL_SHARE)
+    if not count:
+        why = "it is a part of a set already" if test.entry.part else f"its smallest class has {smallest} images"
+        return test, splits, f"Nothing of {test.id} is held out as val: {why}."
+    first, others = (
+        test.entry.model_copy(update={"part": Part(per_class=count, others=others), "images": None})
+        for others in (False, True)
+    )
+    val = replace(test, id=f"{test.id}-val", entry=first)
+    held_out = count * len(images.classes)
+    told = (
+        f"Without --val, the first {count} images of each class of {test.id}, {held_out} in all, are held out as val; "
+        f"the other {len(images) - held_out} are the test images."
+    )
+    return replace(test, entry=others), splits | {"val": val}, told
+
+
+def median_size(images: ImageSet, most: Sequence[int]) -> tuple[int, int]:
+    """Height and width of the unit tests: the median of some ID images, or `most` where those are larger."""
+    sample = [images[index].size for index in range(0, len(images), -(-len(images) // SIZED_IMAGES))]
+    width, height = (int(statistics.median(sides)) for sides in zip(*sample, strict=True))
+    return (most[0], most[1]) if min(height, width) > min(most) else (height, width)

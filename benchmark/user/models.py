@@ -1,0 +1,55 @@
+"""Models that a user names: an id, a checkpoint, or a function of theirs."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmark.models.entries import MODULE, OPEN_CLIP, ModelEntry
+from benchmark.user.ids import id_of, split_name
+from detectors import did_you_mean
+
+_KINDS = ("hf-hub:", "local-dir:", OPEN_CLIP, MODULE)
+
+
+# --- Models. ---
+
+
+def named_model(text: str, known: dict[str, ModelEntry]) -> tuple[str, ModelEntry]:
+    """The id and the entry of what --model names: an id of a model file, or a source."""
+    name, source = split_name(text)
+    if source in known:
+        return name or source, known[source]
+    if ":" not in source:
+        _check_timm_name(source, known)
+    elif not source.startswith(_KINDS):
+        source = f"{MODULE}{source}"
+    if source.startswith("local-dir:") and not (_folder_of(source) / "config.json").is_file():
+        raise ValueError(
+            f"--model {text}: there is no {_folder_of(source) / 'config.json'}: name a folder in timm's hub format"
+        )
+    return name or _id_of_source(source), ModelEntry(title=source, source=source, file=Path("--model"))
+
+
+def _check_timm_name(source: str, known: Iterable[str]) -> None:
+    import timm  # here, since it is slow to import
+
+    if timm.is_model(source):
+        return
+    if Path(source).is_dir():
+        raise ValueError(f"--model {source}: of a folder in timm's hub format, say local-dir:{source}")
+    hint = did_you_mean(source, [*known, *timm.list_models()])
+    raise ValueError(
+        f"--model {source}: no model of benchmark/models/models.toml or of timm is called so{hint}; or name "
+        "hf-hub:OWNER/NAME, local-dir:PATH, open-clip:NAME/TAG or a function of yours, MODULE:FUNCTION"
+    )
+
+
+def _folder_of(source: str) -> Path:
+    return Path(source.partition("local-dir:")[2])
+
+
+def _id_of_source(source: str) -> str:
+    """The last part of a folder or of a hub repository, and all of what is neither."""
+    place = source.removeprefix(OPEN_CLIP).removeprefix(MODULE)
+    if place.startswith("local-dir:"):
+        place = _folder_of(place).resolve().name
+    return id_of(place.rpartition("/")[2] if place.startswith("hf-hub:") else place)
