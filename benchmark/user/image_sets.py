@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmark.images.entries import Columns, ImageSetEntry, Part
+from benchmark.images.entries import ClassPart, Columns, ImageSetEntry
 from benchmark.images.image_set import ImageSet
 from benchmark.images.readers import shards_of
 from benchmark.user.ids import id_of, split_name
@@ -188,7 +188,7 @@ def hold_out(
         why = "it is a part of a set already" if test.entry.part else f"its smallest class has {smallest} images"
         return test, splits, f"Nothing of {test.id} is held out as val: {why}."
     first, others = (
-        test.entry.model_copy(update={"part": Part(per_class=count, others=others), "images": None})
+        test.entry.model_copy(update={"part": ClassPart(per_class=count, others=others), "images": None})
         for others in (False, True)
     )
     val = replace(test, id=f"{test.id}-val", entry=first)
