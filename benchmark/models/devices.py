@@ -1,4 +1,4 @@
-"""The device that computes: which one, its name, and its share."""
+"""Devices: where networks run, what a device is called in records, and how processes share a processor."""
 
 import platform
 from pathlib import Path
@@ -7,7 +7,11 @@ import torch
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, by default a GPU where there is one. ValueError on a name without a device."""
+    """The device of a name.
+
+    name: as torch names devices. None: a GPU where there is one, else the processor.
+    Raises ValueError where there is no such device.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name is None else None
     try:
         device = device or torch.device(str(name))
@@ -18,12 +22,12 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def share_processor(processes: int) -> None:
-    """Leaves this process its part of the processor's threads."""
+    """Gives this process its share of the processor's threads, where so many processes run at the same time."""
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 def device_name(device: torch.device) -> str:
-    """What computes, in words that two machines share only where their times compare."""
+    """The name of the device in records. Times can be compared only between devices of the same name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
