@@ -54,7 +54,7 @@ class Classifier(Model):
         """
         hidden = self.network.forward_features(images.to(self.device)).to(images.device)  # type: ignore[operator]
         if hidden.ndim == 2:
-            raise ModelError(f"model {self.id}: {self.architecture} shows its pooled features alone, no feature map")
+            raise ModelError(f"model {self.id}: {self.architecture} gives only pooled features, no feature map")
         if hidden.ndim == 4 and not self._channels_last:
             hidden = hidden.movedim(1, 3)
         return hidden.flatten(1, -2)

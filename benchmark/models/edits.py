@@ -191,5 +191,5 @@ def _bits_to_mask(bits: Tensor, shape: list[int]) -> Tensor:
     """The mask of a shape, bool, of its bits. Raises EditError where there are more or fewer bits."""
     count = math.prod(shape)
     if bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):
-        raise EditError(f"a mask of shape {shape} is stored as {bits.dtype} {tuple(bits.shape)}; its file is damaged")
+        raise EditError(f"a mask of shape {shape} is kept as {bits.dtype} {tuple(bits.shape)}; its file is damaged")
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).view(shape)

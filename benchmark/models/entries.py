@@ -46,7 +46,7 @@ class ModelEntry(Entry):
         a timm checkpoint: a tagged timm name, `hf-hub:OWNER/NAME`, or `local-dir:PATH` from this file;
         `open-clip:CHECKPOINT`: a vision-language model of open_clip (see `benchmark.models.zero_shot`);
         `state-dict:ARCHITECTURE`: the weights in the file `weights`, for an architecture of timm;
-        `module:NAME:FUNCTION`: a function of the user that makes the network.
+        `module:NAME:FUNCTION`: a function of the user that makes the network (see `benchmark.models.user_network`).
     weights: the file of a state dict, below the data folder.
     weights_sha256: the SHA-256 of that file, 64 hexadecimal digits.
     sources: where that file can be fetched from. They are tried in this order.
@@ -56,7 +56,7 @@ class ModelEntry(Entry):
     family: the family of architectures.
     pretraining: the data that the network was trained on first.
     recipe: how the model is made: a command; for an edit, the `method` and its settings.
-    method: how a checkpoint was trained that is compared with a base trained otherwise.
+    method: the training method of a checkpoint, which is compared with a base that was trained with another one.
     settings: the settings of that method.
     prompt: of a vision-language model, the text of a class. `{}` stands for the class's word.
     papers: the name of the model in papers, by paper.
@@ -89,7 +89,7 @@ class ModelEntry(Entry):
         if self.edit is not None and self.base is None:
             raise ValueError("an `edit` needs the `base` that it changes")
         if self.edit is not None and self.edit == self.file.parent:
-            raise ValueError("`edit` must name another folder than that of this file")
+            raise ValueError("`edit` must name a folder of its own")
         if self.source.startswith(STATE_DICT) != (self.weights is not None):
             raise ValueError("`weights` name the file of a `state-dict:ARCHITECTURE` source, and of no other")
         if self.weights is not None and self.preprocessing is None:

@@ -90,7 +90,7 @@ class Named:
         return found
 
     def _replace_models(self, suite: Suite) -> Suite:
-        """The suite with the user's models in place of its own, and without baselines, which hold for its own alone."""
+        """The suite with the user's models in place of its own, and without baselines, which hold only for those."""
         models = self._find_models(suite.known_models)
         entry = suite.entry.model_copy(
             update={
