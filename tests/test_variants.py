@@ -539,6 +539,6 @@ def test_training_images_are_decoded_once_where_they_fit(variants: Path, monkeyp
     rows = torch.tensor([5, 0, 5])
     expected = torch.stack([model.transform(image_set[row]) for row in rows.tolist()])
     assert torch.equal(TrainingSet(model, image_set).images(rows), expected)
-    monkeypatch.setattr("benchmark.variants.method.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("benchmark.training.data.IN_MEMORY_BYTES", 0)
     assert IN_MEMORY_BYTES > 0
     assert torch.equal(TrainingSet(model, image_set).images(rows), expected)
