@@ -19,7 +19,8 @@ from benchmark.limits.comparisons import comparisons, published_records
 from benchmark.limits.limits import Limits
 from benchmark.models.devices import choose_device, device_name, share_processor
 from benchmark.models.entries import MissingWeightsError
-from benchmark.records import Record, append_record, parse_record
+from benchmark.records import Record, parse_record
+from benchmark.results import ResultsFolder
 from benchmark.running.evaluation import Evaluation
 from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.recorder import Recorder, new_run_id, run_record
@@ -202,8 +203,8 @@ def _device(config: pytest.Config) -> "torch.device":
     return choose_device(config.getoption("--device"))
 
 
-def _results(config: pytest.Config) -> Path:
-    return config.rootpath / str(config.getoption("--results")) / suite_of(config).id
+def _results(config: pytest.Config) -> ResultsFolder:
+    return ResultsFolder(config.rootpath / str(config.getoption("--results")))
 
 
 def _loaded_suite(config: pytest.Config) -> LoadedSuite:
@@ -357,7 +358,7 @@ class Controller:
             options = _given(config, ("--suite", *beside)) if _given(config, beside) else None
             option = shlex.join(options) if options else config.getoption("--suite")
             run = run_record(config.stash[RUN], suite, option, config.rootpath, _device(config))
-            self._recorder = Recorder(_results(config) / f"{run.run}.jsonl", run)
+            self._recorder = Recorder(_results(config), run)
         return self._recorder
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -376,8 +377,8 @@ class Controller:
         """What papers report of several cases at once has its record when all cases have theirs."""
         recorder, suite = self.recorder, suite_of(self._config)
         with self._writing():
-            for record in published_records(self._config.stash[RUN], suite, recorder.cases):
-                append_record(recorder.file, record)
+            recorder.add(published_records(self._config.stash[RUN], suite, recorder.cases))
+            recorder.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -386,7 +387,7 @@ class Controller:
             yield
         except OSError as error:
             pytest.exit(
-                f"cannot write the records {self.recorder.file}: {error.strerror}; free some space, or name another "
+                f"cannot write the records {self.recorder.place}: {error.strerror}; free some space, or name another "
                 "folder with --results (what is recorded so far stays)",
                 returncode=1,
             )
@@ -406,7 +407,7 @@ class Controller:
             terminalreporter.line("")
         for text in self._remarks():
             terminalreporter.line(text)
-        terminalreporter.line(f"records: {self._recorder.file}")
+        terminalreporter.line(f"records: {self._recorder.place}")
 
     def _why_no_case(self) -> Iterator[str]:
         """What a run of a user's own lacks, where none of its cases ran."""

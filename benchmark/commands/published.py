@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.limits.comparisons import Comparison, comparisons, counts, verdict
+from benchmark.limits.comparisons import Comparison, comparisons, counts, in_words
 from benchmark.records import Case, read_records
 from benchmark.suites.loading import load_suite
 
@@ -51,6 +51,6 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
         figure.cell,
         f"{100 * figure.fpr_at_95:.2f} ± {100 * figure.tolerance:.2f}",
         f"{100 * measured.value:.2f} ({100 * measured.low:.2f} to {100 * measured.high:.2f})" if measured else "-",
-        verdict(comparison.value),
+        in_words(comparison.value),
         f"{figure.source}; {figure.note}" if figure.note else figure.source,
     )

@@ -12,7 +12,13 @@ COLUMNS = ("model", "detector", "set", "fpr_at_95", "forward_ratio", "source", "
 
 @dataclass(frozen=True)
 class Baseline:
-    """What an earlier run measured: FPR@95 (a fraction), score time over forward time, and who says so."""
+    """What an earlier run measured of a case.
+
+    fpr_at_95: FPR@95, as a fraction.
+    forward_ratio: score time over forward time.
+    source: the run.
+    date: its date.
+    """
 
     fpr_at_95: float
     forward_ratio: float
@@ -21,8 +27,10 @@ class Baseline:
 
 
 def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Baseline]:
-    """The baselines of a suite by case (`model/detector/set`); none where it has no file, or none yet.
+    """The baselines of a suite by case (`model/detector/set`). None where it has no file, or none yet.
 
+    file: the CSV file.
+    cases: the cases that the suite has.
     Raises ValueError naming file and line for a case that the suite does not have, and for a value that is none.
     """
     if file is None or not file.is_file():
@@ -56,7 +64,7 @@ def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Basel
 
 
 def write_baselines(file: Path, baselines: Mapping[str, Baseline]) -> None:
-    """Writes all baselines of a suite, sorted by case."""
+    """Writes all baselines of a suite, sorted by case. A reader sees the old file or the whole new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.writing")
     with temporary.open("w", newline="", encoding="utf-8") as lines:

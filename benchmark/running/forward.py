@@ -23,8 +23,9 @@ class StoreError(RuntimeError):
 
 
 def forward(model: Model, image_set: ImageSet, rows: slice) -> dict[str, Tensor]:
-    """A model's outputs on some images of a set, in float32 on the CPU, in one forward pass.
+    """A model's outputs on some images of a set, in float32 on the CPU, in one forward pass, by name.
 
+    rows: which images.
     Raises StoreError when a value is NaN or infinite, or when the model's head does not explain its logits.
     """
     images = PreparedImages(model, image_set)
@@ -46,9 +47,12 @@ def forward(model: Model, image_set: ImageSet, rows: slice) -> dict[str, Tensor]
 
 
 def forward_ms_per_image(model: Model, images: Any) -> float:
-    """The time of a forward pass over images (N, 3, H, W): the shortest of up to ten within half a second.
+    """The time of a forward pass, in milliseconds an image: the shortest of up to ten within half a second.
 
-    The shortest, because what else the machine does can only add to it.
+    It is the shortest, because what else the machine does can only add to it.
+
+    model: the network.
+    images: the prepared images, (N, 3, H, W).
     """
     seconds: list[float] = []
     with torch.inference_mode():

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from benchmark.entries import DATA_DIR, read_entries, read_toml
 from benchmark.images.entries import BUILT_IN as IMAGE_SETS
@@ -21,14 +22,18 @@ FOLDER = Path(__file__).parent
 
 
 def suite_names() -> list[str]:
+    """The names of the built-in suites."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load_suite(name_or_path: str, data_dir: Path = DATA_DIR) -> Suite:
-    """A built-in suite by name, or the one in a TOML file; data_dir: where downloaded images and weights lie.
+    """A built-in suite by name, or the one in a TOML file.
 
-    The file may add models and image sets of its own, as tables `model.ID` and `image_set.ID`. Raises ValueError for
-    anything that it names and that is not there, before any work.
+    The file may add models and image sets of its own, as tables `model.ID` and `image_set.ID`.
+
+    name_or_path: the name, or the path of a file that ends in .toml.
+    data_dir: where downloaded images and weights lie.
+    Raises ValueError for anything that it names and that is not there, before any work.
     """
     file = Path(name_or_path) if name_or_path.endswith(".toml") else FOLDER / f"{name_or_path}.toml"
     if not file.is_file():
@@ -37,9 +42,10 @@ def load_suite(name_or_path: str, data_dir: Path = DATA_DIR) -> Suite:
             f"available: {', '.join(suite_names())}, or the path of a .toml file"
         )
     tables = read_toml(file)
-    _check_ids([file.stem, *tables.get("model", {}), *tables.get("image_set", {})], file)
-    models_of_file = read_entries(file, ModelEntry, tables.pop("model", {}), data_dir)
-    sets_of_file = read_entries(file, ImageSetEntry, tables.pop("image_set", {}), data_dir)
+    of_models, of_sets = (_tables(tables.pop(name, {}), name, file) for name in ("model", "image_set"))
+    _check_ids([file.stem, *of_models, *of_sets], file)
+    models_of_file = read_entries(file, ModelEntry, of_models, data_dir)
+    sets_of_file = read_entries(file, ImageSetEntry, of_sets, data_dir)
     entry = SuiteEntry.parse(tables, file, "", data_dir)
     models = read_entries(MODELS, ModelEntry, data_dir=data_dir) | models_of_file
     image_sets = read_entries(IMAGE_SETS, ImageSetEntry, data_dir=data_dir) | sets_of_file
@@ -49,8 +55,12 @@ def load_suite(name_or_path: str, data_dir: Path = DATA_DIR) -> Suite:
 def make_suite(
     suite: str, entry: SuiteEntry, models: dict[str, ModelEntry], image_sets: dict[str, ImageSetEntry]
 ) -> Suite:
-    """The suite of that id, of all models and image sets that are known.
+    """The suite of an entry.
 
+    suite: its id.
+    entry: what its file says.
+    models: all models that are known, by id.
+    image_sets: all image sets that are known, by id.
     Raises ValueError for anything that the entry names and that is not there.
     """
     file = entry.file
@@ -90,6 +100,13 @@ def make_suite(
         unit_test_detectors=in_unit_tests,
         published=read_published(entry.published, models, available(), [*entry.means, *_sets_and_groups(image_sets)]),
     )
+
+
+def _tables(content: Any, name: str, file: Path) -> dict[str, Any]:
+    """What a file holds below a name, by id. Raises ValueError where these are no tables."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: {name}: tables are expected, [{name}.ID] each, not {content!r}")
+    return content
 
 
 def _check_ids(ids: Iterable[str], file: Path) -> None:
@@ -186,6 +203,11 @@ def _detectors(names: tuple[str, ...], file: Path, reads_text: bool) -> tuple[st
 
 
 def _look_up(name: str, known: Iterable[str], kind: str, file: Path) -> str:
+    """The name, where it is known. Else raises ValueError.
+
+    kind: what it is the name of, in words.
+    file: the file that holds it.
+    """
     known = list(known)
     if name not in known:
         raise ValueError(f"{file}: no {kind} is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")

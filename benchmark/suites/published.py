@@ -3,14 +3,16 @@
 A suite names CSV files of them with these columns; `benchmark/limits/published/` holds those of the seed papers, which
 `python -m benchmark.limits.curate_published` makes.
 
-* model, detector: ids of ours.
-* set: an image set; a mean of the suite's table `means`; or `SET:GROUP`, a group of classes of a set.
+* model: the id of the model here.
+* detector: the id of the detector here.
+* set: an image set, a mean of the suite's table `means`, or `SET:GROUP` for a group of classes of a set.
 * fpr_at_95_percent: as printed, in percent. Two papers that print different values for a cell are two lines.
 * tolerance_points: how many percentage points a measured value may be away and still say the same. It has to hold all
   that is known to differ (rounding, other images of the same kind, another checkpoint, other releases of libraries).
-  The interval of the measured value is shown beside the verdict and does not enter it: a small sample would otherwise
-  reproduce everything.
-* source: paper and table. note: what was different there, or nothing.
+  The interval of the measured value is shown beside the comparison and does not enter it: a small sample would
+  otherwise reproduce everything.
+* source: the paper and the table.
+* note: what was different there, or nothing.
 """
 
 import csv
@@ -25,7 +27,16 @@ COLUMNS = ("model", "detector", "set", "fpr_at_95_percent", "tolerance_points", 
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """An FPR@95 that somebody published; fpr_at_95 and tolerance are fractions. note: "" where there is none."""
+    """An FPR@95 that somebody published.
+
+    model: the model's id.
+    detector: the detector's id.
+    set: an image set, a mean of the suite, or `SET:GROUP`.
+    fpr_at_95: the published value, as a fraction.
+    tolerance: how far a measured value may be away and still say the same, as a fraction.
+    source: the paper and the table.
+    note: what was different there, "" where nothing is known to be.
+    """
 
     model: str
     detector: str
@@ -37,6 +48,7 @@ class PublishedFigure:
 
     @property
     def cell(self) -> str:
+        """The cell that it stands in: `model/detector/set`."""
         return f"{self.model}/{self.detector}/{self.set}"
 
 
@@ -48,7 +60,10 @@ def read_published(
 ) -> dict[str, tuple[PublishedFigure, ...]]:
     """The figures of files by cell (`model/detector/set`), in their order.
 
-    models, detectors, sets: what is known, of which a suite may use a part.
+    files: the CSV files.
+    models: the models that are known, of which a suite may use a part.
+    detectors: the detectors that are known.
+    sets: the image sets, means and groups of classes that are known.
     Raises ValueError naming file and line for what is not known, for a value that is none, and for a line twice.
     """
     cells: dict[str, tuple[PublishedFigure, ...]] = {}

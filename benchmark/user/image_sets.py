@@ -57,13 +57,13 @@ def named_set(option: str, text: str, known: dict[str, ImageSetEntry], data_dir:
     columns = _parquet_columns(option, path) if _shards(path) else {}
     if not columns and not any(_is_image(name) for _, _, names in os.walk(path, followlinks=True) for name in names):
         raise ValueError(f"{option} {place}: no images there, neither files that Pillow can read nor Parquet files")
-    entry = ImageSetEntry(
+    entry = ImageSetEntry.in_file(
+        Path(option),
+        data_dir,
         title=path.resolve().name,
         licence="not stated",
         source=place,
         local=str(path.resolve()),
-        file=Path(option),
-        data_dir=data_dir,
         **columns,
     )
     return NamedSet(option, set_id, path, entry)

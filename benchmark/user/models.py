@@ -26,7 +26,7 @@ def named_model(text: str, known: dict[str, ModelEntry]) -> tuple[str, ModelEntr
         raise ValueError(
             f"--model {text}: there is no {_folder_of(source) / 'config.json'}: name a folder in timm's hub format"
         )
-    return name or _id_of_source(source), ModelEntry(title=source, source=source, file=Path("--model"))
+    return name or _id_of_source(source), ModelEntry.in_file(Path("--model"), title=source, source=source)
 
 
 def _check_timm_name(source: str, known: Iterable[str]) -> None:

@@ -101,17 +101,17 @@ def suite_of_outputs(name: str | None, place: str) -> Suite:
         "unit_tests": {"detectors": ()},
     }
     image_sets = {
-        set_id: ImageSetEntry(
+        set_id: ImageSetEntry.in_file(
+            Path("--outputs"),
             title=set_id,
             licence="not stated",
             source=f"outputs in {file}",
             classes=classes if set_id in folder.splits else (),
             local=str(file.resolve()),
-            file=Path("--outputs"),
         )
         for set_id, file in folder.files.items()
     }
-    entry = ModelEntry(title=model, source=f"outputs in {place}", file=Path("--outputs"))
+    entry = ModelEntry.in_file(Path("--outputs"), title=model, source=f"outputs in {place}")
     return make_suite(f"own-{model}", SuiteEntry.parse(table, FILE, ""), {model: entry}, image_sets)
 
 
