@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark import records
-from benchmark.__main__ import main
-from benchmark.commands.published import table
+from benchmark.commands.app import main
+from benchmark.limits.comparison_table import table
 from benchmark.limits.comparisons import Comparison, compare, comparisons, counts, published_records, verdict
 from benchmark.limits.curate_published import FILES, Curated, write
 from benchmark.records import Case, ClassValue, Estimate, Metrics, PublishedRecord, Record, append_record, read_records
