@@ -1,26 +1,32 @@
 """The command line: `ood-benchmark`, and `python -m benchmark`."""
 
+import hashlib
 import inspect
+import io
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import typer
+from safetensors.torch import save
 
 from benchmark import entries
 from benchmark.commands import completion, options, run
 from benchmark.commands.app import INSTALLED, MODULE, console, main, make_app
 from benchmark.commands.run import run_pytest
 from benchmark.entries import read_entries
-from benchmark.gate import Gate
+from benchmark.gate import Gate, GateError
 from benchmark.images.entries import BUILT_IN as IMAGE_SETS
 from benchmark.images.entries import ImageSetEntry
 from benchmark.models.entries import BUILT_IN as MODELS
@@ -31,6 +37,7 @@ from benchmark.training.digits import train_digits_network
 from benchmark.training.from_scratch import RECIPES, Trained
 from benchmark.user.command_line import DEFAULT_SUITE
 from detectors import available
+from tests.local_servers import Served, running
 
 ROOT = Path(__file__).parents[1]
 APP = typer.main.get_command(make_app(MODULE))
@@ -305,3 +312,125 @@ def test_each_network_has_its_trainer(tmp_path: Path, monkeypatch: pytest.Monkey
     for model_id in ("digits-vit", "digits-clip"):
         train_digits_network(model_id, tmp_path)
     assert made == [("digits-vit", tmp_path), (tmp_path,)]
+
+
+# --- What is printed can be run. ---
+
+
+def run_printed(message: str, **names: str) -> None:
+    """Runs the command that ends a message, with names in place of its words in capitals."""
+    found = re.search(r"python -m benchmark (.*)", message)
+    assert found, message
+    assert main([names.get(word, word) for word in shlex.split(found[1])]) == 0
+
+
+@dataclass
+class Saving:
+    """`save` in a world of colours, whose data lie in a folder with a space in its name."""
+
+    world: Path
+    capsys: pytest.CaptureFixture[str]
+
+    @property
+    def suite(self) -> Path:
+        return self.world / "colours.toml"
+
+    def __call__(self, model: str = "net") -> str:
+        """What it complains of."""
+        folders = ["--data-dir", self.world / "my data", "--store", self.world / "store"]
+        arguments = ["save", model, "msp", self.world / "gate", "--suite", self.suite, *folders]
+        code = main([*map(str, arguments)])
+        complaint = self.capsys.readouterr().err
+        assert code == (1 if complaint else 0)
+        return complaint
+
+    def becomes_possible(self, model: str = "net") -> None:
+        """Saving is refused, and the command that is printed mends it."""
+        complaint = self(model)
+        assert complaint.count("\n") == 1
+        run_printed(complaint)
+        self.capsys.readouterr()
+        assert self(model) == ""
+
+
+@pytest.fixture
+def saving(user_world: Path, capsys: pytest.CaptureFixture[str]) -> Saving:
+    return Saving(user_world, capsys)
+
+
+def test_images_are_fetched_as_it_is_printed(saving: Saving) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for file in sorted((saving.world / "images" / "colours-test").rglob("*.png")):
+            archive.write(file, file.relative_to(saving.world / "images"))
+    with running() as server:
+        server.files["/set.zip"] = Served(content.getvalue())
+        text = saving.suite.read_text()
+        source = f'sources = [{{ url = "{server.url}/set.zip", inside = "colours-test" }}]'
+        local = f'local = "fetched colours"\n{source}'
+        saving.suite.write_text(text.replace('folder = "images/colours-test"', local))
+        saving.becomes_possible()
+
+
+def test_weights_are_fetched_as_it_is_printed(saving: Saving) -> None:
+    weights = save(timm.create_model("cifar_resnet20", num_classes=3).state_dict())
+    with running() as server:
+        server.files["/net.safetensors"] = Served(weights)
+        sha256 = hashlib.sha256(weights).hexdigest()
+        with saving.suite.open("a") as suite:
+            suite.write(STATE_DICT.format(url=server.url, sha256=sha256))
+        saving.becomes_possible("my-net")
+
+
+STATE_DICT = """
+[model.my-net]
+title = "A network"
+source = "state-dict:cifar_resnet20"
+weights = "nets/net.safetensors"
+weights_sha256 = "{sha256}"
+preprocessing = {{ input_size = [3, 32, 32], mean = [0, 0, 0], std = [1, 1, 1] }}
+sources = [{{ url = "{url}/net.safetensors" }}]
+"""
+
+
+def test_a_variant_is_made_as_it_is_printed(saving: Saving) -> None:
+    with saving.suite.open("a") as suite:
+        suite.write(VARIANT)
+    saving.becomes_possible("net+pruned")
+
+
+VARIANT = """
+[model."net+pruned"]
+title = "A pruned network"
+base = "net"
+edit = "edits/net+pruned"
+recipe = { method = "umap", kept = 0.9, schedule = { epochs = 1, learning_rate = 0.05 } }
+"""
+
+
+def test_a_gate_is_saved_again_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GateError) as caught:
+        Gate.load("my gate")
+    run_printed(str(caught.value), MODEL="digits-resnet", DETECTOR="msp")
+    assert Gate.load("my gate").detector.id == "msp"
+
+
+def test_an_unknown_name_tells_where_the_names_are(saving: Saving) -> None:
+    assert main(["sets", "grays", "--suite", str(saving.suite)]) == 1
+    complaint = saving.capsys.readouterr().err
+    assert complaint.startswith("nothing is called 'grays' (did you mean 'greys'?)")
+    run_printed(complaint)
+    assert "greys" in saving.capsys.readouterr().out
+
+
+def test_the_table_of_sets_tells_how_to_see_one(saving: Saving) -> None:
+    assert main(["sets", "--suite", str(saving.suite)]) == 0
+    run_printed(saving.capsys.readouterr().out.splitlines()[-1], SET="greys")
+    assert "greys: greys\n  state     there" in saving.capsys.readouterr().out
+
+
+def test_an_old_recipe_stays_readable(saving: Saving) -> None:
+    text = saving.suite.read_text().replace("see tests/conftest.py", "python -m benchmark.train net")
+    saving.suite.write_text(text)
+    assert saving() == ""
