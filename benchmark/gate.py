@@ -6,11 +6,11 @@
 Nothing is pickled. The network's weights stay where its entry says; the gate knows their hash.
 """
 
-import argparse
 import hashlib
 import json
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -315,7 +315,7 @@ class Gate:
         try:
             detector = restore(tensors, about.detector, model=model)
         except ValueError as error:
-            raise GateError(f"{folder}: {error}; {_REMEDY}") from None
+            raise GateError(f"{folder}: {error}; {_remedy(folder)}") from None
         return cls(
             model=model,
             classifier=load_model(base_of(model_id, entries), entries, on, about.class_names)
@@ -397,7 +397,9 @@ def _provenance(suite: Suite, model: Model, detector: Detector) -> dict[str, Any
     }
 
 
-_REMEDY = "save it again with: python -m benchmark save"
+def _remedy(folder: Path) -> str:
+    """What to do where a gate cannot be used, as the end of a message: what it was made of may not be readable."""
+    return f"save it again with: {shlex.join(['python', '-m', 'benchmark', 'save', 'MODEL', 'DETECTOR', str(folder)])}"
 
 
 def _read(folder: Path) -> tuple[SavedGate, dict[str, Tensor]]:
@@ -406,21 +408,27 @@ def _read(folder: Path) -> tuple[SavedGate, dict[str, Tensor]]:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         content = (folder / TENSORS).read_bytes()
     except FileNotFoundError as error:
-        raise GateError(f"{folder} holds no gate: there is no {Path(error.filename).name}; {_REMEDY}") from None
+        raise GateError(f"{folder} holds no gate: there is no {Path(error.filename).name}; {_remedy(folder)}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise GateError(f"{folder}: {ABOUT} or {TENSORS} cannot be read: {error}; {_REMEDY}") from None
+        raise GateError(f"{folder}: {ABOUT} or {TENSORS} cannot be read: {error}; {_remedy(folder)}") from None
     if not isinstance(about, dict) or about.get("schema_version") != SCHEMA:
         raise GateError(f"{folder / ABOUT} is no gate of schema {SCHEMA}; load it with the version that saved it")
     if about.pop("sha256", None) != _digest(about):
-        raise GateError(f"{folder / ABOUT} was changed after it was saved: its SHA-256 is another one; {_REMEDY}")
+        raise GateError(
+            f"{folder / ABOUT} was changed after it was saved: its SHA-256 is another one; {_remedy(folder)}"
+        )
     try:
         saved = SavedGate.model_validate(about)
         if hashlib.sha256(content).hexdigest() != saved.tensors_sha256:
-            raise GateError(f"{folder / TENSORS} is not the file that {ABOUT} names: its SHA-256 is another; {_REMEDY}")
+            raise GateError(
+                f"{folder / TENSORS} is not the file that {ABOUT} names: its SHA-256 is another; {_remedy(folder)}"
+            )
         return saved, load(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise GateError(f"{folder / ABOUT}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {_REMEDY}") from None
+        raise GateError(
+            f"{folder / ABOUT}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {_remedy(folder)}"
+        ) from None
 
 
 def _digest(about: dict[str, Any]) -> str:
@@ -442,33 +450,3 @@ def _check_model(model: Model, saved: SavedModel, folder: Path) -> None:
             f"{folder}: {model.id} prepares images otherwise than when the detector was fitted: {name} is "
             f"{now.get(name)!r}, not {then.get(name)!r}; bring that back, or save the gate again"
         )
-
-
-def add_command(commands: Any) -> None:
-    parser = commands.add_parser("save", help="fit a detector and save it as a gate for single images")
-    parser.add_argument("model")
-    parser.add_argument("detector")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--suite", default="digits", help="a suite by name, or the path of its TOML file")
-    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder of downloaded images and weights")
-    parser.add_argument("--store", type=Path, default=Path(".store"), help="folder for the outputs of networks")
-    parser.add_argument("--device", help="as torch names it (default: cuda where there is one, else cpu)")
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> None:
-    gate = Gate.fit(
-        options.model,
-        options.detector,
-        suite=options.suite,
-        data_dir=options.data_dir,
-        store=options.store,
-        device=options.device,
-    )
-    gate.save(options.folder)
-    accepted, test = gate.accepted, gate.sets["test"]
-    print(
-        f"{options.folder}: {gate.model.id} with {gate.detector.id} accepts scores from {gate.threshold:.6g}: "
-        f"{accepted.value:.1%} of the {test.images} images of {test.id} (95 % interval {accepted.low:.1%} to "
-        f"{accepted.high:.1%})"
-    )

@@ -29,7 +29,7 @@ def _build(results_folder: Path, output: Path) -> int:
     _report(f"left out of the site, in {results_folder}", results.damage)
     if not results.suites:
         print(
-            f"no records to show in {results_folder}: `tox -e benchmark` makes them; "
+            f"no records to show in {results_folder}: `python -m benchmark run` makes them; "
             "`--results FOLDER` names another folder",
             file=sys.stderr,
         )

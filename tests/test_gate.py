@@ -1,6 +1,5 @@
 """A gate gives single images the scores of the suite's run, and refuses what is not as it was saved."""
 
-import argparse
 import hashlib
 import io
 import json
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from benchmark import gate as module
+from benchmark.commands.app import main
 from benchmark.gate import ABOUT, TENSORS, Decision, Gate, GateError
 from benchmark.images.decoding import Decoding
 from benchmark.images.image_set import ImageSetError
@@ -324,16 +324,10 @@ def test_a_folder_that_cannot_be_written_is_named(saved: Path, tmp_path: Path) -
 # --- The command and the document. ---
 
 
-def run(*arguments: str) -> None:
-    parser = argparse.ArgumentParser()
-    module.add_command(parser.add_subparsers())
-    options = parser.parse_args(arguments)
-    options.run(options)
-
-
 def test_the_command_saves_a_gate(user_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite, store, folder = (str(user_world / name) for name in ("colours.toml", "store", "gate"))
-    run("save", "net", "mahalanobis", folder, "--suite", suite, "--store", store, "--device", "cpu")
+    options = ["--suite", suite, "--store", store, "--device", "cpu"]
+    assert main(["save", "net", "mahalanobis", folder, *options]) == 0
     gate = Gate.load(folder)
     assert "net with mahalanobis accepts scores from" in (said := capsys.readouterr().out)
     assert f"{gate.accepted.value:.1%} of the 36 images of colours-test" in said

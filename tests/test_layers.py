@@ -162,6 +162,7 @@ def test_the_checkout_only_loads_the_plugin() -> None:
         "benchmark.results",
         "benchmark.metrics",
         "leaderboard.__main__",
+        "benchmark.commands.app",
         "benchmark.images.image_set",
         "benchmark.models.entries",
     ],

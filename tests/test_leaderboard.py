@@ -687,7 +687,7 @@ def test_without_results_nothing_is_built_and_the_old_site_stays(
     assert build(tmp_path / "nowhere", tmp_path / "site") == 2
     message = capsys.readouterr().err
     assert str(tmp_path / "nowhere") in message
-    assert "tox -e benchmark" in message
+    assert "python -m benchmark run" in message
     assert files(tmp_path / "site") == before
 
 

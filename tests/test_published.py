@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.__main__ import main
-from benchmark.commands.published import table
+from benchmark.commands.app import main
+from benchmark.limits.comparison_table import table
 from benchmark.limits.comparisons import Comparison, compare, comparisons, counts, in_words, published_records
 from benchmark.limits.curate_published import FILES, Curated, write
 from benchmark.records import Case, ClassValue, Estimate, Metrics, PublishedRecord, Record, read_records

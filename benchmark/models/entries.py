@@ -91,10 +91,10 @@ class ModelEntry(Entry):
     def remedy(self, model_id: str) -> str:
         """What to do where its files are missing or damaged, as the end of a message."""
         suite = [] if self.file == BUILT_IN else ["--suite", str(self.file)]
+        folder = [] if self.data_dir == DATA_DIR else ["--data-dir", str(self.data_dir)]
         if self.weights is not None:
-            folder = [] if self.data_dir == DATA_DIR else ["--data-dir", str(self.data_dir)]
             return f"; get it with: {shlex.join(['python', '-m', 'benchmark', 'fetch', model_id, *suite, *folder])}"
-        make = shlex.join(["python", "-m", "benchmark.variants", model_id, *suite])
+        make = shlex.join(["python", "-m", "benchmark", "variant", model_id, *suite, *folder])
         command = self.recipe if isinstance(self.recipe, str) else make
         return f"; make it again with: {command}" if command else ""
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from benchmark.images.image_set import ImageSet, load_image_set
@@ -38,6 +39,26 @@ def make(model_id: str, suite: Suite, device: torch.device, progress_file: Path 
         return method.make(base, data, Progress(progress_file, key))
     except ValueError as error:
         raise ValueError(f"{entries[model_id].file}: {model_id}: {error}") from error
+
+
+def make_and_save(model_id: str, suite: Suite, device: torch.device, folder: Path) -> None:
+    """Makes the edit of a variant and writes it into a folder; what was interrupted goes on where it was.
+
+    Raises ValueError as `make`, where another process is making it, and where the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".progress.lock", blocking=False):
+            make(model_id, suite, device, folder / ".progress.safetensors").save(folder)
+            for file in folder.glob(".progress*"):
+                file.unlink()
+    except Timeout:
+        raise ValueError(f"{folder}: another process is making it; wait for that, or name another folder") from None
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {folder}: {error.strerror or error}; free some space, or name another folder (what is "
+            "finished is kept there, and is taken up again)"
+        ) from None
 
 
 def edit_folder(model_id: str, suite: Suite) -> Path:
