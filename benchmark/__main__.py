@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from benchmark.user.messages import one_line
+
 # The module of each command. Its `add_command(commands)` adds the parser and sets `run`, which takes the options, may
 # return an exit code, and raises ValueError or OSError for what a user can mend.
 COMMANDS = {
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(one_line(error) or error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-# Where downloaded images and weights lie, unless --data-dir says otherwise.
+from benchmark.errors import UserError
+
+# Where downloaded images and weights lie, unless somebody says otherwise.
 DATA_DIR = Path("data")
 
 
@@ -31,7 +33,7 @@ class Entry(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
-            raise ValueError(f"{file}: {place}: {first['msg']}") from None
+            raise UserError(f"{file}: {place}: {first['msg']}") from None
 
 
 def _from_folder(folder: Path, named: Any) -> Path | list[Path]:
@@ -47,7 +49,7 @@ def read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not valid TOML: {error}") from None
+        raise UserError(f"{file}: not valid TOML: {error}") from None
 
 
 def read_entries(

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from benchmark.models.devices import choose_device
 from benchmark.suites.loading import load_suite
 from benchmark.training.from_scratch import THREADS
+from benchmark.user.messages import one_line
 from benchmark.variants.making import edit_folder, make
 
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         suite = load_suite(options.suite)
         folder = options.output or edit_folder(options.variant, suite)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(one_line(error) or str(error))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".progress.lock", blocking=False):
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "--output (what is finished is kept there: the same command goes on with it)"
         )
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(one_line(error) or str(error))
     size: int = sum(file.stat().st_size for file in folder.glob("edit.*"))
     print(f"{folder}: {size / 1e6:.2f} MB, made in {time.perf_counter() - started:.0f} s")
 
