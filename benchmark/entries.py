@@ -7,9 +7,10 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
+from benchmark.errors import UserError
 from detectors import did_you_mean
 
-# Where downloaded images and weights lie, unless --data-dir says otherwise.
+# Where downloaded images and weights lie, unless somebody says otherwise.
 DATA_DIR = Path("data")
 
 
@@ -72,7 +73,7 @@ class Entry(BaseModel):
         data_dir: the folder of what is too large to lie beside the file.
         """
         if not isinstance(table, dict):
-            raise ValueError(f"{file}: {where}: a table is expected, not {table!r}")
+            raise UserError(f"{file}: {where}: a table is expected, not {table!r}")
         paths = {name for name, field in cls.model_fields.items() if "Path" in str(field.annotation)} & table.keys()
         resolved = {name: _from_folder(file.parent, table[name]) for name in paths}
         try:
@@ -80,7 +81,7 @@ class Entry(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join([where, *(str(key) for key in first["loc"])]).strip(".")
-            raise ValueError(f"{file}: {place}: {cls._problem(first)}") from None
+            raise UserError(f"{file}: {place}: {cls._problem(first)}") from None
 
     @classmethod
     def _problem(cls, error: Mapping[str, Any]) -> str:
@@ -118,7 +119,7 @@ def read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not valid TOML: {error}") from None
+        raise UserError(f"{file}: not valid TOML: {error}") from None
 
 
 def read_entries(

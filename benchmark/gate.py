@@ -25,6 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from benchmark.entries import DATA_DIR
+from benchmark.errors import UserError
 from benchmark.files import write_atomically
 from benchmark.images.decoding import Decoding, to_rgb
 from benchmark.images.image_set import ImageSet
@@ -51,8 +52,8 @@ SCHEMA: Literal[1] = 1
 AnImage = str | Path | bytes | Image.Image
 
 
-class GateError(ValueError):
-    """A gate that cannot be saved or loaded. The message names the folder or the file, and the remedy."""
+class GateError(UserError):
+    """A gate that cannot be saved or loaded; the message names the folder or the file, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ class Gate:
             logits = outputs["logits"] if self.classifier is self.model else self.classifier(pixels)
         scores = self.detector.score(Outputs(**outputs, images=pixels)).tolist()
         if any(map(math.isnan, scores)):
-            raise ValueError(f"{self.model.id}/{self.detector.id}: the score of an image is NaN")
+            raise UserError(f"{self.model.id}/{self.detector.id}: the score of an image is NaN")
         probabilities, labels = logits.double().softmax(dim=1).max(dim=1)
         return [
             Decision(score >= self.threshold, score, self.threshold, label, self.class_names[label], probability)

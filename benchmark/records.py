@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from benchmark.errors import UserError
+
 SCHEMA: Literal[2] = 2
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$"
@@ -427,7 +429,7 @@ Record = Run | ModelRecord | DetectorRecord | SetRecord | Case | PublishedRecord
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
 
-class RecordError(ValueError):
+class RecordError(UserError):
     """A line that is no record of a schema that is known. The message names the file and the line."""
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmark.errors import Remedy, UserError
 from benchmark.records import Record, read_records
 
 # Of a table of scores: the image set, the image's id in it, and its score. A row is an image.
@@ -47,7 +48,7 @@ class Backend(Protocol):
 
         path: what `scores_path` gives, and a record says.
         scores: a table with the columns of SCORES.
-        Raises OSError that names the place.
+        Raises UserError that names the place.
         """
 
     def runs(self) -> list[RunId]:
@@ -110,9 +111,8 @@ class ResultsFolder:
             temporary.replace(file)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise OSError(
-                f"cannot write the scores {file}: {error.strerror or error}; "
-                "free some space, or name another folder of results (on the command line: --results)"
+            raise UserError(
+                f"cannot write the scores {file}: {error.strerror or error}; free some space", Remedy("set", "results")
             ) from error
 
     def runs(self) -> list[RunId]:

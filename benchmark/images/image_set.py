@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from benchmark.entries import read_entries
+from benchmark.errors import UserError
 from benchmark.images.corruptions import Corruption
 from benchmark.images.decoding import AS_PAPERS, Decoding, DecodingError, decode
 from benchmark.images.downloads import is_there
@@ -20,7 +21,7 @@ from benchmark.images.readers import Images, folders_of, in_folder, in_parquet, 
 from detectors import did_you_mean
 
 
-class ImageSetError(ValueError):
+class ImageSetError(UserError):
     """An image set, or one of its images, that cannot be used; the message names the file and the remedy."""
 
 
@@ -129,7 +130,7 @@ def load_image_set(set_id: str, entries: dict[str, ImageSetEntry] | None = None)
         return _corrupted(image_set, entry.corruption) if entry.corruption else image_set
     except ImageSetError:
         raise
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         raise ImageSetError(f"image set {set_id}: {error}") from error
 
 
@@ -154,7 +155,7 @@ def _check_is_there(set_id: str, entry: ImageSetEntry) -> None:
     elif entry.listed and entry.place.is_dir() and not _any_there(entry.place, entry.listed):
         missing = f"none of the images of {entry.listed} are in {entry.place}"
     if missing:
-        raise MissingImageSetError(f"image set {set_id}: {missing}; {entry.remedy(set_id)}")
+        raise MissingImageSetError(f"image set {set_id}: {missing}{entry.by_hand}", entry.remedy(set_id))
 
 
 def _any_there(folder: Path, listed: Path) -> bool:
@@ -166,7 +167,7 @@ def _read(set_id: str, entry: ImageSetEntry) -> Images:
     if place.is_dir() and (entry.folder or not shards_of(place)):
         return in_folder(place, entry.listed)
     if entry.listed:
-        raise ValueError(f"`list_file` goes with a folder of images, and {place} holds Parquet files")
+        raise UserError(f"`list_file` goes with a folder of images, and {place} holds Parquet files")
     label = columns.label if entry.classes else None
     return in_parquet(place, set_id, image=columns.image, label=label, id_column=columns.id, rows=entry.rows)
 
@@ -233,7 +234,7 @@ def _outside_of(folders: set[str], ids: Sequence[str]) -> np.ndarray:
     """The rows of the images that lie in none of the folders. Raises ValueError where one of them holds no image."""
     within = [folders.intersection(folders_of(path)) for path in ids]
     if unmet := folders.difference(*within):
-        raise ValueError(f"`leave_out` names {min(unmet)!r}, which is neither a folder of its images nor a class")
+        raise UserError(f"`leave_out` names {min(unmet)!r}, which is neither a folder of its images nor a class")
     return np.array([row for row, found in enumerate(within) if not found], dtype=np.int64)
 
 
@@ -250,7 +251,7 @@ def _labels(entry: ImageSetEntry, images: Images, rows: np.ndarray) -> np.ndarra
     labels = np.array([next((known[name] for name in some if name in known), -1) for some in names], dtype=np.int64)
     if unknown := sorted({names[row][0] for row in np.flatnonzero(labels < 0).tolist()}):
         expected = f"0 to {len(known) - 1}" if known is indices else ", ".join(list(known)[:20])
-        raise ValueError(
+        raise UserError(
             f"unknown classes {unknown[:5]} in {entry.listed or entry.place}; the classes in "
             f'{entry.class_list or entry.file} with `labels` = "{entry.labels}" allow {expected}'
         )
@@ -262,7 +263,7 @@ def _part(part: Part, labels: np.ndarray, entry: ImageSetEntry) -> np.ndarray:
     counts = np.bincount(labels, minlength=len(entry.classes))
     if counts.min() < part.per_class:
         few = f"class {entry.classes[int(counts.argmin())]} has" if entry.classes else "it has"
-        raise ValueError(f"{few} only {counts.min()} images in {entry.place}, and `part` takes {part.per_class}")
+        raise UserError(f"{few} only {counts.min()} images in {entry.place}, and `part` takes {part.per_class}")
     place_in_class = np.empty_like(labels)
     order = labels.argsort(kind="stable")
     place_in_class[order] = np.arange(len(labels)) - (counts.cumsum() - counts)[labels[order]]
@@ -280,12 +281,12 @@ def _check_counts(entry: ImageSetEntry, images: int, labels: np.ndarray | None) 
     none = f"no image of class {missing[0]}" if missing else "no image" if not images else ""
     others = f" (and {len(missing) - 1} other classes)" if len(missing) > 1 else ""
     if accepted is not None and images not in accepted:
-        raise ValueError(
+        raise UserError(
             f"{images} images in {entry.place}, {' or '.join(map(str, accepted))} expected"
             f"{f', and {none}{others}' if none else ''}; complete the set, or correct `images` in {entry.file}"
         )
     if not images or (missing and accepted is None and entry.listed is None):
-        raise ValueError(
+        raise UserError(
             f"{none}{others} in {entry.place}; complete the set, or correct its classes in "
             f"{entry.class_list or entry.file}"
         )

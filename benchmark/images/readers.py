@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmark.errors import UserError
+
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")  # as `datasets` and the Hub name them
 _SAMPLE = 16
 
@@ -48,7 +50,7 @@ def in_folder(folder: Path, listed: Path | None = None) -> Images:
         pairs = read_list(listed)
         ids, labels = [path for path, _ in pairs], [label for _, label in pairs]
         if missing := [path for path in ids if not os.path.isfile(f"{folder}/{path}")]:
-            raise ValueError(
+            raise UserError(
                 f"{len(missing)} of the {len(ids)} files in the list {listed} are not in {folder}, such as "
                 f"{missing[0]}; complete the folder, or name the right list"
             )
@@ -72,7 +74,7 @@ def read_list(file: Path) -> list[tuple[str, str | None]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no list of paths: {error}") from None
+        raise UserError(f"{file} is no list of paths: {error}") from None
     if file.suffix.lower() == ".csv":
         rows = [row for row in csv.reader(lines[1:]) if row]
         pairs = [(row[0], row[1] if len(row) > 1 else None) for row in rows]
@@ -85,12 +87,12 @@ def read_list(file: Path) -> list[tuple[str, str | None]]:
                 pairs.append((path, None if label[0] == "-1" else label[0]))
     paths = [path for path, _ in pairs]
     if not paths:
-        raise ValueError(f"the list {file} is empty")
+        raise UserError(f"the list {file} is empty")
     if outside := [path for path in paths if path.startswith("/") or ".." in path.split("/")]:
-        raise ValueError(f"the list {file} leaves its folder: {outside[0]}")
+        raise UserError(f"the list {file} leaves its folder: {outside[0]}")
     if len(set(paths)) < len(paths):
         twice = next(path for path, before in zip(sorted(paths)[1:], sorted(paths), strict=False) if path == before)
-        raise ValueError(f"the list {file} names {twice} twice")
+        raise UserError(f"the list {file} names {twice} twice")
     return pairs
 
 
@@ -104,7 +106,7 @@ def _found(folder: Path) -> list[str]:
         prefix = "" if prefix == "./" else prefix
         found += [prefix + name for name in names if _ending(name) in known and not name.startswith(".")]
     if not found:
-        raise ValueError(f"no image files in {folder}; the known endings are {', '.join(sorted(known))}")
+        raise UserError(f"no image files in {folder}; the known endings are {', '.join(sorted(known))}")
     return sorted(found, key=lambda path: path.split("/"))
 
 
@@ -148,9 +150,9 @@ def in_parquet(
         )
         table = read.cast_column(image, datasets.Image(decode=False)).data if len(read) else None
     except Exception as error:  # `datasets` wraps what pyarrow says in exceptions of its own
-        raise ValueError(f"cannot read {place}: {error.__cause__ or error}") from error
+        raise UserError(f"cannot read {place}: {error.__cause__ or error}") from error
     if table is None:
-        raise ValueError(f"{place} has no rows{f' with {rows}' if rows else ''}")
+        raise UserError(f"{place} has no rows{f' with {rows}' if rows else ''}")
     images = table.column(image)
     labels = list(map(str, table.column(label).to_pylist())) if label else []
     names = {value: (value,) for value in set(labels)}  # which the rows of a class share
@@ -158,9 +160,7 @@ def in_parquet(
     def encoded(index: int) -> bytes:
         content: dict[str, Any] = images[index].as_py() or {}
         if content.get("bytes") is None:
-            raise ValueError(
-                f"the row holds no bytes, only the path {content.get('path')}; embed the images in {place}"
-            )
+            raise UserError(f"the row holds no bytes, only the path {content.get('path')}; embed the images in {place}")
         return bytes(content["bytes"])
 
     return Images(
@@ -182,7 +182,7 @@ def shards_of(folder: Path) -> list[Path]:
     for name, count in {(name, count) for name, _, count in numbered}:
         there = {int(number) for other, number, _ in numbered if other == name}
         if missing := sorted(set(range(int(count))) - there):
-            raise ValueError(
+            raise UserError(
                 f"{len(missing)} of the {int(count)} shards {name} are not in {folder}, such as "
                 f"{name}-{missing[0]:05d}-of-{count}.parquet"
             )
@@ -196,11 +196,11 @@ def _columns(shards: list[Path], needed: list[str]) -> list[str]:
         try:
             columns = pq.read_schema(shard).names
             if pq.read_metadata(shard).num_rows == 0:
-                raise ValueError(f"{shard} has no rows")
+                raise UserError(f"{shard} has no rows")
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"cannot read {shard}: {error}") from None
+            raise UserError(f"cannot read {shard}: {error}") from None
         if lacking := [name for name in needed if name not in columns]:
-            raise ValueError(f"{shard} has no column {lacking[0]!r} but {', '.join(columns)}; name its `columns`")
+            raise UserError(f"{shard} has no column {lacking[0]!r} but {', '.join(columns)}; name its `columns`")
         common = [name for name in common or columns if name in columns]
     return common
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from benchmark.errors import Remedy
 from benchmark.limits.baselines import Baseline
 from benchmark.records import Limit, Role, Status, Timing
 from benchmark.suites.published import PublishedFigure
@@ -20,6 +21,8 @@ TIME_FLOOR = 0.1
 # processor, they are other numbers. Two draws are often further apart than the margin. Of equal images, which share a
 # score, all or none are accepted. So one FPR@95 of theirs says nothing about the next one.
 DRAWN_BY_CHANCE = frozenset({"random"})
+# Where a limit comes from that somebody named for this run alone.
+LIMIT_OF_RUN = "the limit of this run"
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class Verdict:
     reason: why, in words. None where there is nothing to say.
     limit: what it was held to. None where it had no limit.
     expected: whether it failed as it is known to.
+    remedy: what mends a failure for want of a good baseline. None of any other.
     """
 
     status: Status
     reason: str | None
     limit: Limit | None
     expected: bool = False
+    remedy: Remedy | None = None
 
 
 def limit_of_baseline(baseline: Baseline, role: Role, goal: float, file: str) -> Limit:
@@ -110,9 +115,7 @@ def judge(fpr_at_95: float, timing: Timing, limit: Limit | None, baseline: Basel
     baseline: what was recorded of it. None where improvement does not count.
     """
     if limit is None:
-        return Verdict(
-            "failed", "no baseline: record one with --record-baselines, or name a limit with --fpr-limit", None
-        )
+        return Verdict("failed", "no baseline", None, remedy=Remedy("record", "baseline"))
     if fpr_at_95 > limit.fpr_at_95:
         return Verdict("failed", f"allowed {limit.fpr_at_95:.1%} ({limit.source})", limit)
     if too_slow(timing, limit):
@@ -123,7 +126,8 @@ def judge(fpr_at_95: float, timing: Timing, limit: Limit | None, baseline: Basel
         return Verdict("failed", reason, limit)
     improved = baseline is not None and fpr_at_95 < baseline.fpr_at_95 - FPR_MARGIN
     if limit.known_failure and improved:
-        return Verdict("failed", f"improved: {limit.known_failure}; record it with --record-baselines", limit)
+        reason, remedy = f"improved: {limit.known_failure}", Remedy("record", "improvement")
+        return Verdict("failed", reason, limit, remedy=remedy)
     if limit.known_failure and fpr_at_95 > limit.goal:
         return Verdict("failed", f"known failure: {limit.known_failure}", limit, expected=True)
     if limit.forward_ratio is None:
@@ -168,9 +172,9 @@ class Limits:
 
     def _limit(self, case: CaseId, goal: float, baseline: Baseline | None) -> Limit | None:
         role = case.role
-        option = self.unit_test_limit if role == "unit-test" else self.fpr_limit
-        if role != "unit-test" and option is not None:
-            return limit_of_goal(goal, "--fpr-limit")
+        named = self.unit_test_limit if role == "unit-test" else self.fpr_limit
+        if role != "unit-test" and named is not None:
+            return limit_of_goal(goal, LIMIT_OF_RUN)
         if baseline is not None:
             file = self.suite.entry.baselines
             limit = limit_of_baseline(baseline, role, goal, file.name if file else "this run")
@@ -178,7 +182,5 @@ class Limits:
         if figures := self.suite.published.get(str(case)):
             return limit_of_published(figures, goal)
         if role == "unit-test" or self.suite.entry.baselines is None or case.detector in self.user_detectors:
-            return limit_of_goal(
-                goal, f"goals in {self.suite.entry.file.name}" if option is None else "--unit-test-limit"
-            )
+            return limit_of_goal(goal, f"goals in {self.suite.entry.file.name}" if named is None else LIMIT_OF_RUN)
         return None

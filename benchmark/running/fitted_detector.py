@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from benchmark import records
+from benchmark.errors import UserError, is_refusal
 from benchmark.images.image_set import ImageSet
 from benchmark.metrics import accepted, auroc, measure
 from benchmark.models.devices import device_name
@@ -71,7 +72,9 @@ def choose_options(model: LoadedModel, detector_id: str) -> Tuned | None:
             detector, _ = fit(model, detector_id, suite.options(detector_id) | options)
             return auroc(detector.score(model.split("val")), detector.score(ood))  # type: ignore[arg-type]
         except ValueError as error:
-            raise ValueError(f"{model.model.id}/{detector_id}: tuning with {options}: {error}") from error
+            if not is_refusal(error):
+                raise
+            raise UserError(f"{model.model.id}/{detector_id}: tuning with {options}: {error}") from error
 
     return tune(tuning.ood, tuning.options[detector_id], auroc_with)
 
@@ -104,14 +107,14 @@ class FittedDetector:
         scored = self.detector.score(outputs)
         seconds = time.perf_counter() - started
         if scored.shape != (len(image_set),) or scored.dtype != torch.float64:
-            raise ValueError(
+            raise UserError(
                 f"{self.model.model.id}/{self.id}/{image_set.id}: the scores are {scored.dtype} {tuple(scored.shape)}; "
                 f"a detector gives torch.float64 ({len(image_set)},)"
             )
         values = scored.cpu().numpy()
         if np.isnan(values).any():
             image = image_set.image_ids[int(np.isnan(values).argmax())]
-            raise ValueError(f"{self.model.model.id}/{self.id}/{image_set.id}: the score of {image} is NaN")
+            raise UserError(f"{self.model.model.id}/{self.id}/{image_set.id}: the score of {image} is NaN")
         return Scores(image_set, values, seconds)
 
     def metrics(self, scores: Scores) -> Metrics:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmark.errors import UserError
 from benchmark.images.image_set import ImageSet
 from benchmark.models.model import Model
 from benchmark.models.prepared_images import PreparedImages
@@ -18,7 +19,7 @@ BATCH_ROWS = 256
 HEAD_ROWS = 8  # enough to see that a head is not linear; each one costs a second forward pass
 
 
-class StoreError(RuntimeError):
+class StoreError(UserError, RuntimeError):
     """Outputs that cannot be made or kept; the message names the model, the images or the folder, and the remedy."""
 
 

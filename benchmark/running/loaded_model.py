@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from benchmark import records
+from benchmark.errors import UserError
 from benchmark.images.image_set import ImageSet
 from benchmark.metrics import accuracy
 from benchmark.models.devices import device_name
@@ -50,7 +51,7 @@ class LoadedModel:
         for edit in self.model.edits:
             seen = image_set.image_sha256s.keys() & set(edit.about.get("outliers_sha256", ()))
             if seen:
-                raise ValueError(
+                raise UserError(
                     f"{self.model.id} was trained with {len(seen)} of the {len(image_set)} images of {image_set.id} as "
                     f"outliers, such as {image_set.image_sha256s[min(seen)]}: what it makes of them proves nothing; "
                     "evaluate it on another set"

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from benchmark.errors import Remedy
 from benchmark.files import write_atomically
 from benchmark.images.image_set import ImageSet
 from benchmark.models.devices import device_name
@@ -184,6 +185,7 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"cannot write to the store {folder}: {error.strerror or error}; free some space or make it writable, "
-            "or name another folder with --store (what was stored before is kept)"
+            f"cannot write to the store {folder}: {error.strerror or error}; free some space or make it writable "
+            "(what was stored before is kept)",
+            Remedy("set", "store"),
         ) from error

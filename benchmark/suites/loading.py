@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.entries import DATA_DIR, read_entries, read_toml
+from benchmark.errors import UserError
 from benchmark.images.entries import BUILT_IN as IMAGE_SETS
 from benchmark.images.entries import ImageSetEntry, listed_files
 from benchmark.models.entries import BUILT_IN as MODELS
@@ -37,7 +38,7 @@ def load_suite(name_or_path: str, data_dir: Path = DATA_DIR) -> Suite:
     """
     file = Path(name_or_path) if name_or_path.endswith(".toml") else FOLDER / f"{name_or_path}.toml"
     if not file.is_file():
-        raise ValueError(
+        raise UserError(
             f"no suite {name_or_path!r}{did_you_mean(name_or_path, suite_names())}; "
             f"available: {', '.join(suite_names())}, or the path of a .toml file"
         )
@@ -72,12 +73,12 @@ def make_suite(
     try:
         roots = [root_of(_look_up(model_id, models, "model", file), models) for model_id in ids]
     except ModelError as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise UserError(f"{file}: {error}") from None
     if twice := sorted({model_id for model_id in ids if ids.count(model_id) > 1}):
-        raise ValueError(f"{file}: {', '.join(twice)}: listed twice; name a model once, under `models` or `variants`")
+        raise UserError(f"{file}: {', '.join(twice)}: listed twice; name a model once, under `models` or `variants`")
     sets = [*(set_id for set_id, _ in entry.ood.by_role()), *entry.shifted]
     if twice := sorted({set_id for set_id in sets if sets.count(set_id) > 1}):
-        raise ValueError(f"{file}: {', '.join(twice)}: listed twice; name an image set once, under one role")
+        raise UserError(f"{file}: {', '.join(twice)}: listed twice; name an image set once, under one role")
     reads_text = any(root.source.startswith(OPEN_CLIP) for root in roots)
     detectors = _detectors(entry.detectors, file, reads_text)
     of_variants = _detectors(entry.variants.detectors, file, reads_text)
@@ -87,7 +88,7 @@ def make_suite(
         try:
             create(detector, **options)
         except ValueError as error:
-            raise ValueError(f"{file}: options.{detector}: {error}") from None
+            raise UserError(f"{file}: options.{detector}: {error}") from error
     _check_tuning(entry, [*detectors, *in_unit_tests, *of_variants])
     return Suite(
         id=suite,
@@ -105,7 +106,7 @@ def make_suite(
 def _tables(content: Any, name: str, file: Path) -> dict[str, Any]:
     """What a file holds below a name, by id. Raises ValueError where these are no tables."""
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: {name}: tables are expected, [{name}.ID] each, not {content!r}")
+        raise UserError(f"{file}: {name}: tables are expected, [{name}.ID] each, not {content!r}")
     return content
 
 
@@ -113,7 +114,7 @@ def _check_ids(ids: Iterable[str], file: Path) -> None:
     """Ids stand in file names, addresses and test names, so they are of letters, digits and `.+_-`."""
     for name in ids:
         if not re.fullmatch(ID_PATTERN, name):
-            raise ValueError(
+            raise UserError(
                 f"{file}: {name!r} cannot be an id: take letters, digits and . + _ -, letter or digit first"
             )
 
@@ -141,7 +142,7 @@ def _check_apart(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) -> 
     for key, set_id, others, why in rules:
         for other in others:
             if other == set_id or image_sets[other].may_overlap(image_sets[set_id], files):
-                raise ValueError(
+                raise UserError(
                     f"{entry.file}: {key}: {set_id} holds images of {other}, which the suite uses, too; {why}: name "
                     "another set"
                 )
@@ -152,22 +153,20 @@ def _check_tuning(entry: SuiteEntry, detectors: Iterable[str]) -> None:
     if entry.tuning is None:
         return
     if entry.in_distribution.val is None:
-        raise ValueError(f"{entry.file}: tuning: in_distribution.val is needed to tune with: name a validation split")
+        raise UserError(f"{entry.file}: tuning: in_distribution.val is needed to tune with: name a validation split")
     for detector, values in entry.tuning.options.items():
         where = f"{entry.file}: tuning.options.{detector}"
         _look_up(detector, detectors, "detector of the suite", entry.file)
         fixed = entry.options.get(detector, {})
         if twice := sorted(values.keys() & fixed.keys()):
-            raise ValueError(
-                f"{where}: {', '.join(twice)}: fixed by options.{detector} already; name it in one of them"
-            )
+            raise UserError(f"{where}: {', '.join(twice)}: fixed by options.{detector} already; name it in one of them")
         if empty := [name for name, choices in values.items() if not choices]:
-            raise ValueError(f"{where}: {', '.join(empty)}: name the values to try")
+            raise UserError(f"{where}: {', '.join(empty)}: name the values to try")
         for options in combinations(values):
             try:
                 create(detector, **(fixed | options))
             except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+                raise UserError(f"{where}: {error}") from error
 
 
 def _check_means(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) -> None:
@@ -175,7 +174,7 @@ def _check_means(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) -> 
     ood = [set_id for set_id, _ in entry.ood.by_role()]
     for name, sets in entry.means.items():
         if name in image_sets or not sets:
-            raise ValueError(f"{entry.file}: means.{name}: {'an image set has this name' if sets else 'it has no set'}")
+            raise UserError(f"{entry.file}: means.{name}: {'an image set has this name' if sets else 'it has no set'}")
         for set_id in sets:
             _look_up(set_id, ood, f"OOD set of the suite (in means.{name})", entry.file)
 
@@ -210,5 +209,5 @@ def _look_up(name: str, known: Iterable[str], kind: str, file: Path) -> str:
     """
     known = list(known)
     if name not in known:
-        raise ValueError(f"{file}: no {kind} is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+        raise UserError(f"{file}: no {kind} is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
     return name

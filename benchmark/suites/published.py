@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark.errors import UserError
 from detectors import did_you_mean
 
 COLUMNS = ("model", "detector", "set", "fpr_at_95_percent", "tolerance_points", "source", "note")
@@ -71,7 +72,7 @@ def read_published(
         for place, figure in _read(file, {"model": models, "detector": detectors, "set": sets}):
             earlier = cells.get(figure.cell, ())
             if figure.source in {other.source for other in earlier}:
-                raise ValueError(f"{place}: {figure.cell} of {figure.source} stands there twice; remove one")
+                raise UserError(f"{place}: {figure.cell} of {figure.source} stands there twice; remove one")
             cells[figure.cell] = (*earlier, figure)
     return cells
 
@@ -79,19 +80,19 @@ def read_published(
 def _read(file: Path, known: Mapping[str, Collection[str]]) -> Iterator[tuple[str, PublishedFigure]]:
     """The figures of a file, each with its place; known: the names that each column may have."""
     if not file.is_file():
-        raise ValueError(f"there is no file {file} of published figures; correct the suite's `published`")
+        raise UserError(f"there is no file {file} of published figures; correct the suite's `published`")
     with file.open(newline="", encoding="utf-8") as lines:
         table = csv.DictReader(lines)
         if tuple(table.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; correct the line")
+            raise UserError(f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; correct the line")
         for row in table:
             place = f"{file}:{table.line_num}"
             if None in row.values() or None in row:
-                raise ValueError(f"{place}: {len(COLUMNS)} fields are needed: {', '.join(COLUMNS)}")
+                raise UserError(f"{place}: {len(COLUMNS)} fields are needed: {', '.join(COLUMNS)}")
             for column, names in known.items():
                 if row[column] not in names:
                     hint = did_you_mean(row[column], names)
-                    raise ValueError(f"{place}: no {column} is called {row[column]!r}{hint}; correct the line")
+                    raise UserError(f"{place}: no {column} is called {row[column]!r}{hint}; correct the line")
             yield place, _figure(row, place)
 
 
@@ -102,11 +103,11 @@ def _figure(row: Mapping[str, str], place: str) -> PublishedFigure:
     try:
         percent, points = float(row["fpr_at_95_percent"]), float(row["tolerance_points"])
     except ValueError:
-        raise ValueError(f"{place}: fpr_at_95_percent and tolerance_points of {cell} must be numbers") from None
+        raise UserError(f"{place}: fpr_at_95_percent and tolerance_points of {cell} must be numbers") from None
     if not 0 <= percent <= 100:
-        raise ValueError(f"{place}: fpr_at_95_percent of {cell} must lie in 0..100")
+        raise UserError(f"{place}: fpr_at_95_percent of {cell} must lie in 0..100")
     if not 0 < points <= 100:
-        raise ValueError(f"{place}: tolerance_points of {cell} must lie above 0, and up to 100")
+        raise UserError(f"{place}: tolerance_points of {cell} must lie above 0, and up to 100")
     if not row["source"].strip():
-        raise ValueError(f"{place}: {cell} needs a source: the paper and the table")
+        raise UserError(f"{place}: {cell} needs a source: the paper and the table")
     return PublishedFigure(model, detector, set_id, percent / 100, points / 100, row["source"], row["note"])

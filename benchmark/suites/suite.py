@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmark.errors import UserError
 from benchmark.images.entries import ImageSetEntry
 from benchmark.models.entries import ModelEntry, is_vision_language
 from benchmark.records import Role, SetRole
@@ -100,7 +101,7 @@ class Suite:
     def train(self) -> str:
         """The training split; a ValueError where the suite has none."""
         if self.entry.in_distribution.train is None:
-            raise ValueError(f"{self.entry.file}: in_distribution.train is needed here: name the training images")
+            raise UserError(f"{self.entry.file}: in_distribution.train is needed here: name the training images")
         return self.entry.in_distribution.train
 
     def options(self, detector: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmark.entries import read_toml
+from benchmark.errors import UserError
 from benchmark.images.entries import ImageSetEntry
 from benchmark.images.image_set import ImageSet
 from benchmark.models.entries import ModelEntry
@@ -45,7 +46,7 @@ HEAD_TOLERANCE = 0.02
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-class PrecomputedError(ValueError):
+class PrecomputedError(UserError):
     """A file of outputs that cannot be used; the message names it, and what is wrong in it."""
 
 
