@@ -33,7 +33,7 @@ COLOURS = ("blue", "green", "red")
 
 
 def entry(folder: Path, source: str = "local-dir:net") -> ModelEntry:
-    return ModelEntry(file=folder / "models.toml", title="Net", source=source, recipe="train it")
+    return ModelEntry.in_file(folder / "models.toml", title="Net", source=source, recipe="train it")
 
 
 def load(folder: Path, source: str = "local-dir:net", class_names: Sequence[str] = COLOURS) -> Classifier:
@@ -556,7 +556,7 @@ def test_a_user_network_that_cannot_be_used_is_refused_with_the_remedy(
 @pytest.mark.parametrize("source", ["module:no_such_module:make", "module:make", "module:"])
 def test_a_module_that_is_not_there_is_refused(tmp_path: Path, source: str) -> None:
     with pytest.raises(ModelError, match=f"model net: cannot use {source}"):
-        load_entry(ModelEntry(file=tmp_path / "suite.toml", title="A user's", source=source))
+        load_entry(ModelEntry.in_file(tmp_path / "suite.toml", title="A user's", source=source))
 
 
 def test_a_second_module_of_the_same_name_is_refused(tmp_path: Path) -> None:
@@ -564,7 +564,7 @@ def test_a_second_module_of_the_same_name_is_refused(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same_name.py").write_text(USER)
     entries = [
-        ModelEntry(file=tmp_path / folder / "suite.toml", title="A user's", source="module:same_name:plain")
+        ModelEntry.in_file(tmp_path / folder / "suite.toml", title="A user's", source="module:same_name:plain")
         for folder in ("one", "two")
     ]
     load_entry(entries[0])

@@ -14,10 +14,12 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from benchmark.errors import UserError
+
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
 
-class ArchiveError(ValueError):
+class ArchiveError(UserError):
     """An archive that cannot be extracted; the message says why.
 
     damaged: whether the archive is damaged, so that another download may help.

@@ -22,6 +22,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
+from benchmark.errors import UserError
+
 # More pixels are refused as a decompression bomb. This is Pillow's default limit, whatever limit a user sets there.
 PIXEL_LIMIT = 178_956_970
 _UTF8_MARK = b"\xef\xbb\xbf"
@@ -58,7 +60,7 @@ class Decoding(BaseModel):
 AS_PAPERS = Decoding()
 
 
-class DecodingError(ValueError):
+class DecodingError(UserError):
     """Bytes that cannot be used as an image; the message says why."""
 
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
+from benchmark.errors import UserError
+
 TRY_AGAIN = "run the same command again: it continues where it stopped"
 
 
-class DownloadError(ValueError):
+class DownloadError(UserError):
     """A download that failed; the message says why and what to do, in one line."""
 
 

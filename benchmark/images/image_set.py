@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from benchmark.entries import read_entries
+from benchmark.errors import UserError
 from benchmark.images.corruptions import Corruption
 from benchmark.images.decoding import AS_PAPERS, Decoding, DecodingError, decode
 from benchmark.images.entries import BUILT_IN, ClassPart, ImageSetEntry
@@ -20,7 +21,7 @@ from benchmark.images.readers import Images, folders_of, in_folder, in_parquet, 
 from detectors import did_you_mean
 
 
-class ImageSetError(ValueError):
+class ImageSetError(UserError):
     """An image set, or one of its images, that cannot be used; the message names the file and the remedy."""
 
 
@@ -145,7 +146,7 @@ def load_image_set(set_id: str, entries: dict[str, ImageSetEntry] | None = None)
         return _corrupt_images(image_set, entry.corruption) if entry.corruption else image_set
     except ImageSetError:
         raise
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         raise ImageSetError(f"image set {set_id}: {error}") from error
 
 
@@ -179,7 +180,7 @@ def _check_is_there(set_id: str, entry: ImageSetEntry) -> None:
     elif entry.listed and entry.place.is_dir() and not _any_there(entry.place, entry.listed):
         missing = f"none of the images of {entry.listed} are in {entry.place}"
     if missing:
-        raise MissingImageSetError(f"image set {set_id}: {missing}; {entry.remedy(set_id)}")
+        raise MissingImageSetError(f"image set {set_id}: {missing}{entry.by_hand}", entry.remedy(set_id))
 
 
 def _any_there(folder: Path, listed: Path) -> bool:
@@ -188,18 +189,18 @@ def _any_there(folder: Path, listed: Path) -> bool:
 
 
 def _read_images(set_id: str, entry: ImageSetEntry) -> Images:
-    """All images at the entry's place, or those of its list. Raises ValueError where they cannot be read."""
+    """All images at the entry's place, or those of its list. Raises UserError where they cannot be read."""
     place, columns = entry.place, entry.columns
     if place.is_dir() and (entry.folder or not shards_of(place)):
         return in_folder(place, entry.listed)
     if entry.listed:
-        raise ValueError(f"`list_file` goes with a folder of images, and {place} holds Parquet files")
+        raise UserError(f"`list_file` goes with a folder of images, and {place} holds Parquet files")
     label = columns.label if entry.classes else None
     return in_parquet(place, set_id, image=columns.image, label=label, id_column=columns.id, rows=entry.rows)
 
 
 def _select_images(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
-    """The images that belong to the set, with their labels. Raises ValueError where they do not fit the entry."""
+    """The images that belong to the set, with their labels. Raises UserError where they do not fit the entry."""
     folders = set(entry.leave_out) - set(entry.classes)
     rows = _outside_of(folders, images.ids) if folders else np.arange(len(images.ids))
     labels = _labels(entry, images, rows) if entry.classes else None
@@ -258,10 +259,10 @@ def _corrupt_images(clean: ImageSet, corruption: Corruption) -> ImageSet:
 
 
 def _outside_of(folders: set[str], ids: Sequence[str]) -> np.ndarray:
-    """The rows of the images that are in none of the folders. Raises ValueError where a folder holds no image."""
+    """The rows of the images that are in none of the folders. Raises UserError where a folder holds no image."""
     within = [folders.intersection(folders_of(path)) for path in ids]
     if unmet := folders.difference(*within):
-        raise ValueError(f"`leave_out` names {min(unmet)!r}, which is neither a folder of its images nor a class")
+        raise UserError(f"`leave_out` names {min(unmet)!r}, which is neither a folder of its images nor a class")
     return np.array([row for row, found in enumerate(within) if not found], dtype=np.int64)
 
 
@@ -269,7 +270,7 @@ def _labels(entry: ImageSetEntry, images: Images, rows: np.ndarray) -> np.ndarra
     """The class index of each image in `rows`, found by the names that the image's class may have.
 
     Integers in a table are indices, too, where no class has an integer as its name, as in the Hub's table of ImageNet.
-    Raises ValueError where an image has an unknown class.
+    Raises UserError where an image has an unknown class.
     """
     known = {name: index for index, name in enumerate(entry.classes)}
     indices = {str(index): index for index in known.values()}
@@ -279,7 +280,7 @@ def _labels(entry: ImageSetEntry, images: Images, rows: np.ndarray) -> np.ndarra
     labels = np.array([next((known[name] for name in some if name in known), -1) for some in names], dtype=np.int64)
     if unknown := sorted({names[row][0] for row in np.flatnonzero(labels < 0).tolist()}):
         expected = f"0 to {len(known) - 1}" if known is indices else ", ".join(list(known)[:20])
-        raise ValueError(
+        raise UserError(
             f"unknown classes {unknown[:5]} in {entry.listed or entry.place}; the classes in "
             f'{entry.class_list or entry.file} with `labels` = "{entry.labels}" allow {expected}'
         )
@@ -290,12 +291,12 @@ def _is_in_part(part: ClassPart, labels: np.ndarray, entry: ImageSetEntry) -> np
     """Whether each of N images belongs to the part, bool (N,).
 
     labels: the class index of each image, (N,).
-    Raises ValueError where a class has fewer images than the part takes.
+    Raises UserError where a class has fewer images than the part takes.
     """
     counts = np.bincount(labels, minlength=len(entry.classes))
     if counts.min() < part.per_class:
         few = f"class {entry.classes[int(counts.argmin())]} has" if entry.classes else "it has"
-        raise ValueError(f"{few} only {counts.min()} images in {entry.place}, and `part` takes {part.per_class}")
+        raise UserError(f"{few} only {counts.min()} images in {entry.place}, and `part` takes {part.per_class}")
     place_in_class = np.empty_like(labels)
     order = labels.argsort(kind="stable")
     place_in_class[order] = np.arange(len(labels)) - (counts.cumsum() - counts)[labels[order]]
@@ -303,7 +304,7 @@ def _is_in_part(part: ClassPart, labels: np.ndarray, entry: ImageSetEntry) -> np
 
 
 def _check_counts(entry: ImageSetEntry, images: int, labels: np.ndarray | None) -> None:
-    """Raises ValueError where there is no image, another number of images than expected, or a class without images.
+    """Raises UserError where there is no image, another number of images than expected, or a class without images.
 
     Some classes may have no images where a count or a list shows that the set is complete, as in ImageNet-R.
     """
@@ -313,12 +314,12 @@ def _check_counts(entry: ImageSetEntry, images: int, labels: np.ndarray | None) 
     none = f"no image of class {missing[0]}" if missing else "no image" if not images else ""
     others = f" (and {len(missing) - 1} other classes)" if len(missing) > 1 else ""
     if accepted is not None and images not in accepted:
-        raise ValueError(
+        raise UserError(
             f"{images} images in {entry.place}, {' or '.join(map(str, accepted))} expected"
             f"{f', and {none}{others}' if none else ''}; complete the set, or correct `images` in {entry.file}"
         )
     if not images or (missing and accepted is None and entry.listed is None):
-        raise ValueError(
+        raise UserError(
             f"{none}{others} in {entry.place}; complete the set, or correct its classes in "
             f"{entry.class_list or entry.file}"
         )

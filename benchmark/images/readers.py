@@ -1,6 +1,6 @@
 """Readers of images: folders of files, lists of files, and Parquet files.
 
-All functions raise ValueError where the files are wrong; the message names the file.
+All functions raise UserError where the files are wrong; the message names the file.
 """
 
 import csv
@@ -17,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from benchmark.errors import UserError
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")  # as `datasets` and the Hub name the shards of a table
 _SAMPLE = 16  # so many images of a table are read to find their formats
@@ -48,7 +50,7 @@ def in_folder(folder: Path, listed: Path | None = None) -> Images:
     folder: the folder.
     listed: a list of the images to take, in its order. None: all image files, sorted.
     The class of an image is the one that the list gives, or else one of the folders that the image is in.
-    Raises ValueError where there is no image, or an image of the list is missing.
+    Raises UserError where there is no image, or an image of the list is missing.
     """
     labels: Sequence[str | None]
     if listed is None:
@@ -58,7 +60,7 @@ def in_folder(folder: Path, listed: Path | None = None) -> Images:
         pairs = read_list(listed)
         ids, labels = [path for path, _ in pairs], [label for _, label in pairs]
         if missing := [path for path in ids if not os.path.isfile(f"{folder}/{path}")]:
-            raise ValueError(
+            raise UserError(
                 f"{len(missing)} of the {len(ids)} files in the list {listed} are not in {folder}, such as "
                 f"{missing[0]}; complete the folder, or name the right list"
             )
@@ -77,13 +79,13 @@ def read_list(file: Path) -> list[tuple[str, str | None]]:
     file: a CSV file with a header, the paths in the first column and the classes in the second, if there is one; or a
         text file with one path a line, where a number after a space is the class, as in OpenOOD's lists. The number -1
         stands for OOD there, and is read as no class.
-    Raises ValueError where the list is empty, names a path twice, or names a path outside of its folder.
+    Raises UserError where the list is empty, names a path twice, or names a path outside of its folder.
     """
     pairs: list[tuple[str, str | None]] = []
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no list of paths: {error}") from None
+        raise UserError(f"{file} is no list of paths: {error}") from None
     if file.suffix.lower() == ".csv":
         rows = [row for row in csv.reader(lines[1:]) if row]
         pairs = [(row[0], row[1] if len(row) > 1 else None) for row in rows]
@@ -96,12 +98,12 @@ def read_list(file: Path) -> list[tuple[str, str | None]]:
                 pairs.append((path, None if label[0] == "-1" else label[0]))
     paths = [path for path, _ in pairs]
     if not paths:
-        raise ValueError(f"the list {file} is empty")
+        raise UserError(f"the list {file} is empty")
     if outside := [path for path in paths if path.startswith("/") or ".." in path.split("/")]:
-        raise ValueError(f"the list {file} leaves its folder: {outside[0]}")
+        raise UserError(f"the list {file} leaves its folder: {outside[0]}")
     if len(set(paths)) < len(paths):
         twice = next(path for path, before in zip(sorted(paths)[1:], sorted(paths), strict=False) if path == before)
-        raise ValueError(f"the list {file} names {twice} twice")
+        raise UserError(f"the list {file} names {twice} twice")
     return pairs
 
 
@@ -115,7 +117,7 @@ def _find_images(folder: Path) -> list[str]:
         prefix = "" if prefix == "./" else prefix
         found += [prefix + name for name in names if _ending(name) in known and not name.startswith(".")]
     if not found:
-        raise ValueError(f"no image files in {folder}; the known endings are {', '.join(sorted(known))}")
+        raise UserError(f"no image files in {folder}; the known endings are {', '.join(sorted(known))}")
     return sorted(found, key=lambda path: path.split("/"))
 
 
@@ -150,7 +152,7 @@ def in_parquet(
     label: the column of the classes; None: the images have none.
     id_column: the column of the ids.
     rows: values by column. Only the rows that have all these values are taken.
-    Raises ValueError where the files cannot be read, a column is missing, or no row is left.
+    Raises UserError where the files cannot be read, a column is missing, or no row is left.
     """
     import datasets  # here, since it is slow to import
 
@@ -165,9 +167,9 @@ def in_parquet(
         )
         table = read.cast_column(image, datasets.Image(decode=False)).data if len(read) else None
     except Exception as error:  # `datasets` wraps the exceptions of pyarrow into its own
-        raise ValueError(f"cannot read {place}: {error.__cause__ or error}") from error
+        raise UserError(f"cannot read {place}: {error.__cause__ or error}") from error
     if table is None:
-        raise ValueError(f"{place} has no rows{f' with {rows}' if rows else ''}")
+        raise UserError(f"{place} has no rows{f' with {rows}' if rows else ''}")
     images = table.column(image)
     labels = list(map(str, table.column(label).to_pylist())) if label else []
     names = {value: (value,) for value in set(labels)}  # the rows of a class share one tuple
@@ -175,9 +177,7 @@ def in_parquet(
     def encoded(index: int) -> bytes:
         content: dict[str, Any] = images[index].as_py() or {}
         if content.get("bytes") is None:
-            raise ValueError(
-                f"the row holds no bytes, only the path {content.get('path')}; embed the images in {place}"
-            )
+            raise UserError(f"the row holds no bytes, only the path {content.get('path')}; embed the images in {place}")
         return bytes(content["bytes"])
 
     return Images(
@@ -193,13 +193,13 @@ def in_parquet(
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The Parquet files of a folder, in order. Raises ValueError where a shard is missing."""
+    """The Parquet files of a folder, in order. Raises UserError where a shard is missing."""
     shards = sorted(path for path in folder.glob("*.parquet") if path.is_file())
     numbered = [match.groups() for shard in shards if (match := _SHARD.fullmatch(shard.name))]
     for name, count in {(name, count) for name, _, count in numbered}:
         there = {int(number) for other, number, _ in numbered if other == name}
         if missing := sorted(set(range(int(count))) - there):
-            raise ValueError(
+            raise UserError(
                 f"{len(missing)} of the {int(count)} shards {name} are not in {folder}, such as "
                 f"{name}-{missing[0]:05d}-of-{count}.parquet"
             )
@@ -207,17 +207,17 @@ def shards_of(folder: Path) -> list[Path]:
 
 
 def _common_columns(shards: list[Path], needed: list[str]) -> list[str]:
-    """The columns that all shards have. Raises ValueError where a shard is damaged, or lacks a column of `needed`."""
+    """The columns that all shards have. Raises UserError where a shard is damaged, or lacks a column of `needed`."""
     common: list[str] = []
     for shard in shards:
         try:
             columns = pq.read_schema(shard).names
             if pq.read_metadata(shard).num_rows == 0:
-                raise ValueError(f"{shard} has no rows")
+                raise UserError(f"{shard} has no rows")
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"cannot read {shard}: {error}") from None
+            raise UserError(f"cannot read {shard}: {error}") from None
         if lacking := [name for name in needed if name not in columns]:
-            raise ValueError(f"{shard} has no column {lacking[0]!r} but {', '.join(columns)}; name its `columns`")
+            raise UserError(f"{shard} has no column {lacking[0]!r} but {', '.join(columns)}; name its `columns`")
         common = [name for name in common or columns if name in columns]
     return common
 

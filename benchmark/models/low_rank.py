@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmark.errors import UserError
+
 
 @dataclass(frozen=True, eq=False)
 class Components:
@@ -70,10 +72,10 @@ def removed_components(shape: Sequence[int], ratio: float) -> int:
     shape: of the weight, (out, in) or (out, in, height, width).
     ratio: the share of the min(out, in) singular values that is dropped, 0 to 1. Halves are rounded to the even
         number, as Python and SeTAR's code do.
-    Raises ValueError for a ratio outside of 0 to 1.
+    Raises UserError for a ratio outside of 0 to 1.
     """
     if not 0 <= ratio <= 1:
-        raise ValueError(f"a ratio lies between 0 and 1, got {ratio}")
+        raise UserError(f"a ratio lies between 0 and 1, got {ratio}")
     return round(ratio * min(shape[:2]))
 
 

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmark.errors import UserError
+
 # Training scripts save the state dict under these keys, beside the epoch and other values.
 NESTED = ("state_dict", "model", "net")
 # Names that timm and others give to the head and the shortcuts of a ResNet, and our names in their place.
@@ -25,7 +27,7 @@ RENAMINGS = ((r"^fc\.", "linear."), (r"\.downsample\.", ".shortcut."))
 SHOWN = 4  # so many names are listed in a message
 
 
-class StateDictError(ValueError):
+class StateDictError(UserError):
     """A file that is no state dict, or is one of another network; the message says what is wrong."""
 
 

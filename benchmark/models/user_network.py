@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmark.errors import UserError
 from benchmark.models.entries import MODULE, ModelEntry, ModelError
 from benchmark.models.preprocessing import Transform, describe_transform, timm_transform
 
 TRIAL_SIZES = ((96, 64), (50, 80))  # of images to try a transform with; a usable one gives both the same size
 
 
-class UserNetworkError(ValueError):
+class UserNetworkError(UserError):
     """A network or a transform that cannot be used; the message says what is wrong and what to do."""
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmark.entries import read_toml
+from benchmark.errors import UserError
 from benchmark.images.entries import ImageSetEntry
 from benchmark.images.image_set import ImageSet
 from benchmark.models.entries import ModelEntry
@@ -45,7 +46,7 @@ HEAD_TOLERANCE = 0.02
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-class PrecomputedError(ValueError):
+class PrecomputedError(UserError):
     """A file of outputs that cannot be used; the message names the file and says what is wrong in it."""
 
 
@@ -107,17 +108,17 @@ def suite_of_outputs(name: str | None, place: str) -> Suite:
         "unit_tests": {"detectors": ()},
     }
     image_sets = {
-        set_id: ImageSetEntry(
+        set_id: ImageSetEntry.in_file(
+            Path("--outputs"),
             title=set_id,
             licence="not stated",
             source=f"outputs in {file}",
             classes=classes if set_id in folder.splits else (),
             local=str(file.resolve()),
-            file=Path("--outputs"),
         )
         for set_id, file in folder.files.items()
     }
-    entry = ModelEntry(title=model, source=f"outputs in {place}", file=Path("--outputs"))
+    entry = ModelEntry.in_file(Path("--outputs"), title=model, source=f"outputs in {place}")
     return make_suite(f"own-{model}", SuiteEntry.parse(table, FILE, ""), {model: entry}, image_sets)
 
 
