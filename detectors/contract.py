@@ -108,12 +108,17 @@ class World:
     model: Network
 
 
+def _unchanged(value: Any) -> Any:
+    """The value as it is. It is no lambda, so that pickle can take the network along."""
+    return value
+
+
 def build_world(
     *,
     samples_a_class: int = 12,
-    labels: Callable[[Tensor], Tensor] = lambda labels: labels,
-    features: Callable[[Tensor], Tensor] = lambda features: features,
-    head: Callable[[Head], Head] = lambda head: head,
+    labels: Callable[[Tensor], Tensor] = _unchanged,
+    features: Callable[[Tensor], Tensor] = _unchanged,
+    head: Callable[[Head], Head] = _unchanged,
 ) -> World:
     """Classes that excite three units each; the arguments bend labels, features or head into a degenerate world.
 
