@@ -33,7 +33,8 @@ class MissingImageSetError(ImageSetError):
 class ImageSet:
     """Images with their ids and, where they have classes, the index of each one's class and a word for it.
 
-    `encoded(i)` gives the bytes of an image file or the pixels (height, width, 3) of an image that has none.
+    `encoded(i)` gives the bytes of an image file or the pixels (height, width, 3) of an image that has none. A function
+    that pickle can take makes a set that pickle can take.
     about: what else a record says of it: its list, contamination, groups of classes and decoding.
     kept: where the hashes of its images are kept across runs, if they are.
     """
@@ -201,7 +202,7 @@ def _selected(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
         image_ids=ids,
         labels=labels,
         classes=entry.classes,
-        encoded=lambda index: images.encoded(int(rows[index])),
+        encoded=_ChosenRows(images.encoded, rows),
         class_names=entry.class_names or entry.classes,
         about={
             "list_id": entry.list_id,
@@ -215,6 +216,28 @@ def _selected(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
     )
 
 
+@dataclass(frozen=True)
+class _ChosenRows:
+    """Reads image i of a set, which is image rows[i] of the place where it lies."""
+
+    encoded: Callable[[int], bytes]
+    rows: np.ndarray
+
+    def __call__(self, index: int) -> bytes:
+        return self.encoded(int(self.rows[index]))
+
+
+@dataclass(frozen=True)
+class _CorruptedImages:
+    """Gives the pixels of image i of a clean set, corrupted."""
+
+    clean: ImageSet
+    corruption: Corruption
+
+    def __call__(self, index: int) -> np.ndarray:
+        return self.corruption(np.asarray(self.clean[index]), self.clean.image_ids[index])
+
+
 def _kept(set_id: str, entry: ImageSetEntry, images: Images) -> KeptHashes:
     chosen = f"{entry.place} {entry.rows} {entry.columns.image}"
     return KeptHashes(entry.data_dir / ".hashes" / set_id, images.files, chosen)
@@ -225,7 +248,7 @@ def _corrupted(clean: ImageSet, corruption: Corruption) -> ImageSet:
         clean,
         source=f"{clean.source}; with {corruption.kind}, amount {corruption.amount} (benchmark/images/corruptions.py)",
         coding="pixels",
-        encoded=lambda index: corruption(np.asarray(clean[index]), clean.image_ids[index]),
+        encoded=_CorruptedImages(clean, corruption),
         kept=None,
     )
 

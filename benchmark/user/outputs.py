@@ -188,11 +188,6 @@ def _refuse(images: Any) -> NoReturn:
 
 def _image_set(set_id: str, entry: ImageSetEntry, rows: Rows) -> ImageSet:
     """Rows as images, of which all that is known are their outputs."""
-
-    def encoded(row: int) -> bytes:
-        values = (rows.features[row], rows.logits[row])
-        return b"".join(value.contiguous().view(torch.uint8).numpy().tobytes() for value in values)
-
     return ImageSet(
         id=set_id,
         title=entry.title,
@@ -202,9 +197,21 @@ def _image_set(set_id: str, entry: ImageSetEntry, rows: Rows) -> ImageSet:
         image_ids=rows.ids,
         labels=None if rows.labels is None or not entry.classes else rows.labels.numpy(),
         classes=entry.classes,
-        encoded=encoded,
+        encoded=_BytesOfRow(rows.features, rows.logits),
         class_names=entry.classes,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _BytesOfRow:
+    """The bytes of the features (N, D) and logits (N, C) of row i."""
+
+    features: Tensor
+    logits: Tensor
+
+    def __call__(self, row: int) -> bytes:
+        values = (self.features[row], self.logits[row])
+        return b"".join(value.contiguous().view(torch.uint8).numpy().tobytes() for value in values)
 
 
 def _file(folder: Path, name: str) -> Path | None:
