@@ -275,7 +275,7 @@ def test_a_mistake_is_a_usage_error(run: Runs) -> None:
     assert "name the network that meets these images with --model" in result.stderr.str()
     result = run(OOD, *run.own, "--record-baselines")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "a threshold file is of what its suite file names, without --model" in result.stderr.str()
+    assert "baselines are of what their suite file names, without --model" in result.stderr.str()
 
 
 def test_a_network_for_other_classes_is_an_error_of_its_cases(run: Runs) -> None:
