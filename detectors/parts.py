@@ -131,7 +131,7 @@ def _reduce_class(kind: CombinationClass) -> Any:
     return (kind.recipe, ()) if "recipe" in vars(kind) else kind.__qualname__
 
 
-copyreg.pickle(CombinationClass, _reduce_class)  # type: ignore[arg-type]  # pickle takes a name, too
+copyreg.pickle(CombinationClass, _reduce_class)
 
 
 @dataclass(kw_only=True, eq=False)
