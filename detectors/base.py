@@ -33,6 +33,8 @@ class Detector(ABC):
     needs: ClassVar[frozenset[str]]
     # Small enough that the temporaries of a batch (16 MiB at 2,048 dimensions) are reused and not mapped anew.
     batch_rows: ClassVar[int] = 1024
+    # How far apart two scores of an image may be, relatively, and count as the same to `detectors/contract.py`.
+    precision: ClassVar[float] = 1e-9
     made_of: ClassVar[tuple[type, ...]] = ()  # other classes that it is put together from
     # The checks of `detectors/contract.py` that it cannot pass -> why not. One that passes nevertheless is an error.
     expected_failures: ClassVar[Mapping[str, str]] = {}

@@ -63,7 +63,7 @@ def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[n
     try:
         if not name:
             raise UserNetworkError(f"name a module and a function in it: {MODULE}NAME:FUNCTION")
-        with _importable(folders := (entry.file.parent.resolve(), Path.cwd())):
+        with importable(folders := (entry.file.parent.resolve(), Path.cwd())):
             module = importlib.import_module(name)
             _check_origin(module, folders)
             made = _called(getattr(module, function), classes)
@@ -83,7 +83,8 @@ def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[n
 
 
 @contextmanager
-def _importable(folders: tuple[Path, ...]) -> Iterator[None]:
+def importable(folders: tuple[Path, ...]) -> Iterator[None]:
+    """Modules of these folders can be imported, too, and come first."""
     before = sys.path
     sys.path = [*map(str, folders), *before]
     try:
