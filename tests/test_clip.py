@@ -72,7 +72,7 @@ def network_of(custom: bool = False, **settings: Any) -> Any:
 def model_of(network: nn.Module, prompt: str = "a photo of a {}") -> ZeroShotClassifier:
     return ZeroShotClassifier(
         "net",
-        ModelEntry(file=Path("models.toml"), title="Net", source="open-clip:local-dir:net", prompt=prompt),
+        ModelEntry.in_file(Path("models.toml"), title="Net", source="open-clip:local-dir:net", prompt=prompt),
         network,
         lambda image: torch.zeros(3, 16, 16),
         {"input_size": [3, 16, 16]},
@@ -299,8 +299,8 @@ def save(folder: Path, network: Any, vocabulary: list[int] | None = None, **sett
 
 
 def load(folder: Path, class_names: tuple[str, ...] = COLOURS, source: str = "local-dir:net", **more: Any) -> Any:
-    entry = ModelEntry(
-        file=folder / "models.toml", title="Net", source=f"open-clip:{source}", recipe="make it so", **more
+    entry = ModelEntry.in_file(
+        folder / "models.toml", title="Net", source=f"open-clip:{source}", recipe="make it so", **more
     )
     return load_model("net", {"net": entry}, CPU, class_names)
 

@@ -28,6 +28,7 @@ from benchmark.models.entries import ModelError
 from benchmark.running.evaluation import Evaluation
 from benchmark.running.fitted_detector import FittedDetector
 from benchmark.running.loaded_suite import LoadedSuite
+from benchmark.running.provenance import package_git_state, package_version
 from benchmark.running.store import Store
 from benchmark.suites.loading import load_suite
 from detectors import create
@@ -280,6 +281,14 @@ def test_what_does_not_fit_is_refused(saved: Path, edit: Callable[[dict[str, Any
         Gate.load(saved)
     assert str(saved) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_gate_says_which_version_made_it_and_older_ones_that_do_not_are_loaded(saved: Path) -> None:
+    made = Gate.load(saved).made
+    assert made["package_version"] == package_version() is not None
+    assert (made["git_commit"], made["git_dirty"]) == package_git_state()
+    change(saved, lambda about: about["made"].pop("package_version"), sign=True)
+    assert Gate.load(saved).made == {name: value for name, value in made.items() if name != "package_version"}
 
 
 def test_other_weights_are_refused(saved: Path, user_world: Path) -> None:

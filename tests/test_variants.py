@@ -457,7 +457,7 @@ def test_an_outlier_that_is_also_evaluated_is_found_by_its_content(variants: Pat
 
 def test_sets_overlap_where_their_rows_or_folders_may() -> None:
     def rows(**which: str) -> ImageSetEntry:
-        return ImageSetEntry(file=Path("f"), title="", licence="", source="", parquet=Path("p"), rows=which)
+        return ImageSetEntry.in_file(Path("f"), title="", licence="", source="", parquet=Path("p"), rows=which)
 
     assert rows(set="a").may_overlap(rows(set="a", split="train"))
     assert rows(split="train").may_overlap(rows(set="a"))

@@ -8,7 +8,9 @@ import typer
 
 from benchmark.commands import completion, options
 from benchmark.commands.known import known_image_sets, known_weights, unknown_name
-from benchmark.commands.mistakes import FAILED, MISTAKES, interruption_says
+from benchmark.commands.mistakes import FAILED, interruption_says
+from benchmark.errors import UserError
+from benchmark.user.messages import told
 
 if TYPE_CHECKING:
     from benchmark.images.downloads import Fetched
@@ -60,9 +62,9 @@ def fetch(
                 f"{name}: cannot write {error.filename or data_dir}: {error.strerror or error}; mend that or "
                 "name another folder with --data-dir; what is downloaded is kept, and the same command goes on with it"
             )
-        except MISTAKES as error:
+        except UserError as error:
             failed = FAILED
-            _complain(f"{name}: {str(error).removeprefix(f'image set {name}: ')}")
+            _complain(f"{name}: {told(error).removeprefix(f'image set {name}: ')}")
     _tell_kept(data_dir / ".downloads")
     return failed
 

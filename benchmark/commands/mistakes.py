@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import typer
 
-# What a user can mend. Everything else is a bug, and keeps its traceback.
-MISTAKES = (ValueError, OSError)
+from benchmark.user.messages import one_line
+
 FAILED, INTERRUPTED = 1, 130
 
 
@@ -22,8 +22,11 @@ def in_one_line(command: Callable[..., int | None]) -> Callable[..., None]:
             sys.stdout.flush()
         except BrokenPipeError:
             raise  # typer ends quietly where nobody reads the output any more
-        except MISTAKES as error:
-            print(error, file=sys.stderr)
+        except Exception as error:
+            problem = one_line(error)
+            if problem is None:  # a bug of ours, which keeps its traceback
+                raise
+            print(problem, file=sys.stderr)
             code = FAILED
         except KeyboardInterrupt as interruption:
             print("\ninterrupted", *interruption.args, sep="; ", file=sys.stderr)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmark.limits.comparisons import Comparison, comparisons, counts, verdict
+from benchmark.errors import UserError
+from benchmark.limits.comparisons import Comparison, comparisons, counts, in_words
 from benchmark.records import Case, read_records
 from benchmark.suites.suite import Suite
 
@@ -14,10 +15,10 @@ def compare_with_records(suite: Suite, results: Path) -> list[Comparison]:
     Raises ValueError where the suite has none.
     """
     if not suite.entry.published:
-        raise ValueError(f"{suite.entry.file}: published: the suite names no file of published figures")
+        raise UserError(f"{suite.entry.file}: published: the suite names no file of published figures")
     compared = comparisons(suite, newest_cases(results / suite.id))
     if not compared:
-        raise ValueError(f"{suite.entry.file}: published: none of the figures there is of a case of this suite")
+        raise UserError(f"{suite.entry.file}: published: none of the figures there is of a case of this suite")
     return compared
 
 
@@ -43,6 +44,6 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
         figure.cell,
         f"{100 * figure.fpr_at_95:.2f} ± {100 * figure.tolerance:.2f}",
         f"{100 * measured.value:.2f} ({100 * measured.low:.2f} to {100 * measured.high:.2f})" if measured else "-",
-        verdict(comparison.value),
+        in_words(comparison.value),
         f"{figure.source}; {figure.note}" if figure.note else figure.source,
     )

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import torch
 
+from benchmark.errors import Remedy, UserError
+
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, by default a GPU where there is one. ValueError on a name without a device."""
+    """The device of that name, by default a GPU where there is one. UserError on a name without a device."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name is None else None
     try:
         device = device or torch.device(str(name))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"device {name}: {str(error).splitlines()[0]}", Remedy("set", "device")) from None
     return device
 
 

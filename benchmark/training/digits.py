@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from benchmark.errors import UserError
 from benchmark.models.devices import threads
 from benchmark.training import clip, from_scratch
 from benchmark.training.from_scratch import CHECKPOINTS, RECIPES, Trained
@@ -16,7 +17,7 @@ def train_digits_network(model_id: str, folder: Path | None = None) -> Trained:
     """
     known = (*RECIPES, clip.NAME)
     if model_id not in known:
-        raise ValueError(
+        raise UserError(
             f"no recipe is called {model_id!r}{did_you_mean(model_id, known)}; available: {', '.join(known)}"
         )
     folder = folder or CHECKPOINTS / model_id

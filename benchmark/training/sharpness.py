@@ -31,6 +31,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from benchmark.errors import UserError
 from benchmark.images.image_set import load_image_set
 from benchmark.models.entries import is_vision_language
 from benchmark.models.loading import load_model
@@ -93,7 +94,7 @@ def definition_of(name: str) -> Definition:
     """The definition of that name. Raises ValueError where there is none."""
     known = {str(definition): definition for definition in definitions()}
     if name not in known:
-        raise ValueError(f"no definition is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+        raise UserError(f"no definition is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
     return known[name]
 
 
@@ -144,11 +145,11 @@ def sharpness(
     themselves, not at random, and average 20 draws, not 100. Leaving out the last images is our choice.
     """
     if any(module.training for module in network.modules()):
-        raise ValueError("network is in training mode; allowed: evaluation mode, as after network.eval()")
+        raise UserError("network is in training mode; allowed: evaluation mode, as after network.eval()")
     if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels have the shape {tuple(labels.shape)}; allowed: one for each of {len(images)} images")
+        raise UserError(f"labels have the shape {tuple(labels.shape)}; allowed: one for each of {len(images)} images")
     if len(images) < batch:
-        raise ValueError(f"batch is {batch}; allowed: up to the number of images, {len(images)}")
+        raise UserError(f"batch is {batch}; allowed: up to the number of images, {len(images)}")
     started = time.perf_counter()
     weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     scale = weights.abs() if scaling == "adaptive" else torch.ones_like(weights)
@@ -160,7 +161,7 @@ def sharpness(
         with torch.no_grad():
             losses.append(loss(weights).item())
         if not math.isfinite(losses[-1]):
-            raise ValueError(f"the loss of the network is {losses[-1]} on batch {number}; allowed: a finite loss")
+            raise UserError(f"the loss of the network is {losses[-1]} on batch {number}; allowed: a finite loss")
         random = Generator(weights.device).manual_seed(_batch_seed(seed, number))
         if case == "average":
             rises.append(average_rise(loss, weights, scale, norm, rho, draws, random))
@@ -329,9 +330,9 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(f"measurements have the shapes {a.shape} and {b.shape}; allowed: (M,) twice, M from 2")
+        raise UserError(f"measurements have the shapes {a.shape} and {b.shape}; allowed: (M,) twice, M from 2")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("a measurement is not finite; allowed: finite numbers")
+        raise UserError("a measurement is not finite; allowed: finite numbers")
     signs = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
     return float(signs.sum() / (len(a) * (len(a) - 1)))
 
@@ -339,7 +340,7 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
 def kendall_tau_deviation(models: int) -> float:
     """The standard deviation of tau over M unrelated models without ties: 0.22 for M = 12, 0.09 for M = 56."""
     if models < 2:
-        raise ValueError(f"models is {models}; allowed: an integer from 2")
+        raise UserError(f"models is {models}; allowed: an integer from 2")
     return math.sqrt(2 * (2 * models + 5) / (9 * models * (models - 1)))
 
 
@@ -367,7 +368,7 @@ def correlate(models: Sequence[Measured]) -> float:
     for name in ("architecture", "training_set"):
         values = sorted({getattr(model, name) for model in models})
         if len(values) > 1:
-            raise ValueError(f"{name} is {' and '.join(values)}; allowed: the same for all models that are compared")
+            raise UserError(f"{name} is {' and '.join(values)}; allowed: the same for all models that are compared")
     return kendall_tau([model.sharpness for model in models], [model.error for model in models])
 
 
@@ -377,15 +378,15 @@ def training_images(
     """A model's network with the same training images (n, 3, H, W) and labels (n,) for every model of the suite."""
     known = suite.known_models
     if model_id not in known:
-        raise ValueError(f"no model is called {model_id!r}{did_you_mean(model_id, known)}; known: {', '.join(known)}")
+        raise UserError(f"no model is called {model_id!r}{did_you_mean(model_id, known)}; known: {', '.join(known)}")
     if is_vision_language(model_id, known):
-        raise ValueError(
+        raise UserError(
             f"model {model_id} was not trained on the suite's images; allowed: classifiers, not zero-shot ones"
         )
     image_set = load_image_set(suite.train, suite.image_sets)
     model = load_model(model_id, known, device, image_set.class_names)
     train = TrainingSet(model, image_set)
     if train.labels is None:
-        raise ValueError(f"image set {image_set.id} has no classes; allowed: images with labels")
+        raise UserError(f"image set {image_set.id} has no classes; allowed: images with labels")
     rows = torch.randperm(len(train), generator=Generator().manual_seed(seed))[:count]
     return model.network, train.images(rows), train.labels[rows]
