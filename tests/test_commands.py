@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,6 +171,24 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match="divmod"):
         main(["sets", "digits-val"])
     assert sys.excepthook is before
+
+
+def test_another_package_under_one_of_our_names_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "detectors.py"
+    file.touch()
+    other = ModuleType("detectors")
+    other.__file__ = str(file)
+    monkeypatch.setitem(sys.modules, "detectors", other)
+    assert main(["sets", "nois"]) == 1
+    assert capsys.readouterr().err.startswith(f"{file} is imported as detectors, and is not that of ood-benchmark")
+
+
+def test_another_import_that_fails_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "benchmark.images.inventory", None)
+    with pytest.raises(ImportError):
+        main(["sets"])
 
 
 @pytest.mark.parametrize("arguments", [["set"], ["sets", "--jsn"], ["save", "digits-resnet"], ["fetch", "--from", "x"]])
