@@ -111,6 +111,35 @@ def test_a_tolerance_grows_with_all_that_may_differ() -> None:
     assert other.tolerance == pytest.approx(2.05 + 1.96 * 2**0.5 * 2.0 + 4.0)
 
 
+def tolerances(name: str) -> dict[tuple[str, str], tuple[float, str]]:
+    """Of a shipped file: tolerance in points and note, by detector and set."""
+    with (ROOT / "benchmark" / "limits" / "published" / f"{name}.csv").open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    return {(row["detector"], row["set"]): (float(row["tolerance_points"]), row["note"]) for row in rows}
+
+
+def test_a_network_that_is_the_authors_own_has_no_tolerance_for_another_training() -> None:
+    """HIMPLoS's for CIFAR-100 is: a set that is whole there has the margin alone, and a mean hardly more."""
+    found = tolerances("himplos-cifar100")
+    stated = {
+        cell: tolerance for cell, (tolerance, _) in found.items() if cell[0] in ("msp", "energy", "himplos", "fm+ls")
+    }
+    assert {stated[cell] for cell in stated if cell[1] in ("isun", "lsun-crop", "lsun-resize", "textures")} == {2.0}
+    assert all(2.2 < stated[cell] < 2.4 for cell in stated if cell[1] == "six-sets")
+    assert max(tolerance for tolerance, _ in found.values()) < 7.5
+    assert not any(note for _, note in found.values())
+
+
+def test_what_is_not_known_of_a_network_is_called_that() -> None:
+    assert all(
+        "we do not know whether this is the authors' network" in note
+        for _, note in tolerances("himplos-cifar10").values()
+    )
+    for name in FILES:
+        trained_otherwise = any("another training" in note for _, note in tolerances(name).values())
+        assert trained_otherwise == name.startswith("um-")
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 LINES = [",".join(COLUMNS), "net,msp,greys,12.50,1.00,Table 1,", "net,msp,mean,20,2,Table 1,other checkpoint"]
