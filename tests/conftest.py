@@ -59,13 +59,13 @@ def _world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     random = np.random.default_rng(0)
     suite = SUITE
-    for detector_id, count in PER_CLASS.items():
+    for set_id, count in PER_CLASS.items():
         for name, colour in COLOURS.items():
-            _write_images(folder / "images" / detector_id / name, count, np.array(colour), 30, random)
-        suite += IMAGE_SET.format(id=detector_id, classes=list(COLOURS), images=3 * count)
-    for detector_id, spread in {"greys": 20, "noise": 128}.items():
-        _write_images(folder / "images" / detector_id, 20, np.array([128, 128, 128]), spread, random)
-        suite += IMAGE_SET.format(id=detector_id, classes=[], images=20)
+            _write_images(folder / "images" / set_id / name, count, np.array(colour), 30, random)
+        suite += IMAGE_SET.format(id=set_id, classes=list(COLOURS), images=3 * count)
+    for set_id, spread in {"greys": 20, "noise": 128}.items():
+        _write_images(folder / "images" / set_id, 20, np.array([128, 128, 128]), spread, random)
+        suite += IMAGE_SET.format(id=set_id, classes=[], images=20)
     (folder / "colours.toml").write_text(suite)
     save_network(folder / "net", classes=3)
     return folder

@@ -1,4 +1,4 @@
-"""Servers on this machine that serve files as the network does: also cut off, changed, refused, or as a web page."""
+"""Servers on this machine that serve files as the network does: complete, cut, changed, refused, or as a web page."""
 
 import hashlib
 import json
@@ -16,7 +16,14 @@ from urllib.parse import unquote, urlsplit
 class Served:
     """A file, and what its server does with it.
 
-    cuts: bytes after which the connection is cut, request by request. pause_s: after each 64 KiB.
+    content: the bytes of the file.
+    etag: names the version of the file; None: the server names none.
+    status: the HTTP status of the answer.
+    ranges: whether the server can send a part of the file.
+    lengths: whether the server says how many bytes it sends.
+    cuts: for each request in turn, after how many bytes the connection is cut.
+    pause_s: how long the server waits after each 64 KiB, in seconds.
+    headers: further headers of the answer.
     """
 
     content: bytes
@@ -31,7 +38,13 @@ class Served:
 
 @dataclass
 class Server:
-    """files: by path. requests: the path and the range of each that came."""
+    """A server and the requests that it has received.
+
+    url: its address.
+    files: the files that it serves, by path.
+    requests: the path and the range of each request.
+    repositories: the data sets of its Hub, by OWNER/NAME.
+    """
 
     url: str
     files: dict[str, Served] = field(default_factory=dict)
@@ -41,7 +54,14 @@ class Server:
 
 @dataclass
 class Repository:
-    """A data set of a Hub. commits: files by commit, the last of which is `main`. gated: the token that opens it."""
+    """A data set of a Hub.
+
+    commits: the files of each commit, by path. The last commit is `main`.
+    gated: the token that a request needs; None: everyone may download.
+    cuts: as in `Served`.
+    pause_s: as in `Served`.
+    damaged: whether the server sends other bytes than those of the files.
+    """
 
     commits: dict[str, dict[str, bytes]]
     gated: str | None = None
@@ -52,7 +72,7 @@ class Repository:
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """A server while it is needed."""
+    """Runs a server inside of a `with` block."""
     handler = type("Handler", (_Handler,), {})
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     http.daemon_threads = True
@@ -118,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(served.pause_s)
 
     def _of_hub(self, parts: list[str]) -> Served | None:
-        """What a Hub answers: information, the list of files, or one of them."""
+        """The answer of a Hub: information on a data set, the list of its files, or a file."""
         is_api = parts[:2] == ["api", "datasets"]
         name = "/".join(parts[2:4] if is_api else parts[1:3])
         if not is_api and parts[0] != "datasets":
@@ -160,7 +180,7 @@ def _refused(status: int, code: str) -> Served:
 
 
 def _about(path: str, content: bytes) -> dict[str, Any]:
-    """As the Hub tells of a file: a large one by its SHA-256, a small one by git's name for it."""
+    """What the Hub says of a file: a large file has its SHA-256, a small one the name that git gives to it."""
     about = {"type": "file", "path": path, "size": len(content)}
     blob = hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
     if path.endswith((".txt", ".md")):

@@ -1,3 +1,5 @@
+"""CIFAR networks: they compute what their papers and the public code say, and load public checkpoints."""
+
 import io
 from pathlib import Path
 
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def untrained(name: str, classes: int = 10) -> nn.Module:
-    """A network whose statistics of batch normalisation are those of no other layer."""
+    """A network where each layer of batch normalisation has other statistics, so that a mix-up would show."""
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=classes)
     for module in network.modules():
@@ -63,13 +65,13 @@ def test_parameter_counts_are_the_published_ones(name: str, millions: str) -> No
     assert f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f}" == millions
 
 
-def test_every_network_has_its_count() -> None:
+def test_every_network_has_a_published_count_in_the_test_above() -> None:
     (mark,) = test_parameter_counts_are_the_published_ones.pytestmark  # type: ignore[attr-defined]
     assert {name for name, _ in mark.args[1]} == NETWORKS.keys()
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_resnet18", "cifar_wide_resnet40_2"])
-def test_it_is_used_like_timms_own_networks(name: str) -> None:
+def test_a_network_has_the_methods_of_timms_networks(name: str) -> None:
     network = untrained(name)
     last, stages = network.forward_intermediates(images())
     features = network.forward_head(last, pre_logits=True)

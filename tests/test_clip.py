@@ -101,7 +101,7 @@ def model() -> ZeroShotClassifier:
 # ---------------------------------------------------------------------------------------------------- what they compute
 
 
-def test_towers_give_the_networks_own_embeddings(network: Any) -> None:
+def test_the_towers_give_the_embeddings_of_the_network(network: Any) -> None:
     images, tokens = images_of(), open_clip.SimpleTokenizer(context_length=12)(["red", "a photo of a blue bird"])
     features, _ = vision_tower(network)(images)
     torch.testing.assert_close(features, network.encode_image(images, normalize=True))
@@ -189,7 +189,7 @@ def test_local_features_mix_no_patches_in_the_last_block(tensor: str, rows: slic
     assert torch.equal(before[1], after[1]) != local_changes
 
 
-def test_local_features_do_not_ask_the_last_blocks_attention() -> None:
+def test_local_features_do_not_use_the_attention_of_the_last_block() -> None:
     network = network_of()
     _, patches = vision_tower(network)(images_of())
     block = network.visual.transformer.resblocks[-1]
@@ -199,7 +199,7 @@ def test_local_features_do_not_ask_the_last_blocks_attention() -> None:
     assert torch.equal(features, network.encode_image(images_of(), normalize=True))
 
 
-def test_logits_are_scaled_cosines_and_the_head_explains_them(network: Any) -> None:
+def test_logits_are_scaled_cosines_and_the_head_gives_them_of_the_features(network: Any) -> None:
     model, images = model_of(network), images_of()
     prompts = model.tokenizer([f"a photo of a {name}" for name in COLOURS])
     expected, _ = network.get_logits(images, prompts)
@@ -214,7 +214,7 @@ def test_logits_are_scaled_cosines_and_the_head_explains_them(network: Any) -> N
 
 
 @torch.no_grad()
-def test_a_head_made_without_gradients_lets_them_pass(model: ZeroShotClassifier) -> None:
+def test_images_have_gradients_through_a_head_that_was_made_without_them(model: ZeroShotClassifier) -> None:
     with torch.inference_mode():
         replace(model).head  # noqa: B018
         twin = replace(model)
@@ -241,7 +241,7 @@ def test_a_network_in_training_has_the_head_of_its_current_weights() -> None:
     assert torch.equal(model.head.weight, before)
 
 
-def test_layers_and_the_feature_map(model: ZeroShotClassifier) -> None:
+def test_layers_and_the_feature_map_agree_with_the_embeddings(model: ZeroShotClassifier) -> None:
     images = images_of()
     layers, feature_map = model.layers(images), model.feature_map(images)
     assert [layer.shape for layer in layers] == [(4, 32), (4, 32)]
@@ -326,7 +326,7 @@ def cut_folder(tmp_path: Path, whole: Any) -> Path:
     return save(tmp_path / "net", cut, vocabulary.tolist(), text={"vocab_size": len(vocabulary)})
 
 
-def test_a_folder_gives_its_own_weights_and_preprocessing(whole: Any, whole_folder: Path) -> None:
+def test_a_model_of_a_folder_has_the_weights_and_preprocessing_of_the_folder(whole: Any, whole_folder: Path) -> None:
     model = load(whole_folder.parent, prompt="this is {}")
     assert all(torch.equal(a, b) for a, b in zip(model.network.parameters(), whole.parameters(), strict=True))
     assert not model.network.training
@@ -344,14 +344,14 @@ def test_a_folder_gives_its_own_weights_and_preprocessing(whole: Any, whole_fold
     )
 
 
-def test_preprocessing_is_what_it_says(whole_folder: Path, world: Path) -> None:
+def test_the_transform_does_what_the_preprocessing_says(whole_folder: Path, world: Path) -> None:
     model = load(whole_folder.parent)
     image = load_image_set("digits-val")[0]
     pixels = np.asarray(image.convert("RGB").resize((16, 16), resample=3), np.float32) / 255
     np.testing.assert_allclose(model.transform(image), ((pixels - 0.1) / 0.7).transpose(2, 0, 1), atol=0.02)
 
 
-def test_a_cut_vocabulary_gives_the_same_embeddings(cut_folder: Path, whole: Any) -> None:
+def test_a_reduced_vocabulary_gives_the_same_embeddings(cut_folder: Path, whole: Any) -> None:
     cut, full = load(cut_folder.parent), model_of(whole)
     assert cut.network.token_embedding.weight.shape == (11, 24)
     assert cut.parameters < full.parameters / 10
@@ -361,7 +361,7 @@ def test_a_cut_vocabulary_gives_the_same_embeddings(cut_folder: Path, whole: Any
     torch.testing.assert_close(cut(images_of()), full(images_of()))
 
 
-def test_a_word_that_was_cut_is_refused_by_name(cut_folder: Path) -> None:
+def test_a_word_that_a_reduced_vocabulary_lacks_is_refused_by_name(cut_folder: Path) -> None:
     model = load(cut_folder.parent)
     listed = "its vocabulary was cut to: .*blue.*green"
     with pytest.raises(ModelError, match=f"net knows no 'zebra'; {listed}"):
@@ -440,7 +440,7 @@ def test_a_damaged_folder_is_refused(damage: Callable[[Path], None], reason: str
         ("ViT-B-16", "open_clip has no 'ViT-B-16' of ''"),
     ],
 )
-def test_an_unknown_tag_is_refused_with_those_there_are(source: str, reason: str, tmp_path: Path) -> None:
+def test_an_unknown_tag_is_refused_with_a_list_of_the_known_ones(source: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=reason):
         load(tmp_path, source=source)
 
@@ -455,7 +455,7 @@ def test_an_unknown_tag_is_refused_with_those_there_are(source: str, reason: str
         ("hf-hub:owner/name", None),
     ],
 )
-def test_published_weights_are_asked_for_with_their_activation_and_never_random(
+def test_published_weights_are_loaded_with_their_activation_and_never_replaced_by_random_ones(
     source: str, gelu: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -495,7 +495,7 @@ def test_the_shipped_folder_is_small_and_holds_no_pickle() -> None:
     assert sum(files.values()) < 3_000_000
 
 
-def test_the_shipped_network_is_of_its_recipe(shipped: ZeroShotClassifier) -> None:
+def test_the_shipped_network_was_made_by_its_recipe(shipped: ZeroShotClassifier) -> None:
     tokenizer = train_clip.cut_tokenizer(
         [template.format(name) for template in train_clip.TEMPLATES for name in shipped.class_names]
     )
@@ -505,7 +505,7 @@ def test_the_shipped_network_is_of_its_recipe(shipped: ZeroShotClassifier) -> No
     assert shipped.vision_tower().depth == shipped.text_tower().depth  # for searches that alternate between them
 
 
-def test_the_shipped_network_reads_digits_by_their_names(
+def test_the_shipped_network_classifies_digits_by_their_names(
     shipped: ZeroShotClassifier, test_outputs: dict[str, Tensor]
 ) -> None:
     labels = torch.as_tensor(load_image_set("digits-test").labels)
@@ -532,7 +532,9 @@ def test_detectors_of_its_outputs_agree_with_the_formulas(
     assert agree(detector.score(outputs).numpy(), gl_mcm(plain, patches.double().numpy()), 1e-5)
 
 
-def test_its_words_serve_as_negative_ones(shipped: ZeroShotClassifier, test_outputs: dict[str, Tensor]) -> None:
+def test_the_words_of_the_shipped_vocabulary_can_be_negative_labels(
+    shipped: ZeroShotClassifier, test_outputs: dict[str, Tensor]
+) -> None:
     outputs = Outputs(features=test_outputs["features"], logits=test_outputs["logits"])
     detector = create("neglabel", words=("photo", "drawing", "number"), keep=1.0).fit(
         outputs, shipped.head, model=shipped
@@ -588,7 +590,7 @@ def test_the_loss_is_clips_where_no_caption_repeats() -> None:
     torch.testing.assert_close(train_clip.contrastive_loss(7 * images @ texts.T, torch.arange(5)), expected)
 
 
-def test_a_perfect_answer_to_repeated_captions_costs_least() -> None:
+def test_the_loss_is_lowest_for_a_perfect_answer_to_repeated_captions() -> None:
     """CLIP's own loss asks that images of one caption be told apart by it."""
     own = torch.tensor([0, 0, 1, 1])
     perfect = 30.0 * nn.functional.one_hot(own).float()
@@ -624,7 +626,7 @@ def test_the_scale_of_the_logits_is_held_below_its_bound(small_set: ImageSet, mo
     assert 40 < network.logit_scale.exp() <= 50.001
 
 
-def test_a_killed_training_ends_with_the_same_bits(
+def test_a_training_that_was_killed_and_continued_gives_the_same_bits(
     small_set: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(epochs=3)

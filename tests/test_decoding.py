@@ -1,4 +1,4 @@
-"""What becomes of files that decoders treat differently."""
+"""Decoding: the rules for image files that decoders treat differently."""
 
 import io
 import re
@@ -39,7 +39,7 @@ def grey(values: np.ndarray) -> np.ndarray:
 # Modes.
 
 
-def test_colours_stay_and_alpha_goes() -> None:
+def test_colours_are_kept_and_alpha_is_dropped() -> None:
     alpha = RANDOM[..., :1] // 2
     luminance = np.ascontiguousarray(RANDOM[..., 0])
     assert np.array_equal(decoded(encoded(Image.fromarray(RANDOM), "png")), RANDOM)
@@ -53,7 +53,7 @@ def test_colours_stay_and_alpha_goes() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(0, 256, 2))])
-def test_a_palette_gives_its_colours_whatever_is_transparent(transparency: int | bytes | None) -> None:
+def test_a_palette_gives_its_colours_with_or_without_transparency(transparency: int | bytes | None) -> None:
     image = Image.fromarray(RANDOM[..., 0] % 128).convert("P")
     colours = np.arange(128 * 3, dtype=np.uint8).reshape(128, 3)
     image.putpalette(colours.tobytes())
@@ -62,34 +62,34 @@ def test_a_palette_gives_its_colours_whatever_is_transparent(transparency: int |
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff", "ppm"])
-def test_16_bits_keep_the_highest_8(kind: str) -> None:
+def test_of_16_bits_the_highest_8_are_kept(kind: str) -> None:
     samples = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
     assert np.array_equal(decoded(encoded(Image.fromarray(samples), kind)), grey(samples // 256))
 
 
-def test_16_bits_of_colour_keep_the_highest_8_too() -> None:
+def test_of_16_bits_in_each_colour_the_highest_8_are_kept() -> None:
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in RANDOM.astype(np.uint16) * 256 + 255)
     content = png(64, 48, bits=16, colours=2, rows=rows)
     assert np.array_equal(decoded(content), RANDOM)
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])
-def test_32_bits_keep_the_highest_8(bits: int) -> None:
+def test_of_32_bits_the_highest_8_are_kept(bits: int) -> None:
     samples = (RANDOM[..., 0].astype(np.uint32) << 24) + 2**bits // 256
     content = encoded(Image.fromarray(samples.view(np.int32)), "tiff")
     assert np.array_equal(decoded(content), grey(samples >> 24))
 
 
-def test_floating_point_is_refused() -> None:
+def test_floating_point_pixels_are_refused() -> None:
     with pytest.raises(DecodingError, match="floating-point"):
         decode(encoded(Image.fromarray(RANDOM[..., 0].astype(np.float32)), "tiff"))
 
 
-def test_inks_become_light_inverted_or_not() -> None:
+def test_cmyk_becomes_rgb_with_inverted_inks_or_without() -> None:
     inks = np.stack([np.full((16, 16), value, dtype=np.uint8) for value in (200, 100, 0, 50)], axis=-1)
     expected = (255 - inks[..., :3].astype(int)) * (255 - inks[..., 3:]) / 255
     image = Image.fromarray(inks, mode="CMYK")
-    inverted = encoded(image, "jpeg", quality=100)  # as Adobe's programs write it, with their marker
+    inverted = encoded(image, "jpeg", quality=100)  # inverted and marked, as Adobe's programs write it
     assert b"Adobe" in inverted
     for content in (encoded(image, "tiff"), inverted):
         assert np.abs(decoded(content) - expected).max() <= 4
@@ -99,7 +99,7 @@ def test_inks_become_light_inverted_or_not() -> None:
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "tiff"])
-def test_an_orientation_is_applied_only_where_that_is_asked_for(kind: str) -> None:
+def test_an_orientation_is_applied_only_where_the_policy_says_so(kind: str) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # to be turned right by 90 degrees
     content = encoded(SMOOTH, kind, exif=exif)
@@ -110,7 +110,7 @@ def test_an_orientation_is_applied_only_where_that_is_asked_for(kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
-def test_of_several_frames_the_first_is_taken(kind: str) -> None:
+def test_the_first_of_several_frames_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
     options = {"lossless": True} if kind == "webp" else {}
     content = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -122,7 +122,7 @@ def test_of_several_frames_the_first_is_taken(kind: str) -> None:
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_cut_jpeg_is_refused_or_filled_as_pillow_would(monkeypatch: pytest.MonkeyPatch, progressive: bool) -> None:
+def test_a_cut_jpeg_is_refused_or_filled_as_pillow_fills_it(monkeypatch: pytest.MonkeyPatch, progressive: bool) -> None:
     whole = encoded(SMOOTH, "jpeg", progressive=progressive)
     filled = {}
     for end in range(whole.index(START_OF_SCAN) + 14, len(whole) - 2, 7):
@@ -132,7 +132,7 @@ def test_a_cut_jpeg_is_refused_or_filled_as_pillow_would(monkeypatch: pytest.Mon
     assert np.array_equal(decoded(whole, GREY), decoded(whole))
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     for end, pixels in filled.items():
-        if not _within_header(whole, end):  # where Pillow loses the scans before it
+        if not _within_header(whole, end):  # Pillow loses the scans before a cut header
             assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(whole[:end])).convert("RGB")))
 
 
@@ -141,7 +141,7 @@ def _within_header(jpeg: bytes, end: int) -> bool:
     return any(start <= end < start + int.from_bytes(jpeg[start : start + 2]) for start in starts)
 
 
-def test_a_cut_between_two_scans_costs_no_scan() -> None:
+def test_a_cut_between_two_scans_loses_no_scan() -> None:
     whole = encoded(SMOOTH, "jpeg", progressive=True)
     table = whole.index(b"\xff\xc4", whole.index(START_OF_SCAN))
     expected = decoded(whole[:table], GREY)
@@ -157,7 +157,7 @@ def test_a_jpeg_that_ends_before_its_first_pixel_is_refused() -> None:
             decode(whole[:end], GREY)
 
 
-def test_threads_do_not_share_what_happens_to_cut_files() -> None:
+def test_threads_with_different_policies_do_not_disturb_each_other() -> None:
     whole = encoded(Image.fromarray(RANDOM).resize((256, 256)), "jpeg")
     cut = whole[: len(whole) // 2]
 
@@ -173,7 +173,7 @@ def test_threads_do_not_share_what_happens_to_cut_files() -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "gif", "tiff", "webp", "bmp"])
-def test_other_cut_files_are_refused_even_where_a_jpeg_is_filled(kind: str) -> None:
+def test_cut_files_of_other_formats_are_refused_even_where_a_jpeg_is_filled(kind: str) -> None:
     whole = encoded(Image.fromarray(RANDOM), kind)
     assert decode(whole, GREY).size == (64, 48)
     with pytest.raises(DecodingError):
@@ -192,7 +192,7 @@ def test_other_cut_files_are_refused_even_where_a_jpeg_is_filled(kind: str) -> N
         (b"\xff\xd8\xff\xe0", "."),
     ],
 )
-def test_what_is_no_image_is_refused_in_one_line(content: bytes, says: str) -> None:
+def test_a_file_that_is_no_image_is_refused_in_one_line(content: bytes, says: str) -> None:
     for policy in (Decoding(), GREY, EXIF):
         with pytest.raises(DecodingError, match=says) as caught:
             decode(content, policy)
@@ -201,7 +201,7 @@ def test_what_is_no_image_is_refused_in_one_line(content: bytes, says: str) -> N
 
 
 @pytest.mark.parametrize("limit", [89_478_485, None])
-def test_a_decompression_bomb_is_refused_whatever_pillow_is_told(
+def test_a_decompression_bomb_is_refused_whatever_pillows_limit_is(
     monkeypatch: pytest.MonkeyPatch, limit: int | None
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)

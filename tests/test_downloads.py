@@ -1,4 +1,4 @@
-"""Downloads against servers on this machine: what arrives is whole and verified, or nothing stands in its place."""
+"""Downloads from servers on this machine: the target is complete and verified, or it does not appear."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmark.commands.app import main
-from benchmark.images.archives import ArchiveError, unpack
+from benchmark.images.archives import ArchiveError, extract_folder
 from benchmark.images.downloads import DownloadError, fetch, fetched, mark_verified
 from benchmark.images.sources import ManualSource, UrlSource
 from tests.local_servers import Repository, Served, Server, running
@@ -95,7 +95,7 @@ def test_nothing_is_downloaded_twice(server: Server, tmp_path: Path) -> None:
     assert len(server.requests) == 1
 
 
-def test_what_a_person_put_there_stays(server: Server, tmp_path: Path) -> None:
+def test_what_the_user_put_there_stays(server: Server, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.png").write_bytes(b"mine")
     assert fetch([UrlSource(url=f"{server.url}/x.zip")], tmp_path / "photos", tmp_path) is None
@@ -112,11 +112,11 @@ def test_nothing_is_put_outside_of_the_data_folder(server: Server, tmp_path: Pat
         fetch([UrlSource(url=f"{server.url}/f.parquet")], target, data)
     assert not list(tmp_path.iterdir())
     beside.write_bytes(b"mine")
-    assert fetch([], data / beside, data) is None  # whoever put it there
+    assert fetch([], data / beside, data) is None  # it was there, and was not fetched
 
 
 @pytest.mark.parametrize("lengths", [True, False])
-def test_a_connection_that_is_cut_is_taken_up_again(server: Server, tmp_path: Path, lengths: bool) -> None:
+def test_a_connection_that_is_cut_is_made_again(server: Server, tmp_path: Path, lengths: bool) -> None:
     server.files["/f.parquet"] = Served(CONTENT, cuts=[1000, 50_000] if lengths else [], lengths=lengths)
     fetch([UrlSource(url=f"{server.url}/f.parquet", md5=md5(CONTENT))], tmp_path / "f.parquet", tmp_path)
     assert (tmp_path / "f.parquet").read_bytes() == CONTENT
@@ -124,7 +124,7 @@ def test_a_connection_that_is_cut_is_taken_up_again(server: Server, tmp_path: Pa
     assert ranges == ([None, "bytes=1000-", "bytes=51000-"] if lengths else [None])
 
 
-def test_a_later_command_goes_on_where_the_first_stopped(server: Server, tmp_path: Path) -> None:
+def test_a_later_command_continues_where_the_first_stopped(server: Server, tmp_path: Path) -> None:
     server.files["/f.parquet"] = Served(CONTENT, cuts=[100_000, 0])
     source = UrlSource(url=f"{server.url}/f.parquet")
     with pytest.raises(DownloadError, match=r"100,000 of 256,000 bytes came.*run the same command again"):
@@ -141,13 +141,13 @@ def test_a_later_command_goes_on_where_the_first_stopped(server: Server, tmp_pat
         pytest.param(Served(CONTENT[::-1], etag='"2"'), False, id="another ETag"),
         pytest.param(Served(CONTENT[::-1] + b"!", etag='"1"'), False, id="another size"),
         pytest.param(Served(CONTENT[:-9], etag='"1"'), False, id="smaller"),
-        pytest.param(Served(CONTENT[:900], etag='"1"'), False, id="smaller than what is there"),
+        pytest.param(Served(CONTENT[:900], etag='"1"'), False, id="smaller than the partial file"),
         pytest.param(Served(CONTENT[::-1], etag='"2"', ranges=False), False, id="no ranges"),
         pytest.param(Served(CONTENT, ranges=False), True, id="no ranges, with a checksum"),
         pytest.param(Served(CONTENT[::-1], etag=None), False, id="ETag lost"),
     ],
 )
-def test_a_file_that_changed_meanwhile_is_downloaded_anew(
+def test_a_file_that_changed_meanwhile_is_downloaded_from_its_start(
     server: Server, tmp_path: Path, later: Served, checksum: bool
 ) -> None:
     source = UrlSource(url=f"{server.url}/f.parquet", md5=md5(later.content) if checksum else None)
@@ -160,7 +160,9 @@ def test_a_file_that_changed_meanwhile_is_downloaded_anew(
 
 
 @pytest.mark.parametrize("checksum", [True, False])
-def test_a_file_without_a_version_goes_on_only_with_a_checksum(server: Server, tmp_path: Path, checksum: bool) -> None:
+def test_a_file_without_a_version_continues_only_with_a_checksum(
+    server: Server, tmp_path: Path, checksum: bool
+) -> None:
     server.files["/f.parquet"] = Served(CONTENT, etag=None, cuts=[1000, 0])
     source = UrlSource(url=f"{server.url}/f.parquet", md5=md5(CONTENT) if checksum else None)
     with pytest.raises(DownloadError):
@@ -172,7 +174,7 @@ def test_a_file_without_a_version_goes_on_only_with_a_checksum(server: Server, t
 
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 300), max_size=6), size=st.integers(1, 600), versions=st.booleans())
-def test_whatever_is_cut_the_file_is_whole_or_absent(
+def test_wherever_it_is_cut_the_file_is_complete_or_absent(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], size: int, versions: bool
 ) -> None:
     content = os.urandom(size)
@@ -199,27 +201,27 @@ def test_a_wrong_checksum_is_never_trusted(server: Server, tmp_path: Path, check
             fetch([source], tmp_path / "f.parquet", tmp_path)
     assert not (tmp_path / "f.parquet").exists()
     assert fetched(tmp_path / "f.parquet", tmp_path) is None
-    assert [span for _, span in server.requests] == [None, None]  # the second went on with nothing
+    assert [span for _, span in server.requests] == [None, None]  # the second started from nothing, too
 
 
 @pytest.mark.parametrize(
     ("status", "remedy"),
     [
-        (401, "look in a browser what its owner asks for"),
-        (403, "look in a browser what its owner asks for"),
+        (401, "in a browser to see what its owner asks for"),
+        (403, "in a browser to see what its owner asks for"),
         (404, "correct the source"),
         (500, "the server has a problem"),
         (503, "the server has a problem"),
     ],
 )
-def test_a_refusal_says_what_to_do(server: Server, tmp_path: Path, status: int, remedy: str) -> None:
+def test_a_refusal_of_the_server_says_what_to_do(server: Server, tmp_path: Path, status: int, remedy: str) -> None:
     server.files["/f.zip"] = Served(b"no", status=status)
     with pytest.raises(DownloadError, match=rf"f\.zip: HTTP {status}: .*{remedy}") as raised:
         fetch([UrlSource(url=f"{server.url}/f.zip")], tmp_path / "f", tmp_path)
     assert "\n" not in str(raised.value)
 
 
-def test_no_network(tmp_path: Path) -> None:
+def test_a_server_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
     with running() as server:
         url = f"{server.url}/f.zip"
     with pytest.raises(DownloadError, match=r"cannot reach 127\.0\.0\.1:\d+.*refused"):
@@ -228,7 +230,9 @@ def test_no_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Sign in</title>", b"\n <html><body>quota</body></html>"])
 @pytest.mark.parametrize("checksum", [True, False])
-def test_a_web_page_is_no_file(server: Server, tmp_path: Path, page: bytes, checksum: bool) -> None:
+def test_a_web_page_in_place_of_the_file_is_refused(
+    server: Server, tmp_path: Path, page: bytes, checksum: bool
+) -> None:
     server.files["/set.zip"] = Served(page)
     source = UrlSource(url=f"{server.url}/set.zip", md5=md5(CONTENT) if checksum else None)
     with pytest.raises(DownloadError, match="a web page came in place of the file"):
@@ -236,7 +240,7 @@ def test_a_web_page_is_no_file(server: Server, tmp_path: Path, page: bytes, chec
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def test_the_next_source_is_tried_and_each_failure_told(server: Server, tmp_path: Path) -> None:
+def test_the_next_source_is_tried_and_each_failure_reported(server: Server, tmp_path: Path) -> None:
     server.files["/second.zip"] = Served(archive("zip", PHOTOS))
     sources = [
         UrlSource(url=f"{server.url}/first.zip"),
@@ -251,7 +255,7 @@ def test_the_next_source_is_tried_and_each_failure_told(server: Server, tmp_path
     assert told[0].startswith(f"source 1 of 3 failed: {server.url}/first.zip: HTTP 404")
 
 
-def test_what_needs_a_person_says_what_and_where(server: Server, tmp_path: Path) -> None:
+def test_a_manual_download_says_what_to_do_and_where_to_put_it(server: Server, tmp_path: Path) -> None:
     sources = [UrlSource(url=f"{server.url}/x.zip"), ManualSource(manual="accept the terms at example.org")]
     told: list[str] = []
     with pytest.raises(DownloadError, match=r"by hand: accept the terms at example.org; put it at .*/photos$"):
@@ -265,13 +269,13 @@ def test_what_needs_a_person_says_what_and_where(server: Server, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
-def test_only_the_folder_that_is_meant_is_unpacked(server: Server, tmp_path: Path, kind: str) -> None:
+def test_only_the_folder_inside_is_extracted(server: Server, tmp_path: Path, kind: str) -> None:
     server.files[f"/set.{kind}"] = Served(archive(kind, PHOTOS))
     fetch([UrlSource(url=f"{server.url}/set.{kind}", inside="set/photos")], tmp_path / "photos", tmp_path)
     assert files_below(tmp_path / "photos") == {"a/1.png": b"one", "b/2.png": b"two"}
 
 
-def test_a_kept_archive_serves_other_sets_without_a_network(server: Server, tmp_path: Path) -> None:
+def test_a_kept_archive_gives_other_sets_without_a_network(server: Server, tmp_path: Path) -> None:
     content = archive("tar.gz", PHOTOS)
     server.files["/set.tar.gz"] = Served(content)
     fetch([UrlSource(url=f"{server.url}/set.tar.gz", md5=md5(content), inside="set/photos")], tmp_path / "a", tmp_path)
@@ -282,7 +286,7 @@ def test_a_kept_archive_serves_other_sets_without_a_network(server: Server, tmp_
     assert len(server.requests) == 1
 
 
-def test_one_file_of_an_archive(server: Server, tmp_path: Path) -> None:
+def test_one_file_of_an_archive_can_be_extracted(server: Server, tmp_path: Path) -> None:
     server.files["/nets.zip"] = Served(archive("zip", {"nets/a.safetensors": b"a", "nets/b.safetensors": b"b"}))
     source = UrlSource(url=f"{server.url}/nets.zip", inside="nets/b.safetensors")
     fetch([source], tmp_path / "checkpoints" / "net.safetensors", tmp_path)
@@ -356,12 +360,12 @@ HOSTILE = {
 
 @pytest.mark.parametrize("inside", ["set", ""])
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
-def test_nothing_leaves_the_folder(tmp_path: Path, content: bytes, inside: str) -> None:
+def test_no_member_of_an_archive_is_written_outside_of_the_folder(tmp_path: Path, content: bytes, inside: str) -> None:
     file = tmp_path / "hostile"
     file.write_bytes(content)
     (tmp_path / "deep" / "deeper").mkdir(parents=True)
     with pytest.raises(ArchiveError, match="is a link, a device or a path out of it") as raised:
-        unpack(file, inside, tmp_path / "deep" / "deeper" / "new")
+        extract_folder(file, inside, tmp_path / "deep" / "deeper" / "new")
     assert not raised.value.damaged
     written = {path for path in tmp_path.rglob("*") if not path.is_dir()}
     assert written <= {file, *(tmp_path / "deep" / "deeper" / "new").rglob("good.png")}
@@ -369,11 +373,11 @@ def test_nothing_leaves_the_folder(tmp_path: Path, content: bytes, inside: str) 
 
 def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
     (tmp_path / "both").write_bytes(archive("tar", {"set/a.png": b"a", "set/z.zip": archive("zip", {"b.png": b"b"})}))
-    unpack(tmp_path / "both", "set", tmp_path / "new")
+    extract_folder(tmp_path / "both", "set", tmp_path / "new")
     assert sorted(files_below(tmp_path / "new")) == ["a.png", "z.zip"]
 
 
-# What is interrupted, and what meets on the way
+# Interruptions, and several processes at once
 
 FETCHER = """
 import sys
@@ -387,7 +391,7 @@ fetch([UrlSource(url=url, inside=inside)], Path(folder) / target, Path(folder))
 
 
 def fetcher(folder: Path, target: str, url: str, inside: str = "") -> subprocess.Popen[bytes]:
-    """A process that fetches."""
+    """A process that fetches a target."""
     return subprocess.Popen([sys.executable, "-c", FETCHER, str(folder), target, url, inside], cwd=ROOT)
 
 
@@ -398,7 +402,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_killed_in_a_download_it_goes_on(server: Server, tmp_path: Path) -> None:
+def test_a_download_continues_after_its_process_was_killed(server: Server, tmp_path: Path) -> None:
     served = server.files["/f.parquet"] = Served(CONTENT * 8, pause_s=0.05)
     process = fetcher(tmp_path, "f.parquet", f"{server.url}/f.parquet")
     wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob(".downloads/*.part")))
@@ -412,7 +416,7 @@ def test_killed_in_a_download_it_goes_on(server: Server, tmp_path: Path) -> None
     assert server.requests[-1][1] == f"bytes={size}-"
 
 
-def test_killed_in_unpacking_nothing_is_half_there(server: Server, tmp_path: Path) -> None:
+def test_no_target_appears_when_the_process_is_killed_while_it_extracts(server: Server, tmp_path: Path) -> None:
     files = {f"set/{index}.png": b"x" for index in range(1000)}
     server.files["/set.zip"] = Served(archive("zip", files))
     process = fetcher(tmp_path, "set", f"{server.url}/set.zip", "set")
@@ -428,7 +432,7 @@ def test_killed_in_unpacking_nothing_is_half_there(server: Server, tmp_path: Pat
     assert len(server.requests) == 1
 
 
-def test_two_at_once_download_once(server: Server, tmp_path: Path) -> None:
+def test_processes_that_fetch_at_once_download_once(server: Server, tmp_path: Path) -> None:
     server.files["/set.zip"] = Served(archive("zip", PHOTOS | {"noise": os.urandom(500_000)}), pause_s=0.05)
     url = f"{server.url}/set.zip"
     asked = [("a", "set/photos"), ("a", "set/photos"), ("b", "set/drawings")]
@@ -458,7 +462,7 @@ for target, source in json.loads(sys.argv[2]):
 
 @pytest.fixture
 def on_hub(server: Server, tmp_path: Path) -> Callable[..., list[Any]]:
-    """Fetches from the server's Hub, and gives what is known of each target, or the error."""
+    """Fetches from the server's Hub, and gives the origin of each target, or the error."""
 
     def on_hub(*jobs: tuple[str, dict[str, Any]], **environment: str) -> list[Any]:
         done = subprocess.run(
@@ -482,7 +486,7 @@ def hub_environment(server: Server, folder: Path) -> dict[str, str]:
 SHARDS = {f"data/test-{index:05d}-of-00003.parquet": os.urandom(5000) for index in range(3)}
 
 
-def test_one_file_of_the_hub_and_the_commit_that_was_fetched(
+def test_a_file_of_the_hub_is_fetched_with_the_commit_that_it_came_from(
     server: Server, tmp_path: Path, on_hub: Callable[..., list[Any]]
 ) -> None:
     old, new = ({"data/test.parquet": content, "README.md": b"a card"} for content in (b"old", b"new"))
@@ -500,7 +504,9 @@ def test_one_file_of_the_hub_and_the_commit_that_was_fetched(
     assert card["checksums"]["README.md"].startswith("git-sha1:")
 
 
-def test_shards_and_folders_of_the_hub(server: Server, tmp_path: Path, on_hub: Callable[..., list[Any]]) -> None:
+def test_shards_and_folders_of_the_hub_become_folders(
+    server: Server, tmp_path: Path, on_hub: Callable[..., list[Any]]
+) -> None:
     photos = {"test/n1/a.b.jpeg": b"1", "test/n2/c.jpeg": b"2"}
     server.repositories["me/set"] = Repository({COMMITS[0]: SHARDS | photos})
     on_hub(
@@ -523,7 +529,9 @@ def test_an_archive_of_the_hub_is_kept_too(server: Server, tmp_path: Path, on_hu
     assert files_below(tmp_path / "data" / "drawings") == {"3.png": b"three"}
 
 
-def test_what_the_hub_refuses(server: Server, tmp_path: Path, on_hub: Callable[..., list[Any]]) -> None:
+def test_each_refusal_of_the_hub_says_what_to_do(
+    server: Server, tmp_path: Path, on_hub: Callable[..., list[Any]]
+) -> None:
     server.repositories["me/gated"] = Repository({COMMITS[0]: {"x.parquet": b"x"}}, gated="secret")
     server.repositories["me/set"] = Repository({COMMITS[0]: {"x.parquet": b"x"}})
     server.repositories["me/damaged"] = Repository({COMMITS[0]: {"x.parquet": b"x1"}}, damaged=True)
@@ -540,7 +548,7 @@ def test_what_the_hub_refuses(server: Server, tmp_path: Path, on_hub: Callable[.
     assert "there is no such data set, or it is private" in unknown
     assert f"it has no commit {COMMITS[1]}" in revision
     assert "it has no file y-*.parquet" in file
-    assert "x.parquet came damaged, and was deleted" in damaged
+    assert "x.parquet arrived damaged, and was deleted" in damaged
     assert not list((tmp_path / "data").glob("*.parquet"))
     wrong, right = (
         on_hub(("1.parquet", {"hub": "me/gated", "files": ["x.parquet"]}), HF_TOKEN=token)[0]
@@ -549,7 +557,7 @@ def test_what_the_hub_refuses(server: Server, tmp_path: Path, on_hub: Callable[.
     assert "accept its terms" in wrong
     assert right["source"] == "me/gated"
     (offline,) = on_hub(("6.parquet", {"hub": "me/set", "files": ["x.parquet"]}), HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE forbids to reach it; unset that" in offline
+    assert "HF_HUB_OFFLINE forbids every connection; unset it" in offline
     (away,) = on_hub(("7.parquet", {"hub": "me/set", "files": ["x.parquet"]}), HF_ENDPOINT="http://127.0.0.1:9")
     assert "cannot reach it" in away
     assert "\n" not in away
@@ -621,7 +629,7 @@ class Commands:
         return ["--suite", str(self.folder / "colours.toml"), "--data-dir", str(self.data)]
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        """The exit code, and what it prints and complains of."""
+        """The exit code, the output and the error output."""
         code = main([*arguments, *self.options])
         return code, *self.capsys.readouterr()
 
@@ -640,7 +648,7 @@ def with_sets(server: Server, folder: Path, capsys: pytest.CaptureFixture[str], 
     return Commands(server, folder, capsys)
 
 
-def test_fetching_a_set(commands: Commands) -> None:
+def test_a_set_and_weights_are_fetched_once(commands: Commands) -> None:
     code, out, err = commands("fetch", "fetched", "trained")
     assert (code, err) == (0, "")
     assert out.splitlines()[0].startswith(
@@ -654,7 +662,7 @@ def test_fetching_a_set(commands: Commands) -> None:
     assert len(commands.server.requests) == 2
 
 
-def test_what_is_there_and_what_is_not(commands: Commands) -> None:
+def test_the_state_of_a_set_says_what_is_there(commands: Commands) -> None:
     def states() -> dict[str, str]:
         _, out, _ = commands("sets", "fetched", "hubbed", "by-hand", "noise", "--json")
         return {about["id"]: about["state"] for about in json.loads(out)}
@@ -669,7 +677,7 @@ def test_what_is_there_and_what_is_not(commands: Commands) -> None:
     assert states()["fetched"] == "incomplete"
 
 
-def test_a_set_of_a_list_is_complete_by_the_list(commands: Commands) -> None:
+def test_a_set_with_a_list_is_complete_when_the_files_of_the_list_are_there(commands: Commands) -> None:
     suite = commands.folder / "colours.toml"
     suite.write_text(suite.read_text().replace('list_id = "all two"', 'list_id = "all two"\nlist_file = "two.csv"'))
     code, _, err = commands("fetch", "fetched")
@@ -685,7 +693,7 @@ def test_a_set_of_a_list_is_complete_by_the_list(commands: Commands) -> None:
     assert len(commands.server.requests) == 1
 
 
-def test_the_table_names_everything_and_fits(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_sets_is_complete_and_fits(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     for columns in (80, 120):
         monkeypatch.setenv("COLUMNS", str(columns))
         _, out, _ = commands("sets")
@@ -712,7 +720,7 @@ WORLD = ("colours-train", "colours-val", "colours-test", "greys", "noise")
     [(["a", "b"], "2 images in .*, 3 expected"), (["a", "b", "c"], "no image of class c")],
     ids=["count", "class"],
 )
-def test_a_set_that_is_not_what_it_should_be_does_not_count_as_fetched(
+def test_a_set_that_does_not_fit_its_entry_does_not_count_as_fetched(
     server: Server, user_world: Path, capsys: pytest.CaptureFixture[str], classes: list[str], problem: str
 ) -> None:
     commands = with_sets(server, user_world, capsys, images=3)
@@ -736,7 +744,7 @@ def test_weights_with_another_hash_are_not_trusted(
     assert re.match("trained: .*has the sha256 .*0000 expected: do not trust it; delete it", err)
 
 
-def test_what_cannot_be_fetched_says_so_in_a_line(commands: Commands) -> None:
+def test_each_set_that_cannot_be_fetched_gives_one_line(commands: Commands) -> None:
     code, out, err = commands("fetch", "by-hand", "fetched")
     assert code == 1
     assert err == f"by-hand: it has to be fetched by hand: draw them; put it at {commands.data}/drawings\n"
@@ -748,7 +756,7 @@ def test_what_cannot_be_fetched_says_so_in_a_line(commands: Commands) -> None:
     assert commands("sets", "nois")[2].startswith("nothing is called 'nois' (did you mean 'noise'?)")
 
 
-def test_one_source_alone(commands: Commands) -> None:
+def test_one_source_can_be_chosen(commands: Commands) -> None:
     code, _, err = commands("fetch", "fetched", "--from", "2")
     assert code == 1
     assert "by hand: draw them" in err
@@ -756,7 +764,7 @@ def test_one_source_alone(commands: Commands) -> None:
     assert commands("fetch", "fetched", "--from", "1")[0] == 0
 
 
-def test_a_full_disk(commands: Commands) -> None:
+def test_a_full_disk_is_told_and_the_download_continues_later(commands: Commands) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
@@ -769,7 +777,7 @@ def test_a_full_disk(commands: Commands) -> None:
     assert commands.server.requests[1][1] == "bytes=100-"
 
 
-def test_a_data_folder_that_cannot_be_written(commands: Commands) -> None:
+def test_a_data_folder_that_cannot_be_written_is_named(commands: Commands) -> None:
     commands.data.write_text("a file")
     code, _, err = commands("fetch", "fetched")
     assert code == 1
@@ -777,7 +785,7 @@ def test_a_data_folder_that_cannot_be_written(commands: Commands) -> None:
     assert err.count("\n") == 1
 
 
-def test_an_interruption_is_taken_up(commands: Commands) -> None:
+def test_an_interrupted_fetch_continues_later(commands: Commands) -> None:
     served = commands.server.files["/net.safetensors"]
     served.content, served.pause_s = b"weights" * 100_000, 0.05
 

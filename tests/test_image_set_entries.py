@@ -1,4 +1,4 @@
-"""The built-in image sets and suites: what they say agrees with what is known of the sets, and with each other."""
+"""The built-in image sets and suites agree with the published facts about the sets, and with each other."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ from unit_tests_ood import names as unit_tests
 
 SHARED = Path(__file__).parents[2] / "shared"
 CLASSES = BUILT_IN.parent / "classes"
-# OpenOOD's lists whose counts the shared notes lack: a public report of a run of its CIFAR-10 protocol states them.
+# Counts of OpenOOD's lists that the shared notes lack. A public report of a run of its CIFAR-10 protocol states them.
 COUNTED_ELSEWHERE = {70_000, 35_195}
 
 needs_spec = pytest.mark.skipif(not (SHARED / "spec").is_dir(), reason="../shared/spec is not there")
@@ -43,7 +43,9 @@ def class_list(name: str) -> dict[str, str]:
         return {row["class"]: row["name"] for row in csv.DictReader(lines)}
 
 
-def test_every_entry_has_an_id_a_licence_and_a_verdict_on_passing_it_on(entries: dict[str, ImageSetEntry]) -> None:
+def test_every_entry_has_an_id_and_a_licence_and_says_whether_it_may_be_passed_on(
+    entries: dict[str, ImageSetEntry],
+) -> None:
     for set_id, entry in entries.items():
         assert re.fullmatch(ID_PATTERN, set_id)
         assert all(text.strip() for text in (entry.title, entry.licence, entry.source)), set_id
@@ -51,7 +53,7 @@ def test_every_entry_has_an_id_a_licence_and_a_verdict_on_passing_it_on(entries:
         entry.with_classes()
 
 
-def test_what_is_not_in_the_repository_says_where_it_comes_from(entries: dict[str, ImageSetEntry]) -> None:
+def test_every_set_outside_of_the_repository_has_sources(entries: dict[str, ImageSetEntry]) -> None:
     for set_id, entry in entries.items():
         assert bool(entry.local) == bool(entry.sources), set_id
         for source in entry.sources:
@@ -62,8 +64,8 @@ def test_what_is_not_in_the_repository_says_where_it_comes_from(entries: dict[st
                 assert not source.manual.endswith("."), f"{set_id}: the message goes on after it"
 
 
-def test_sets_that_lie_in_one_place_come_from_one_source(entries: dict[str, ImageSetEntry]) -> None:
-    """Or what is fetched for one of them would be wrong for the other."""
+def test_sets_at_one_place_have_the_same_sources(entries: dict[str, ImageSetEntry]) -> None:
+    """Otherwise the files that are fetched for one set would be wrong for the other."""
     at: dict[str, tuple[object, ...]] = {}
     for set_id, entry in entries.items():
         if entry.local and not entry.list_file:
@@ -81,8 +83,8 @@ def test_every_set_that_a_suite_names_has_an_entry(entries: dict[str, ImageSetEn
     assert {set_id for sets in suite.means.values() for set_id in sets} <= {set_id for set_id, _ in suite.ood.by_role()}
 
 
-def test_suites_that_share_published_figures_mean_the_same_by_a_mean() -> None:
-    """A figure of a mean is compared with the mean of that name, whatever suite it stands in."""
+def test_suites_that_share_published_figures_take_a_mean_over_the_same_sets() -> None:
+    """A published mean is compared with the mean of that name in every suite that names the file."""
     means: dict[tuple[Path, str], set[str]] = {}
     for name in suite_names():
         suite = load_suite(name).entry
@@ -143,7 +145,7 @@ def test_ninco_has_64_classes_nine_of_which_imagenet_21k_lacks(entries: dict[str
 
 @needs_spec
 def test_the_classes_of_ninco_are_those_of_the_notes(entries: dict[str, ImageSetEntry]) -> None:
-    """Matched by what their names have in common: the notes call a few of them otherwise."""
+    """Only the letters of the names are compared, since the notes write a few of them differently."""
     counts = {name: int(corrected or count) for name, count, corrected, _ in _rows()}
     assert len(counts) == 64
     assert sum(counts.values()) == entries["ninco"].images == 5_879
@@ -187,7 +189,7 @@ def test_nincos_unit_tests_have_our_names(entries: dict[str, ImageSetEntry]) -> 
     assert len({entries[set_id].local for set_id in published}) == len(unit_tests)
 
 
-def test_the_classes_of_imagenet_are_those_of_timm_and_named_as_clip_names_them() -> None:
+def test_the_classes_of_imagenet_are_those_of_timm_with_the_names_of_open_clip() -> None:
     open_clip = pytest.importorskip("open_clip")
     from timm.data import ImageNetInfo
 
@@ -196,7 +198,7 @@ def test_the_classes_of_imagenet_are_those_of_timm_and_named_as_clip_names_them(
     differing = {
         wnid for (wnid, name), clip in zip(classes.items(), open_clip.IMAGENET_CLASSNAMES, strict=True) if name != clip
     }
-    assert differing == {"n04008634", "n04355933"}  # whose names there are those of other classes
+    assert differing == {"n04008634", "n04355933"}  # open_clip gives them the names of other classes
 
 
 @needs_data
@@ -224,7 +226,7 @@ def test_cifar_loads_and_its_test_images_are_split_by_class(
     assert len(load_image_set(f"{name}-train", entries)) == 10_000
 
 
-def test_a_set_that_nobody_fetched_says_how_to_get_it(tmp_path: Path) -> None:
+def test_the_error_for_each_missing_built_in_set_says_how_to_get_it(tmp_path: Path) -> None:
     for set_id, entry in read_entries(BUILT_IN, ImageSetEntry, data_dir=tmp_path).items():
         if entry.local is None:
             continue

@@ -1,3 +1,5 @@
+"""Image sets: folders, lists and Parquet files are read as their entries say, and mistakes in them are named."""
+
 import io
 import os
 import shutil
@@ -14,12 +16,12 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from benchmark.entries import read_entries
-from benchmark.images.entries import BUILT_IN, Columns, Contamination, ImageSetEntry, Part
+from benchmark.images.entries import BUILT_IN, ClassPart, Columns, Contamination, ImageSetEntry
 from benchmark.images.image_set import (
     ImageSet,
     ImageSetError,
     MissingImageSetError,
-    _part,
+    _is_in_part,
     image_set_of_pixels,
     load_image_set,
 )
@@ -57,7 +59,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert load_image_set("set", folder_set(tmp_path))[0].mode == "RGB"
 
 
-def test_the_one_gif_of_a_set_is_found(tmp_path: Path) -> None:
+def test_image_files_are_found_whatever_their_ending(tmp_path: Path) -> None:
     write_image(tmp_path / "a.gif")
     write_image(tmp_path / "b.JPEG")
     assert load_image_set("set", folder_set(tmp_path)).image_ids == ("a.gif", "b.JPEG")
@@ -75,11 +77,11 @@ def test_a_damaged_image_is_named(tmp_path: Path, content: bytes | None, says: s
     with pytest.raises(ImageSetError, match=rf"image set set: cannot decode bad.png: .*{says}"):
         images[0]
     (tmp_path / "bad.png").write_bytes(whole)
-    assert images[0].size == (64, 64)  # the twin: the whole file is fine
+    assert images[0].size == (64, 64)  # the twin: the complete file decodes
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("nothing to see")
+    (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ImageSetError, match=rf"no image files in {tmp_path}"):
         load_image_set("set", folder_set(tmp_path))
 
@@ -92,14 +94,14 @@ def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
         load_image_set("set", {"set": entry})
 
 
-def test_a_parquet_file_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
     entry = folder_set(tmp_path)["set"].model_copy(update={"folder": None, "parquet": tmp_path / "bad.parquet"})
     with pytest.raises(ImageSetError, match=r"cannot read .*bad\.parquet"):
         load_image_set("set", {"set": entry})
 
 
-def test_another_count_than_expected_is_refused(tmp_path: Path) -> None:
+def test_a_set_with_another_count_than_expected_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     assert len(load_image_set("set", folder_set(tmp_path, images=1))) == 1
     with pytest.raises(ImageSetError, match=r"1 images .* 2 expected"):
@@ -112,7 +114,7 @@ def test_unknown_class_folders_are_refused(tmp_path: Path) -> None:
         load_image_set("set", folder_set(tmp_path, classes=("dog",)))
 
 
-def test_the_content_hash_follows_pixels_names_and_labels(tmp_path: Path) -> None:
+def test_the_content_hash_changes_with_pixels_names_and_labels(tmp_path: Path) -> None:
     write_image(tmp_path / "cat" / "a.png")
     write_image(tmp_path / "dog" / "b.png")
     first = load_image_set("set", folder_set(tmp_path, classes=("cat", "dog"))).content_sha256
@@ -133,7 +135,7 @@ def test_pixels_without_files_are_an_image_set() -> None:
     assert images.content_sha256 != other.content_sha256
 
 
-# What lies under the data folder.
+# Sets below the data folder.
 
 
 def local_set(data_dir: Path, local: str, **values: object) -> dict[str, ImageSetEntry]:
@@ -163,11 +165,11 @@ COLOURS = ("red", "green", "blue")
 
 
 def red(images: ImageSet) -> list[int]:
-    """What `png` wrote into each image."""
+    """The red value of each image, which `png` wrote into it."""
     return [int(np.asarray(images[index])[0, 0, 0]) for index in range(len(images))]
 
 
-def test_the_table_of_the_hub_is_read_by_its_own_columns(tmp_path: Path) -> None:
+def test_a_table_is_read_by_the_columns_that_its_entry_names(tmp_path: Path) -> None:
     write_table(tmp_path / "cifar" / "test.parquet", 6, fine_label=[2, 0, 1, 2, 0, 1], coarse_label=[9] * 6)
     images = load(tmp_path, "cifar/test.parquet", columns=IMG, labels="index", classes=COLOURS)
     assert images.labels is not None
@@ -178,7 +180,7 @@ def test_the_table_of_the_hub_is_read_by_its_own_columns(tmp_path: Path) -> None
     assert load(tmp_path, "cifar/test.parquet", columns=IMG).labels is None
 
 
-def test_a_path_is_no_pattern(tmp_path: Path) -> None:
+def test_a_path_with_brackets_is_not_read_as_a_pattern(tmp_path: Path) -> None:
     write_table(tmp_path / "old [1] {2}" / "t.parquet", 2)
     assert len(load(tmp_path, "old [1] {2}/t.parquet", columns=IMG)) == 2
 
@@ -217,7 +219,7 @@ def test_a_table_that_does_not_fit_its_entry_is_refused(tmp_path: Path, values: 
     assert len(load(tmp_path, "test.parquet", columns=IMG, images=(6, 7))) == 6  # the twin
 
 
-def test_integers_of_a_table_are_indices_where_the_classes_are_called_otherwise(tmp_path: Path) -> None:
+def test_integers_of_a_table_are_indices_where_no_class_has_an_integer_as_its_name(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 3, fine_label=[2, 0, 1])
     as_names = load(tmp_path, "t.parquet", columns=IMG, classes=("2", "1", "0")).labels
     as_indices = load(tmp_path, "t.parquet", columns=IMG, classes=COLOURS).labels
@@ -228,19 +230,19 @@ def test_integers_of_a_table_are_indices_where_the_classes_are_called_otherwise(
 
 
 @pytest.mark.parametrize("labels", [[[0], [1]], [0.0, 1.0], [None, 0], [True, False], [-1, 0]])
-def test_labels_that_are_no_indices_are_refused(tmp_path: Path, labels: list[object]) -> None:
+def test_labels_that_are_not_indices_are_refused(tmp_path: Path, labels: list[object]) -> None:
     write_table(tmp_path / "t.parquet", 2, fine_label=labels)
     with pytest.raises(ImageSetError, match=r"unknown classes .* in .*t\.parquet"):
         load(tmp_path, "t.parquet", columns=IMG, labels="index", classes=COLOURS)
 
 
-def test_a_table_that_only_points_to_files_is_refused(tmp_path: Path) -> None:
+def test_a_table_with_paths_in_place_of_images_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [{"bytes": None, "path": "/home/me/a.png"}]}), tmp_path / "t.parquet")
     with pytest.raises(ImageSetError, match=r"no bytes, only the path /home/me/a.png"):
         load(tmp_path, "t.parquet")
 
 
-def test_broken_files_are_errors_and_no_missing_sets(tmp_path: Path) -> None:
+def test_a_damaged_or_deleted_file_does_not_count_as_a_missing_set(tmp_path: Path) -> None:
     write_table(tmp_path / "v" / "a.parquet", 3)
     (tmp_path / "v" / "b.parquet").write_bytes((tmp_path / "v" / "a.parquet").read_bytes()[:-9])
     with pytest.raises(ImageSetError, match=r"cannot read .*b\.parquet") as caught:
@@ -259,8 +261,8 @@ URL = {"url": "https://example.org/set.zip"}
 MANUAL = {"manual": "Accept the terms at example.org,\nand unpack set.zip in imagenet"}
 
 
-@pytest.mark.parametrize("there", [False, True])  # an empty folder holds nothing either
-def test_a_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("there", [False, True])  # an empty folder counts as missing, too
+def test_the_error_for_a_missing_set_says_how_to_get_it(tmp_path: Path, there: bool) -> None:
     if there:
         (tmp_path / "imagenet").mkdir()
     with pytest.raises(MissingImageSetError) as caught:
@@ -269,14 +271,14 @@ def test_a_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, there: bool)
     assert told(caught.value) == f"{caught.value}; get it with: python -m benchmark fetch set --data-dir {tmp_path}"
 
 
-def test_a_set_of_a_suite_file_is_fetched_by_that_suite(tmp_path: Path) -> None:
+def test_the_command_that_fetches_a_set_of_a_suite_file_names_that_file(tmp_path: Path) -> None:
     entry = local_set(tmp_path, "x", sources=(URL,))["set"].model_copy(update={"file": tmp_path / "my suite.toml"})
     with pytest.raises(MissingImageSetError) as caught:
         load_image_set("set", {"set": entry})
     assert f"fetch set --suite '{tmp_path}/my suite.toml' --data-dir" in told(caught.value)
 
 
-def test_what_only_a_person_can_get_is_told_in_one_line(tmp_path: Path) -> None:
+def test_the_error_for_a_manual_download_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(MissingImageSetError) as caught:
         load(tmp_path, "imagenet/val", sources=(MANUAL,))
     assert str(caught.value) == (
@@ -287,7 +289,7 @@ def test_what_only_a_person_can_get_is_told_in_one_line(tmp_path: Path) -> None:
         load(tmp_path, "imagenet/val")
 
 
-def test_a_list_or_its_images_that_nobody_has_fetched_are_missing(tmp_path: Path) -> None:
+def test_a_set_is_missing_where_its_list_or_all_of_its_images_are(tmp_path: Path) -> None:
     write_image(tmp_path / "images" / "other" / "a.png")
     with pytest.raises(MissingImageSetError, match=r"there is no list .*lists/ninco\.txt"):
         load(tmp_path, "images", list_file="lists/ninco.txt")
@@ -317,7 +319,7 @@ def test_a_list_chooses_images_and_their_order(tmp_path: Path) -> None:
     assert images.labels is None
 
 
-def test_a_list_may_say_the_classes_or_leave_them_to_the_folders(tmp_path: Path) -> None:
+def test_classes_come_from_the_list_or_else_from_the_folders(tmp_path: Path) -> None:
     flat = listed(tmp_path, "l.txt", "b/2.png 1\na/1.png 0\n", classes=("x", "y"), labels="index")
     table = listed(tmp_path, "l.csv", 'image_location,class\nb/2.png,y\n"a b/1 1.png",x\n', classes=("x", "y"))
     folders = listed(tmp_path, "o.txt", "b/2.png -1\na b/1 1.png -1\n", classes=("a b", "b"))
@@ -356,7 +358,7 @@ def labels_of(images: ImageSet) -> dict[str, str]:
     return {set_id: images.classes[label] for set_id, label in zip(images.image_ids, images.labels, strict=True)}
 
 
-def test_folders_of_indices_are_not_sorted_as_words(tmp_path: Path) -> None:
+def test_folders_named_by_indices_are_read_as_numbers(tmp_path: Path) -> None:
     write_tree(tmp_path / "v2", "0/a.jpeg", "10/b.jpeg", "2/c.jpeg")
     classes = tuple(f"n{index:08d}" for index in range(11))
     images = load(tmp_path, "v2", classes=classes, labels="index", images=3)
@@ -366,7 +368,7 @@ def test_folders_of_indices_are_not_sorted_as_words(tmp_path: Path) -> None:
         load(tmp_path, "v2", classes=classes, labels="index", images=4)
 
 
-def test_the_innermost_folder_with_the_name_of_a_class_counts(tmp_path: Path) -> None:
+def test_the_innermost_folder_with_the_name_of_a_class_gives_the_class(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", "test/cat/images/1.png", "test/dog/2.png")
     images = load(tmp_path, "t", classes=("dog", "cat"))
     assert labels_of(images) == {"test/cat/images/1.png": "cat", "test/dog/2.png": "dog"}
@@ -378,11 +380,13 @@ def test_a_missing_class_folder_is_named(tmp_path: Path) -> None:
         load(tmp_path, "t", classes=("cat", "cow", "dog"))
     with pytest.raises(ImageSetError, match=r"2 images in .*t, 3 expected, and no image of class cow \(and 1 other"):
         load(tmp_path, "t", classes=("cat", "cow", "dog", "elk"), images=3)
-    shifted = load(tmp_path, "t", classes=("cat", "cow", "dog"), images=2)  # whole by its count, of some classes alone
+    shifted = load(
+        tmp_path, "t", classes=("cat", "cow", "dog"), images=2
+    )  # complete by its count, though it has only some classes
     assert labels_of(shifted) == {"cat/1.png": "cat", "dog/2.png": "dog"}
 
 
-def test_a_class_list_names_classes_and_their_words(tmp_path: Path) -> None:
+def test_a_class_list_gives_classes_and_a_word_for_each(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", "n02/1.png", "n01/2.png")
     (tmp_path / "classes.csv").write_text('class,name\nn02,"house cat, indoors"\nn01,dog\n')
     groups = {"pets": ("n01", "n02"), "cats": ("n02",)}
@@ -416,14 +420,14 @@ def test_a_wrong_line_of_a_class_list_is_named(tmp_path: Path, text: str | None,
         load(tmp_path, "t", class_list=tmp_path / "c.csv")
 
 
-def test_classes_are_named_once() -> None:
+def test_classes_that_are_named_twice_are_refused() -> None:
     with pytest.raises(ValueError, match="name the classes once"):
         local_set(Path("data"), "t", class_list=Path("c.csv"), classes=("a",))
     with pytest.raises(ValueError, match="`classes` must differ"):
         local_set(Path("data"), "t", classes=("a", "a"))
 
 
-def test_folders_and_classes_are_left_out(tmp_path: Path) -> None:
+def test_folders_and_classes_can_be_left_out(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", "cat/1.png", "cow/2.png", "dog/3.png", "spare/dog/4.png")
     classes = ("cat", "cow", "dog")
     images = load(tmp_path, "t", classes=classes, class_names=("A", "B", "C"), leave_out=("cow", "spare"))
@@ -436,7 +440,7 @@ def test_folders_and_classes_are_left_out(tmp_path: Path) -> None:
         load(tmp_path, "t", leave_out=("cat", "cow", "dog"))
 
 
-def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+def test_hidden_files_are_not_read_as_images(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", "cat/1.png", "cat/._1.png", ".thumbnails/1.png")
     assert load(tmp_path, "t").image_ids == ("cat/1.png",)
 
@@ -445,35 +449,36 @@ def test_hidden_files_are_no_images(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=40, max_size=80), st.integers(1, 3))
-def test_a_part_and_its_others_are_a_partition(labels: list[int], per_class: int) -> None:
+def test_each_image_is_in_exactly_one_of_a_part_and_its_others(labels: list[int], per_class: int) -> None:
     known = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, *labels])[::-1]
     entry = local_set(Path("data"), "t", classes=("a", "b", "c", "d"))["set"]
-    first = _part(Part(per_class=per_class), known, entry)
-    others = _part(Part(per_class=per_class, others=True), known, entry)
+    first = _is_in_part(ClassPart(per_class=per_class), known, entry)
+    others = _is_in_part(ClassPart(per_class=per_class, others=True), known, entry)
     assert (first != others).all()
     for label in range(4):
         rows = np.flatnonzero(known == label)
         assert first[rows].tolist() == [True] * per_class + [False] * (len(rows) - per_class)
 
 
-def test_parts_keep_ids_pixels_and_labels(tmp_path: Path) -> None:
+def test_the_parts_of_a_set_keep_ids_pixels_and_labels(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 8, fine_label=[2, 0, 2, 1, 0, 1, 1, 0])
     about = {"columns": IMG, "labels": "index", "classes": COLOURS}
-    first = load(tmp_path, "t.parquet", part=Part(per_class=1), **about)
-    others = load(tmp_path, "t.parquet", part=Part(per_class=1, others=True), **about)
+    first = load(tmp_path, "t.parquet", part=ClassPart(per_class=1), **about)
+    others = load(tmp_path, "t.parquet", part=ClassPart(per_class=1, others=True), **about)
     assert (red(first), red(others)) == ([0, 1, 3], [2, 4, 5, 6, 7])
     assert first.labels is not None
     assert others.labels is not None
     assert (first.labels.tolist(), others.labels.tolist()) == ([2, 0, 1], [2, 0, 1, 1, 0])
     assert set(first.image_ids).isdisjoint(others.image_ids)
-    assert red(load(tmp_path, "t.parquet", columns=IMG, part=Part(per_class=3))) == [0, 1, 2]  # without classes, of all
+    without_classes = load(tmp_path, "t.parquet", columns=IMG, part=ClassPart(per_class=3))
+    assert red(without_classes) == [0, 1, 2]
     with pytest.raises(ImageSetError, match=r"class blue has only 2 images in .*t\.parquet, and `part` takes 3"):
-        load(tmp_path, "t.parquet", part=Part(per_class=3), **about)
+        load(tmp_path, "t.parquet", part=ClassPart(per_class=3), **about)
     with pytest.raises(ImageSetError, match="no image of class blue"):
-        load(tmp_path, "t.parquet", part=Part(per_class=2, others=True), **about)
+        load(tmp_path, "t.parquet", part=ClassPart(per_class=2, others=True), **about)
 
 
-# What may overlap.
+# Sets that may overlap.
 
 
 def overlap(data_dir: Path, one: dict[str, object], other: dict[str, object]) -> bool:
@@ -482,9 +487,9 @@ def overlap(data_dir: Path, one: dict[str, object], other: dict[str, object]) ->
     return entries[0].may_overlap(entries[1])
 
 
-def test_sets_of_one_place_may_overlap_unless_rows_or_parts_cannot_meet(tmp_path: Path) -> None:
-    first, second = Part(per_class=5), Part(per_class=3)
-    rest = Part(per_class=5, others=True)
+def test_sets_at_one_place_may_overlap_unless_their_rows_or_parts_are_disjoint(tmp_path: Path) -> None:
+    first, second = ClassPart(per_class=5), ClassPart(per_class=3)
+    rest = ClassPart(per_class=5, others=True)
     here = {"local": "a/t.parquet", "classes": COLOURS}
     assert overlap(tmp_path, here, here)
     assert overlap(tmp_path, here, here | {"local": "a"})
@@ -496,18 +501,18 @@ def test_sets_of_one_place_may_overlap_unless_rows_or_parts_cannot_meet(tmp_path
     assert overlap(tmp_path, here | {"part": rest}, here | {"part": rest})
     assert not overlap(tmp_path, here | {"part": first}, here | {"part": rest})
     assert not overlap(tmp_path, here | {"part": second}, here | {"part": rest})
-    assert overlap(tmp_path, here | {"part": Part(per_class=6)}, here | {"part": rest})
+    assert overlap(tmp_path, here | {"part": ClassPart(per_class=6)}, here | {"part": rest})
     assert overlap(tmp_path, here | {"part": first}, here | {"part": rest, "leave_out": ("red",)})
 
 
-def test_lists_of_one_place_overlap_where_they_name_the_same_file(tmp_path: Path) -> None:
+def test_lists_at_one_place_overlap_where_they_name_the_same_file(tmp_path: Path) -> None:
     texts = {"val": "openimage/a.png -1\n", "test": "openimage/b.png -1\nninco/c.png\n", "both": "openimage/a.png 3\n"}
     for name, text in texts.items():
         (tmp_path / f"{name}.txt").write_text(text)
     val, test, both, none = ({"local": "i", "list_file": f"{name}.txt"} for name in ("val", "test", "both", "none"))
     assert overlap(tmp_path, val, both)
     assert not overlap(tmp_path, val, test)
-    assert not overlap(tmp_path, val, none)  # nobody has fetched it
+    assert not overlap(tmp_path, val, none)  # the list has not been fetched
     assert overlap(tmp_path, val, {"local": "i"})
     assert overlap(tmp_path, test, {"local": "i/ninco"})
     assert not overlap(tmp_path, val, {"local": "i/ninco"})
@@ -516,7 +521,7 @@ def test_lists_of_one_place_overlap_where_they_name_the_same_file(tmp_path: Path
 # Records, decoding, hashes.
 
 
-def test_what_a_record_says_of_a_set_comes_from_its_entry(tmp_path: Path) -> None:
+def test_the_record_of_a_set_repeats_what_its_entry_says(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", "cat/1.png")
     found = Contamination(of="ImageNet-1k", share=0.2, inspected=400, source="somebody")
     about = {"list_id": "DTD, all", "redistributable": False, "contamination": (found,)}
@@ -527,7 +532,7 @@ def test_what_a_record_says_of_a_set_comes_from_its_entry(tmp_path: Path) -> Non
     assert record.decoding["orientation"] == "as-stored"
 
 
-def test_a_set_decodes_as_its_entry_says(tmp_path: Path) -> None:
+def test_images_are_decoded_as_the_entry_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     (tmp_path / "t").mkdir()
@@ -536,7 +541,7 @@ def test_a_set_decodes_as_its_entry_says(tmp_path: Path) -> None:
     assert load(tmp_path, "t", decoding={"orientation": "exif"})[0].size == (40, 60)
 
 
-def test_only_a_decoding_of_its_own_makes_another_key(tmp_path: Path) -> None:
+def test_the_key_of_stored_outputs_changes_only_with_another_decoding(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", "a.png")
     model = SimpleNamespace(weights_sha256="0", preprocessing={})
     usual, named, grey, turned = (
@@ -544,7 +549,7 @@ def test_only_a_decoding_of_its_own_makes_another_key(tmp_path: Path) -> None:
         for decoding in ({}, {"truncated": "refuse"}, {"truncated": "grey"}, {"orientation": "exif"})
     )
     assert usual == named
-    assert "decoding" not in usual  # as in the keys of stores that were made before sets could choose
+    assert "decoding" not in usual  # so that stores from the time before this choice stay valid
     assert usual != grey != turned != usual
 
 
@@ -561,7 +566,7 @@ class Reads:
         return self._encoded(index)
 
 
-def test_files_are_read_once_for_all_hashes_and_not_again_in_the_next_run(tmp_path: Path) -> None:
+def test_files_are_hashed_once_and_only_a_sample_is_hashed_in_the_next_run(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", *(f"{index:03d}.png" for index in range(40)))
     first = Reads(load(tmp_path, "t"))
     expected = first.images.content_sha256, first.images.image_sha256s
@@ -572,14 +577,14 @@ def test_files_are_read_once_for_all_hashes_and_not_again_in_the_next_run(tmp_pa
 
 
 @pytest.mark.parametrize("damage", ["changed file", "changed sample", "damaged", "cut", "other images"])
-def test_kept_hashes_are_not_trusted_where_anything_differs(tmp_path: Path, damage: str) -> None:
+def test_stored_hashes_are_computed_again_where_anything_differs(tmp_path: Path, damage: str) -> None:
     write_tree(tmp_path / "t", *(f"{index:03d}.png" for index in range(40)))
     before = load(tmp_path, "t").content_sha256
     kept = tmp_path / ".hashes" / "set"
     content = kept.read_bytes()
     if damage == "changed file":
         write_image(tmp_path / "t" / "001.png", (99, 9, 9))
-    elif damage == "changed sample":  # in size and time as before
+    elif damage == "changed sample":  # with the same size and time of change
         file = tmp_path / "t" / "000.png"
         state = file.stat()
         file.write_bytes(file.read_bytes()[:-1] + b"x")
@@ -595,7 +600,7 @@ def test_kept_hashes_are_not_trusted_where_anything_differs(tmp_path: Path, dama
     assert load(tmp_path, "t").content_sha256 == again.images.content_sha256
 
 
-def test_a_data_folder_that_is_not_to_be_written_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_read_only_data_folder_stays_as_it_is(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", "a.png")
     tmp_path.chmod(0o555)
     try:
@@ -605,7 +610,7 @@ def test_a_data_folder_that_is_not_to_be_written_stays_as_it_is(tmp_path: Path) 
         tmp_path.chmod(0o755)
 
 
-def test_the_built_in_entries_have_the_classes_that_they_name() -> None:
+def test_the_class_lists_of_all_built_in_entries_can_be_read() -> None:
     for entry in read_entries(BUILT_IN, ImageSetEntry).values():
         entry.with_classes()
 
@@ -621,7 +626,7 @@ def test_real_cifar_loads(name: str, column: str, classes: int) -> None:
     assert (images[0].mode, images[0].size) == ("RGB", (32, 32))
 
 
-def test_links_that_lead_back_or_nowhere_do_no_harm(tmp_path: Path) -> None:
+def test_links_are_followed_unless_they_lead_back_and_a_broken_one_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     write_image(folder / "a.png")
     (folder / "back").symlink_to(tmp_path)

@@ -1,3 +1,5 @@
+"""Models: checkpoints, state dicts and a user's networks become features and a linear head, or are refused."""
+
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +48,7 @@ def model(world: Path) -> Classifier:
     return load(world)
 
 
-def test_one_pass_gives_features_and_the_networks_own_logits(model: Classifier) -> None:
+def test_one_pass_gives_features_and_the_logits_of_the_network(model: Classifier) -> None:
     images = torch.rand(4, 3, 32, 32)
     with torch.inference_mode():
         features, logits = model.outputs(images).values()
@@ -56,7 +58,7 @@ def test_one_pass_gives_features_and_the_networks_own_logits(model: Classifier) 
     torch.testing.assert_close(features @ model.head.weight.T + model.head.bias, expected)
 
 
-def test_a_checkpoint_gives_its_own_weights_not_random_ones(world: Path, model: Classifier) -> None:
+def test_a_model_has_the_weights_of_its_checkpoint(world: Path, model: Classifier) -> None:
     again = load(world)
     assert again.weights_sha256 == model.weights_sha256
     random = timm.create_model(f"local-dir:{world / 'net'}", pretrained=False)
@@ -64,7 +66,7 @@ def test_a_checkpoint_gives_its_own_weights_not_random_ones(world: Path, model: 
     assert twin.weights_sha256 != model.weights_sha256
 
 
-def test_the_weights_hash_follows_weights_and_structure(world: Path, model: Classifier) -> None:
+def test_the_weights_hash_changes_with_weights_and_structure(world: Path, model: Classifier) -> None:
     changed = load(world)
     with torch.no_grad():
         changed.classifier.bias[0] += 1e-6
@@ -79,14 +81,14 @@ def test_preprocessing_comes_from_the_checkpoint(model: Classifier) -> None:
     assert "Resize(size=32" in model.preprocessing["transform"]
 
 
-def test_a_model_is_differentiable_in_its_images_and_leaves_no_gradients(model: Classifier) -> None:
+def test_a_model_can_be_differentiated_by_its_images_and_keeps_no_gradients(model: Classifier) -> None:
     images = torch.rand(2, 3, 32, 32, requires_grad=True)
     model(images).sum().backward()
     assert images.grad is not None
     assert all(parameter.grad is None for parameter in model.network.parameters())
 
 
-def test_a_wrong_class_count_is_refused(world: Path) -> None:
+def test_a_checkpoint_with_another_number_of_classes_is_refused(world: Path) -> None:
     with pytest.raises(ModelError, match="net: local-dir:net has 3 classes, the in-distribution set has 8"):
         load(world, class_names="01234567")
 
@@ -134,7 +136,7 @@ def network(name: str) -> Classifier:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "swin", "bit", "cifar_wide_resnet40_2"])
-def test_what_detectors_ask_of_a_network_fits_together(name: str) -> None:
+def test_features_layers_feature_maps_and_logits_agree(name: str) -> None:
     model = network(name)  # in float64, where the order of a sum does not matter at the tolerance of assert_close
     images = torch.rand(2, 3, 32, 32, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(model.features(images) @ model.head.weight.T + model.head.bias, model(images))
@@ -148,12 +150,14 @@ def test_what_detectors_ask_of_a_network_fits_together(name: str) -> None:
     for part in (model.features(images), feature_map, model.logits_of_map(feature_map), *layers):
         (gradient,) = torch.autograd.grad(part.sum(), images, retain_graph=True, allow_unused=True)
         assert gradient is not None
-    # Each row is of its own image.
+    # Each row depends only on its own image.
     for row, both in zip(model.layers(images[:1]), layers, strict=True):
         torch.testing.assert_close(row, both[:1])
 
 
-def test_layers_that_timm_does_not_give_are_refused(model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_without_intermediate_outputs_is_refused(
+    model: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = Classifier("plain", model.entry, nn.Linear(1, 1), model.transform, model.preprocessing, CPU)
     monkeypatch.setattr(Classifier, "architecture", "plain-net")
     with pytest.raises(ModelError, match="model plain: timm gives no intermediate outputs of plain-net"):
@@ -180,7 +184,7 @@ def test_every_source_is_a_checkpoint_that_timm_or_open_clip_knows(built_in: dic
             assert entry.source in pairs, model_id
 
 
-def test_the_papers_networks_are_all_there(built_in: dict[str, ModelEntry]) -> None:
+def test_all_networks_of_the_papers_have_an_entry(built_in: dict[str, ModelEntry]) -> None:
     of_paper = {
         paper: [entry.papers[paper] for entry in built_in.values() if paper in entry.papers]
         for paper in ("ninco", "mahalanobispp")
@@ -212,7 +216,7 @@ def test_the_papers_networks_are_all_there(built_in: dict[str, ModelEntry]) -> N
         ("vit_so400m_patch14_siglip_378.webli_ft_in1k", 378, 1.0, "squash"),
     ],
 )
-def test_every_family_is_split_at_its_test_size(
+def test_a_network_of_every_family_gives_features_at_its_test_size(
     built_in: dict[str, ModelEntry],
     monkeypatch: pytest.MonkeyPatch,
     model_id: str,
@@ -220,7 +224,7 @@ def test_every_family_is_split_at_its_test_size(
     crop_pct: float,
     crop_mode: str,
 ) -> None:
-    """On torch's device that knows shapes alone; sizes as in the tables of Mahalanobis++ and NINCO."""
+    """On torch's meta device, which computes only shapes. The sizes are those of Mahalanobis++'s and NINCO's tables."""
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda source, pretrained: create(source))
     with torch.device("meta"):
@@ -231,7 +235,7 @@ def test_every_family_is_split_at_its_test_size(
     assert (about["input_size"], about["crop_pct"], about["crop_mode"]) == ([3, size, size], crop_pct, crop_mode)
 
 
-# ---- Heads that are no linear layer ----------------------------------------------------------------------------------
+# ---- Heads that are not linear --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,7 +246,7 @@ def test_every_family_is_split_at_its_test_size(
         ("vit_tiny_patch16_224", 0, "missing (it gives features alone), not one linear layer"),
     ],
 )
-def test_other_heads_are_refused_with_what_they_are(
+def test_a_head_that_is_not_linear_is_refused_and_described(
     world: Path, monkeypatch: pytest.MonkeyPatch, name: str, classes: int, says: str
 ) -> None:
     net = timm.create_model(name, num_classes=classes)
@@ -296,9 +300,9 @@ def test_a_state_dict_becomes_a_model(tmp_path: Path, state: dict[str, Tensor]) 
         lambda state: {name.replace("linear", "fc"): value for name, value in state.items()},
         lambda state: {name: value for name, value in state.items() if "num_batches" not in name},
     ],
-    ids=["plain", "nested, parallel", "nested otherwise", "timm's names", "no counters"],
+    ids=["plain", "nested, parallel", "nested, another key", "timm's names", "no counters"],
 )
-def test_what_training_scripts_save_is_loaded(
+def test_the_forms_in_which_training_scripts_save_weights_are_loaded(
     tmp_path: Path, state: dict[str, Tensor], saved: Callable[[dict[str, Tensor]], Any]
 ) -> None:
     torch.save(saved(state), tmp_path / "net.pth")
@@ -320,7 +324,7 @@ def test_what_training_scripts_save_is_loaded(
         ),
     ],
 )
-def test_a_state_dict_that_does_not_fit_is_refused_by_name(
+def test_a_state_dict_that_does_not_fit_is_refused_with_the_names_of_its_tensors(
     tmp_path: Path, state: dict[str, Tensor], change: Callable[[dict[str, Tensor]], Any], says: str
 ) -> None:
     change(state)
@@ -330,14 +334,14 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_name(
         load_entry(entry)
 
 
-def test_a_missing_file_is_told_with_how_to_fetch_it(tmp_path: Path) -> None:
+def test_the_error_for_missing_weights_says_how_to_fetch_them(tmp_path: Path) -> None:
     with pytest.raises(MissingWeightsError) as missing:
         load_entry(state_dict_entry(tmp_path))
     assert told(missing.value).endswith(f"; get it with: python -m benchmark fetch net --data-dir {tmp_path}")
     assert on_command_line(state_dict_entry(DATA_DIR).remedy("net")).endswith("python -m benchmark fetch net")
 
 
-def test_another_file_than_the_entry_means_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_weights_with_another_hash_than_the_entry_states_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
     save_file(state, tmp_path / "net.safetensors")
     with pytest.raises(ModelError, match=r"its sha256 is [0-9a-f]{64}, not 0{64}"):
         load_entry(state_dict_entry(tmp_path, weights_sha256="0" * 64))
@@ -354,16 +358,14 @@ def test_another_file_than_the_entry_means_is_refused(tmp_path: Path, state: dic
     ],
     ids=["code", "no weights", "a list", "a page", "empty"],
 )
-def test_a_file_that_is_more_or_less_than_weights_is_refused(
-    tmp_path: Path, write: Callable[[Path], Any], says: str
-) -> None:
+def test_a_file_that_holds_no_state_dict_is_refused(tmp_path: Path, write: Callable[[Path], Any], says: str) -> None:
     write(tmp_path / "net.pth")
     with pytest.raises(ModelError, match=f"model net: cannot use .*{says}") as error:
         load_entry(state_dict_entry(tmp_path, "net.pth"))
     assert "\n" not in str(error.value)
 
 
-def test_arrays_of_bits_authors_are_read_with_their_head(tmp_path: Path) -> None:
+def test_npz_files_of_the_bit_authors_are_read_with_their_head(tmp_path: Path) -> None:
     arrays = bit_arrays(net := bit())
     np.savez(tmp_path / "net.npz", **arrays)
     load_state_dict(twin := bit().requires_grad_(False), tmp_path / "net.npz")
@@ -405,12 +407,12 @@ def bit_arrays(net: nn.Module) -> dict[str, np.ndarray]:
         ({"source": "open-clip:ViT-B-16/openai", "weights": None}, "`preprocessing` is that of the base or"),
     ],
 )
-def test_an_entry_that_leaves_something_open_is_refused(tmp_path: Path, table: dict[str, Any], says: str) -> None:
+def test_an_incomplete_or_contradictory_entry_is_refused(tmp_path: Path, table: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         state_dict_entry(tmp_path, **table)
 
 
-# ---- A user's own network --------------------------------------------------------------------------------------------
+# ---- The network of a user -------------------------------------------------------------------------------------------
 
 USER = """
 import timm
@@ -472,21 +474,23 @@ def broken(): raise RuntimeError("no such luck")
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Classifier]:
-    """Loads what a function of a module of the user's makes. The module has another name in each test."""
-    name = f"own_{abs(hash(tmp_path))}"
+def load_user_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Classifier]:
+    """Loads the network that a function in a user's module makes. The module has another name in each test."""
+    name = f"user_{abs(hash(tmp_path))}"
     (tmp_path / f"{name}.py").write_text(USER)
 
     def load(function: str, **other: Any) -> Classifier:
-        table = {"title": "Own", "source": f"module:{name}:{function}"} | other
+        table = {"title": "A user's", "source": f"module:{name}:{function}"} | other
         return load_entry(ModelEntry.parse(table, tmp_path / "suite.toml", "net"))
 
     return load
 
 
 @pytest.mark.parametrize("function", ["plain", "sized", "sized_otherwise", "optional", "described"])
-def test_any_network_with_a_linear_head_is_split_there(own: Callable[..., Classifier], function: str) -> None:
-    model = own(function)
+def test_a_network_with_a_linear_head_gives_the_input_of_the_head_as_features(
+    load_user_network: Callable[..., Classifier], function: str
+) -> None:
+    model = load_user_network(function)
     images = torch.rand(4, *model.preprocessing["input_size"], requires_grad=True)
     outputs = model.outputs(images)
     assert outputs["features"].shape == (4, 5)
@@ -503,37 +507,40 @@ def test_any_network_with_a_linear_head_is_split_there(own: Callable[..., Classi
     assert twin.weights_sha256 == model.weights_sha256
 
 
-def test_a_network_of_timm_is_used_as_it_is(own: Callable[..., Classifier]) -> None:
-    model = own("of_timm")
+def test_a_network_of_timm_is_used_as_it_is(load_user_network: Callable[..., Classifier]) -> None:
+    model = load_user_network("of_timm")
     assert type(model.network) is type(timm.create_model("test_resnet"))
     assert model.preprocessing["input_size"] == [3, 160, 160]
     assert len(model.layers(torch.rand(1, 3, 64, 64))) > 1
 
 
-def test_what_is_done_to_images_is_known_and_part_of_the_description(own: Callable[..., Classifier]) -> None:
-    assert own("plain").preprocessing["transform"].startswith("Resize(size=(8, 8)")
-    assert own("described").preprocessing["transform"] == "resized to 8 x 8"
+def test_the_preprocessing_of_a_users_network_is_described(load_user_network: Callable[..., Classifier]) -> None:
+    assert load_user_network("plain").preprocessing["transform"].startswith("Resize(size=(8, 8)")
+    assert load_user_network("described").preprocessing["transform"] == "resized to 8 x 8"
     stated = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.2,) * 3}
     for function in ("unprepared", "plain", "quiet", "random"):
-        assert own(function, preprocessing=stated).preprocessing["mean"] == [0.5, 0.5, 0.5]
+        assert load_user_network(function, preprocessing=stated).preprocessing["mean"] == [0.5, 0.5, 0.5]
 
 
-def test_other_code_is_another_network(tmp_path: Path, own: Callable[..., Classifier]) -> None:
-    before = own("plain").preprocessing["code_sha256"]
-    (file,) = tmp_path.glob("own_*.py")
+def test_a_module_with_other_code_gives_another_code_hash(
+    tmp_path: Path, load_user_network: Callable[..., Classifier]
+) -> None:
+    before = load_user_network("plain").preprocessing["code_sha256"]
+    (file,) = tmp_path.glob("user_*.py")
     other = file.with_name(f"{file.stem}_too.py")
     other.write_text(USER.replace("torch.relu", "torch.tanh"))
-    assert own("plain", source=f"module:{other.stem}:plain").preprocessing["code_sha256"] != before
+    after = load_user_network("plain", source=f"module:{other.stem}:plain").preprocessing["code_sha256"]
+    assert after != before
 
 
 @pytest.mark.parametrize(
     ("function", "says"),
     [
         ("unprepared", "it does not say how images are prepared: return a pair of network and transform, or state"),
-        ("quiet", "does not tell what it does, so stored outputs could not be told from those of another"),
-        ("silent", "does not tell what it does"),
+        ("quiet", "does not say what it does, so its stored outputs could be mistaken for those of another transform"),
+        ("silent", "does not say what it does"),
         ("unsized", "its transform must give tensors (channels, height, width) of one shape"),
-        ("random", "its transform gives one image twice otherwise"),
+        ("random", "its transform gives another result for the same image: remove its random steps"),
         ("scaled", "its logits are not those of last, its last linear layer"),
         ("dictionary", "its forward gives no logits (images, classes)"),
         ("headless", "it calls no torch.nn.Linear; give the network forward_features"),
@@ -542,25 +549,25 @@ def test_other_code_is_another_network(tmp_path: Path, own: Callable[..., Classi
         ("missing", "has no attribute 'missing'"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_what_to_do(
-    own: Callable[..., Classifier], function: str, says: str
+def test_a_user_network_that_cannot_be_used_is_refused_with_the_remedy(
+    load_user_network: Callable[..., Classifier], function: str, says: str
 ) -> None:
-    with pytest.raises(ModelError, match=f"model net: cannot use module:own_.*:{function} .*" + re.escape(says)):
-        own(function)
+    with pytest.raises(ModelError, match=f"model net: cannot use module:user_.*:{function} .*" + re.escape(says)):
+        load_user_network(function)
 
 
 @pytest.mark.parametrize("source", ["module:no_such_module:make", "module:make", "module:"])
 def test_a_module_that_is_not_there_is_refused(tmp_path: Path, source: str) -> None:
     with pytest.raises(ModelError, match=f"model net: cannot use {source}"):
-        load_entry(ModelEntry.in_file(tmp_path / "suite.toml", title="Own", source=source))
+        load_entry(ModelEntry.in_file(tmp_path / "suite.toml", title="A user's", source=source))
 
 
-def test_two_modules_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
+def test_a_second_module_of_the_same_name_is_refused(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same_name.py").write_text(USER)
     entries = [
-        ModelEntry.in_file(tmp_path / folder / "suite.toml", title="Own", source="module:same_name:plain")
+        ModelEntry.in_file(tmp_path / folder / "suite.toml", title="A user's", source="module:same_name:plain")
         for folder in ("one", "two")
     ]
     load_entry(entries[0])
@@ -568,7 +575,7 @@ def test_two_modules_of_one_name_are_not_taken_for_each_other(tmp_path: Path) ->
         load_entry(entries[1])
 
 
-def test_torchvisions_own_networks_are_split_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_of_torchvision_is_divided_into_features_and_head(monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision import models
 
     untrained = models.mobilenet_v2(num_classes=3)

@@ -1,4 +1,4 @@
-"""Precomputed outputs: a folder of tensors gives the scores that the network itself gives, and mistakes are named."""
+"""Precomputed outputs: a folder of tensors gives the scores that its tensors give, and mistakes in it are named."""
 
 import re
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Tensors = dict[str, Any]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Outputs of a network that was never run: classes lie around the rows of its head."""
+    """Random outputs of a network that does not exist. The features of a class are near its row of the head."""
     random = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(CLASSES, WIDTH, generator=random), torch.randn(CLASSES, generator=random)
     (tmp_path / "net" / "ood").mkdir(parents=True)
@@ -50,22 +50,22 @@ def to_npz(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("npz", [False, True])
-@pytest.mark.parametrize("set_id", ["msp", "mahalanobis++", "knn", "temperature-scaling"])
-def test_scores_are_those_of_the_tensors(folder: Path, set_id: str, npz: bool) -> None:
+@pytest.mark.parametrize("detector_id", ["msp", "mahalanobis++", "knn", "temperature-scaling"])
+def test_scores_are_those_of_the_tensors(folder: Path, detector_id: str, npz: bool) -> None:
     train, val, ood = (load_file(folder / f"{name}.safetensors") for name in ("train", "val", "ood/near"))
     opened = OutputsFolder(folder)
-    expected = create(set_id).fit(Outputs(**train), opened.head, val=Outputs(**val)).score(Outputs(**ood))
+    expected = create(detector_id).fit(Outputs(**train), opened.head, val=Outputs(**val)).score(Outputs(**ood))
     if npz:
         to_npz(folder)
     suite = suite_of_outputs(None, str(folder))
     evaluation = Evaluation(LoadedOutputs(suite, OutputsFolder(folder)))
     bench = evaluation.model("net")
     assert bench.forward_ms_per_image is None
-    scores = evaluation.detector("net", set_id).score(evaluation.suite.image_set("near"))
+    scores = evaluation.detector("net", detector_id).score(evaluation.suite.image_set("near"))
     np.testing.assert_array_equal(scores.values, expected.numpy())
 
 
-def test_detectors_that_ask_for_more_have_no_cases(folder: Path) -> None:
+def test_detectors_that_need_more_than_outputs_have_no_cases(folder: Path) -> None:
     suite = suite_of_outputs("mine", str(folder))
     assert suite.id == "own-mine"
     for case in suite.ood_cases():
@@ -77,7 +77,7 @@ def test_detectors_that_ask_for_more_have_no_cases(folder: Path) -> None:
     assert not list(suite.unit_test_cases(["black"]))
 
 
-def test_splits_may_be_missing(folder: Path) -> None:
+def test_without_train_and_val_detectors_that_need_them_have_no_cases(folder: Path) -> None:
     (folder / "train.safetensors").unlink()
     (folder / "val.safetensors").unlink()
     suite = suite_of_outputs(None, str(folder))
@@ -87,7 +87,7 @@ def test_splits_may_be_missing(folder: Path) -> None:
     assert "Without outputs called train, " in suite.entry.about
 
 
-def test_ids_are_those_of_the_file(folder: Path) -> None:
+def test_ids_come_from_the_file_or_are_numbered(folder: Path) -> None:
     def with_ids(tensors: Tensors) -> Tensors:
         return tensors | {"ids": torch.arange(100, 130)}
 
@@ -100,20 +100,20 @@ def test_ids_are_those_of_the_file(folder: Path) -> None:
     assert OutputsFolder(folder).rows["test"].ids[1] == "img/1.png"
 
 
-def test_half_precision_is_no_other_head(folder: Path) -> None:
+def test_outputs_in_half_precision_agree_with_the_head(folder: Path) -> None:
     for name in ROWS:
         change(folder, name, lambda tensors: {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()})
     OutputsFolder(folder)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc/self/maps to look at")
-def test_safetensors_files_are_mapped(folder: Path) -> None:
+def test_safetensors_files_are_memory_mapped(folder: Path) -> None:
     opened = OutputsFolder(folder)
     maps = Path("/proc/self/maps").read_text()
     assert all(str(file.resolve()) in maps for file in opened.files.values())
 
 
-def test_two_files_of_one_id_are_refused(folder: Path) -> None:
+def test_two_files_that_make_one_id_are_refused(folder: Path) -> None:
     for name in ("a b", "a-b"):
         (folder / "ood" / f"{name}.safetensors").write_bytes((folder / "ood" / "near.safetensors").read_bytes())
     with pytest.raises(PrecomputedError, match="two of a b, a-b, far, near make one id"):
@@ -208,7 +208,9 @@ def run(pytester: pytest.Pytester, folder: Path) -> Run:
 def test_a_run_on_outputs_is_recorded_without_times_of_the_network(run: Run) -> None:
     result = run("-k", "knn/ or msp/", "--fpr-limit", "1")
     result.assert_outcomes(passed=4)
-    assert set(run.cases()) == {f"net/{set_id}/{set_id}" for set_id in ("knn", "msp") for set_id in ("near", "far")}
+    assert set(run.cases()) == {
+        f"net/{detector_id}/{set_id}" for detector_id in ("knn", "msp") for set_id in ("near", "far")
+    }
     for case in run.cases().values():
         assert case.timing is not None
         assert case.timing.forward_ms_per_image is None
@@ -216,7 +218,7 @@ def test_a_run_on_outputs_is_recorded_without_times_of_the_network(run: Run) -> 
     result.stdout.fnmatch_lines(["net (ID accuracy *", "Without the network and its images, *"])
 
 
-def test_outputs_meet_no_unit_tests(run: Run) -> None:
+def test_no_unit_tests_are_run_on_outputs(run: Run) -> None:
     for arguments in ([], ["--full"]):
         result = run(str(ROOT / "unit_tests_ood"), "--collect-only", "-q", *arguments)
         assert any("test_case[net/knn/near]" in line for line in result.outlines)
@@ -234,14 +236,14 @@ def test_a_value_that_is_not_finite_is_an_error_of_its_set(run: Run) -> None:
     assert "far.safetensors: the features of row 7 are NaN or infinite" in str(run.cases()["net/msp/far"].reason)
 
 
-def test_in_distribution_rows_among_ood_ones_are_refused(run: Run) -> None:
+def test_an_ood_set_with_in_distribution_rows_is_refused(run: Run) -> None:
     test = load_file(run.folder / "test.safetensors")
     change(run.folder, "ood/far", lambda _: {name: test[name][:5].clone() for name in ("features", "logits")})
     run("-k", "msp/", "--fpr-limit", "1").assert_outcomes(passed=1, errors=1)
     assert "what is ID cannot be OOD" in str(run.cases()["net/msp/far"].reason)
 
 
-def test_a_mistake_is_a_usage_error(run: Run) -> None:
+def test_a_mistake_in_the_folder_is_a_usage_error(run: Run) -> None:
     (run.folder / "head.safetensors").unlink()
     result = run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR

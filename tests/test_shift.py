@@ -1,4 +1,4 @@
-"""Corruptions are the same on every machine and no more than they say."""
+"""Corruptions: they give the same pixels on every machine, and change an image as much as they say."""
 
 import hashlib
 
@@ -39,7 +39,7 @@ def test_pixels_are_the_same_everywhere(kind: str, amount: int, sha256: str) -> 
 
 @few_examples
 @given(images, st.sampled_from(KINDS))
-def test_an_amount_of_nothing_changes_nothing(pixels: np.ndarray, kind: str) -> None:
+def test_an_amount_that_means_no_change_changes_nothing(pixels: np.ndarray, kind: str) -> None:
     amount = 100 if kind == "contrast" else 0
     np.testing.assert_array_equal(Corruption(kind=kind, amount=amount)(pixels, "a"), pixels)
 
@@ -59,7 +59,7 @@ def test_contrast_is_a_share_of_the_distance_from_the_mean(pixels: np.ndarray, p
     assert np.abs(Corruption(kind="contrast", amount=per_cent)(pixels, "a") - expected).max() <= 0.5 + 1e-9
 
 
-def test_noise_is_normal_of_the_stated_deviation_and_of_each_image_its_own() -> None:
+def test_noise_is_normal_with_the_stated_deviation_and_different_for_each_image() -> None:
     grey = np.full((200, 200, 3), 128, np.uint8)
     noise = Corruption(kind="noise", amount=30)(grey, "a") - 128.0
     assert abs(noise.mean()) < 0.3
@@ -71,7 +71,7 @@ def test_noise_is_normal_of_the_stated_deviation_and_of_each_image_its_own() -> 
 
 
 @pytest.mark.parametrize("set_id", SHIFTED)
-def test_corrupted_digits_are_some_of_the_test_digits(set_id: str) -> None:
+def test_the_corrupted_digits_are_changed_images_of_the_test_digits(set_id: str) -> None:
     shifted, clean = load_image_set(set_id), load_image_set("digits-test")
     assert np.bincount(shifted.labels).tolist() == [25] * 8
     place = {image_id: index for index, image_id in enumerate(clean.image_ids)}
@@ -85,7 +85,7 @@ def test_corrupted_digits_are_some_of_the_test_digits(set_id: str) -> None:
     assert not shifted.image_sha256s.keys() & clean.image_sha256s.keys()
 
 
-def test_a_corrupted_set_still_shows_the_images_of_its_clean_one() -> None:
+def test_a_corrupted_set_overlaps_with_its_clean_set() -> None:
     entries = read_entries(BUILT_IN, ImageSetEntry)
     noise, train, clean = entries["digits-noise"], entries["digits-train"], entries["digits-test"]
     assert noise.may_overlap(clean)
@@ -94,6 +94,6 @@ def test_a_corrupted_set_still_shows_the_images_of_its_clean_one() -> None:
 
 
 @pytest.mark.parametrize(("kind", "amount"), [("noise", 0), ("blur", 0), ("contrast", 100)])
-def test_what_changes_nothing_knows_it(kind: str, amount: int) -> None:
+def test_a_corruption_says_whether_it_changes_nothing(kind: str, amount: int) -> None:
     assert Corruption(kind=kind, amount=amount).changes_nothing
     assert not Corruption(kind=kind, amount=amount + 1).changes_nothing

@@ -1,4 +1,4 @@
-"""A user's own: networks and images of the command line, detectors of a file, and every command of docs/your-own.md."""
+"""A user's networks and images on the command line, detectors in a file, and every command of docs/your-own.md."""
 
 import os
 import re
@@ -57,12 +57,12 @@ class SecondLargest(Detector):
 
 
 class Runs:
-    """Runs pytest on a user's own, in a world of colours."""
+    """Runs pytest on a user's network and images, in a copy of the world of colours."""
 
     def __init__(self, pytester: pytest.Pytester, world: Path) -> None:
         self.pytester, self.world = pytester, world
         images = world / "images"
-        self.own = [
+        self.user = [
             "--model", f"local-dir:{world / 'net'}",
             "--id", f"{images / 'colours-test'}",
             "--ood", f"{images / 'greys'}",
@@ -96,7 +96,7 @@ def run(pytester: pytest.Pytester, user_world: Path) -> Runs:
 
 @pytest.fixture
 def named(world: Path, monkeypatch: pytest.MonkeyPatch) -> Named:
-    """What names all of a user's own, in the folder of the world."""
+    """Options that name a user's network and images, in the folder of the world."""
     monkeypatch.chdir(world)
     return Named(
         suite="digits",
@@ -117,10 +117,10 @@ def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Networks and images. ---
 
 
-def test_folders_become_a_suite_whose_goals_hold(run: Runs) -> None:
-    result = run(OOD, UNIT_TESTS, *run.own, *run.train, "-k", "(msp or knn) and (greys or black)")
+def test_folders_become_a_suite_whose_cases_are_held_to_goals(run: Runs) -> None:
+    result = run(OOD, UNIT_TESTS, *run.user, *run.train, "-k", "(msp or knn) and (greys or black)")
     assert set(run.cases()) == {"net/msp/greys", "net/knn/greys", "net/msp/black", "net/knn/black"} | {
-        f"net/{set_id}/greys" for set_id in available() if "msp" in set_id
+        f"net/{detector_id}/greys" for detector_id in available() if "msp" in detector_id
     }
     assert {record.id: record.role for record in run.records() if record.kind == "set"} == {
         "colours-train": "train",
@@ -137,7 +137,7 @@ def test_folders_become_a_suite_whose_goals_hold(run: Runs) -> None:
     )
 
 
-def test_what_is_held_out_is_no_test_image(named: Named) -> None:
+def test_images_that_are_held_out_are_not_test_images(named: Named) -> None:
     suite = named.make_suite()
     val, test = (
         set(load_image_set(set_id, suite.image_sets).image_ids) for set_id in ("colours-test-val", "colours-test")
@@ -147,7 +147,7 @@ def test_what_is_held_out_is_no_test_image(named: Named) -> None:
     assert val | test == set(whole.image_ids)
 
 
-def test_a_val_of_the_users_is_taken_as_it_is(named: Named) -> None:
+def test_the_users_val_images_are_used_as_they_are(named: Named) -> None:
     suite = replace(named, val="images/colours-val").make_suite()
     assert dict(suite.splits()) == {"train": "colours-train", "val": "colours-val", "test": "colours-test"}
     assert suite.image_sets["colours-test"].part is None
@@ -162,7 +162,7 @@ def test_without_training_images_detectors_that_learn_have_no_cases(named: Named
     assert "knn" in {case.detector for case in named.make_suite().ood_cases()}  # the twin
 
 
-def test_unit_tests_have_the_size_of_the_images(named: Named, tmp_path: Path) -> None:
+def test_unit_tests_have_the_size_of_the_id_images(named: Named, tmp_path: Path) -> None:
     assert named.make_suite().entry.unit_tests.size == (32, 32)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -170,7 +170,7 @@ def test_unit_tests_have_the_size_of_the_images(named: Named, tmp_path: Path) ->
     assert replace(named, train=None, id=str(tmp_path)).make_suite().entry.unit_tests.size == (224, 224)
 
 
-def test_classes_that_are_numbers_are_in_their_order(named: Named, tmp_path: Path) -> None:
+def test_classes_that_are_numbers_are_ordered_by_value(named: Named, tmp_path: Path) -> None:
     for name in ("0", "1", "2", "10"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / name / "image.png")
@@ -179,7 +179,7 @@ def test_classes_that_are_numbers_are_in_their_order(named: Named, tmp_path: Pat
 
 
 @pytest.mark.parametrize("labels", ["index", "name"])
-def test_parquet_files_and_shards_are_image_sets(named: Named, tmp_path: Path, labels: str) -> None:
+def test_a_parquet_file_or_its_shards_become_an_image_set(named: Named, tmp_path: Path, labels: str) -> None:
     folders = Path("images/colours-test")
     images = [(path, path.parent.name) for path in sorted(folders.rglob("*.png"))]
     classes = sorted({name for _, name in images})
@@ -202,7 +202,7 @@ def test_parquet_files_and_shards_are_image_sets(named: Named, tmp_path: Path, l
         assert len(test) == 30
 
 
-def test_image_sets_and_models_of_the_project_have_ids(named: Named) -> None:
+def test_built_in_image_sets_and_models_can_be_named_by_their_ids(named: Named) -> None:
     suite = replace(
         named, models=["digits-resnet"], id="digits-test", train="digits-train", val="digits-val", ood=["letters"]
     ).make_suite()
@@ -211,7 +211,7 @@ def test_image_sets_and_models_of_the_project_have_ids(named: Named) -> None:
     assert suite.image_sets["digits-test"].title == "Handwritten digits 0-7, test split"
 
 
-def test_a_network_takes_the_place_of_a_suites_own(named: Named) -> None:
+def test_the_users_network_replaces_those_of_a_suite(named: Named) -> None:
     changes: dict[str, Any] = {"models": ["mine=local-dir:net"], "id": None, "train": None, "ood": ()}
     suite = replace(named, suite="colours.toml", **changes).make_suite()
     assert suite.id == "colours"
@@ -220,12 +220,12 @@ def test_a_network_takes_the_place_of_a_suites_own(named: Named) -> None:
     assert not suite.entry.variants.models
 
 
-def test_a_function_of_the_users_is_a_network(named: Named) -> None:
+def test_a_function_of_the_user_can_be_named_as_a_network(named: Named) -> None:
     suite = replace(named, models=["my_nets:make"]).make_suite()
     assert suite.models["my_nets-make"].source == "module:my_nets:make"
 
 
-def test_names_and_ids() -> None:
+def test_a_name_is_split_off_and_an_id_is_made_of_any_text() -> None:
     assert split_name("mine=./a=b") == ("mine", "./a=b")
     assert split_name("./a=b") == (None, "./a=b")
     assert id_of("ViT-B-16/openai") == "ViT-B-16-openai"
@@ -245,7 +245,7 @@ def test_names_and_ids() -> None:
         ({"ood": ["images/colours-test/red"]}, "what is in-distribution cannot be OOD"),
         ({"train": "images/colours-test"}, "each split needs images of its own"),
         ({"train": "two"}, "--id images/colours-test: unknown classes blue, green"),
-        ({"models": ()}, "--id images/colours-test: name the network that meets these images with --model"),
+        ({"models": ()}, "--id images/colours-test: name the network that is run on these images with --model"),
         ({"id": None}, "--train and --ood: name the in-distribution test images with --id, too"),
         ({"outputs": "out"}, "--outputs: a run has either precomputed outputs or --model and --id and --train"),
         ({"suite": "colours.toml"}, "--suite colours.toml: it has images of its own"),
@@ -257,7 +257,7 @@ def test_names_and_ids() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_mistake_is_named_before_any_work(
+def test_a_mistake_in_the_options_is_named_before_anything_is_computed(
     named: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], says: str
 ) -> None:
     shutil.copytree(Path.cwd(), tmp_path / "world")
@@ -269,95 +269,96 @@ def test_a_mistake_is_named_before_any_work(
     assert "\n" not in str(caught.value)
 
 
-def test_a_mistake_is_a_usage_error(run: Runs) -> None:
-    result = run(OOD, *run.own[2:])
+def test_a_mistake_in_the_options_is_a_usage_error(run: Runs) -> None:
+    result = run(OOD, *run.user[2:])
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "name the network that meets these images with --model" in result.stderr.str()
-    result = run(OOD, *run.own, "--record-baselines")
+    assert "name the network that is run on these images with --model" in result.stderr.str()
+    result = run(OOD, *run.user, "--record-baselines")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "baselines are of what their suite file names, without --model" in result.stderr.str()
 
 
 def test_a_network_for_other_classes_is_an_error_of_its_cases(run: Runs) -> None:
     model = f"local-dir:{ROOT / 'benchmark/models/checkpoints/digits-resnet'}"
-    result = run(OOD, "--model", model, *run.own[2:], "-k", "msp/")
+    result = run(OOD, "--model", model, *run.user[2:], "-k", "msp/")
     result.assert_outcomes(errors=1)
     assert "has 8 classes, the in-distribution set has 3" in str(run.cases()["digits-resnet/msp/greys"].reason)
 
 
-def test_an_accuracy_near_chance_is_warned_of(run: Runs) -> None:
-    result = run(OOD, *run.own, "-k", "msp/")  # an untrained network
+def test_a_run_warns_of_an_accuracy_near_chance(run: Runs) -> None:
+    result = run(OOD, *run.user, "-k", "msp/")  # an untrained network
     result.stdout.fnmatch_lines(["WARNING: net classifies * of the ID images right, chance is 33.3%: *"])
 
 
 @pytest.mark.parametrize(("accuracy", "classes", "warned"), [(0.1, 8, True), (0.3, 8, False), (0.0, 2, True)])
-def test_what_is_near_chance(accuracy: float, classes: int, warned: bool) -> None:
+def test_an_accuracy_counts_as_near_chance_up_to_a_bound(accuracy: float, classes: int, warned: bool) -> None:
     model: Any = SimpleNamespace(id="net", id_accuracy=SimpleNamespace(value=accuracy), classes=classes)
     assert bool(list(near_chance([model]))) == warned
 
 
 def test_a_failing_case_says_how_to_run_it_alone(run: Runs) -> None:
-    chosen = [*run.own[:-1], str(run.world / "images/noise")]
+    chosen = [*run.user[:-1], str(run.world / "images/noise")]
     result = run(OOD, *chosen, "-k", "msp/", "--fpr-limit", "0")
     line = next(line for line in result.outlines if line.startswith("net/msp/noise: FPR@95"))
     assert f"{' '.join(chosen)} --store" in line
 
 
-def test_two_processes_have_the_same_suite(run: Runs) -> None:
-    chosen = [*run.own, *run.train, "-k", "msp/ or knn/", "--fpr-limit", "1"]
+def test_two_processes_give_the_figures_of_one(run: Runs) -> None:
+    chosen = [*run.user, *run.train, "-k", "msp/ or knn/", "--fpr-limit", "1"]
     run(OOD, *chosen).assert_outcomes(passed=2)
     alone = run.cases()
     command = [sys.executable, "-m", "pytest", *run.arguments(OOD, *chosen, "-n", "2")]
     done = subprocess.run(command, cwd=run.world, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert {set_id: case.metrics for set_id, case in run.cases().items()} == {
-        set_id: case.metrics for set_id, case in alone.items()
+    assert {name: case.metrics for name, case in run.cases().items()} == {
+        name: case.metrics for name, case in alone.items()
     }
 
 
-def test_collecting_makes_no_outputs(run: Runs) -> None:
-    result = run(OOD, *run.own, "--collect-only", "-q")
+def test_collecting_computes_no_outputs(run: Runs) -> None:
+    result = run(OOD, *run.user, "--collect-only", "-q")
     assert any("test_case[net/msp/greys]" in line for line in result.outlines)
     assert not (run.world / "store").exists()
     assert not run.files("own-images-colours-test")
 
 
-# --- Image sets that nobody has fetched. ---
+# --- Image sets that have not been fetched. ---
 
 
-def _lose(run: Runs, *ids: str) -> list[str]:
+def _remove_sets(run: Runs, *ids: str) -> list[str]:
+    """Makes these image sets of the suite missing ones, and gives the options of a run."""
     suite = run.world / "colours.toml"
     for set_id in ids:
         suite.write_text(suite.read_text().replace(f'folder = "images/{set_id}"', f'local = "{set_id}"'))
     return ["--suite", str(suite), "--fpr-limit", "1", "-k", "msp"]
 
 
-def test_a_run_without_any_of_its_image_sets_is_no_success(run: Runs) -> None:
-    result = run(OOD, *_lose(run, "greys", "noise"))
+def test_a_run_that_lacks_all_of_its_image_sets_does_not_succeed(run: Runs) -> None:
+    result = run(OOD, *_remove_sets(run, "greys", "noise"))
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     result.stdout.fnmatch_lines(
         ["data missing: image set greys: * (1 cases skipped)", "data missing: image set noise: *", "no case ran"]
     )
 
 
-def test_a_case_without_its_in_distribution_images_is_skipped(run: Runs) -> None:
-    arguments = _lose(run, "colours-test")
+def test_cases_without_their_in_distribution_images_are_skipped(run: Runs) -> None:
+    arguments = _remove_sets(run, "colours-test")
     assert run(OOD, *arguments).ret == pytest.ExitCode.NO_TESTS_COLLECTED
     assert {case.status for case in run.cases("colours").values()} == {"skipped"}
 
 
 def test_a_run_names_the_image_sets_that_it_lacks(run: Runs) -> None:
-    result = run(OOD, *_lose(run, "greys"))
+    result = run(OOD, *_remove_sets(run, "greys"))
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["data missing: image set greys: *"])
     result.stdout.no_fnmatch_line("no case ran")
 
 
-# --- Detectors of a file. ---
+# --- Detectors in a file of the user. ---
 
 
 @pytest.mark.usefixtures("_registry")
-def test_a_detector_of_a_file_meets_the_contract_and_the_cases(run: Runs) -> None:
+def test_the_contract_and_the_cases_are_run_on_a_detector_in_a_file(run: Runs) -> None:
     file = run.world / "my_detectors.py"
     file.write_text(DETECTOR)
     chosen = ["--suite", str(run.world / "colours.toml"), "--detectors", str(file), "-k", "my-detector"]
@@ -368,7 +369,7 @@ def test_a_detector_of_a_file_meets_the_contract_and_the_cases(run: Runs) -> Non
 
 
 @pytest.mark.usefixtures("_registry")
-def test_a_detector_of_a_file_is_held_to_the_goals(run: Runs) -> None:
+def test_a_detector_in_a_file_is_held_to_the_goals(run: Runs) -> None:
     file = run.world / "my_detectors.py"
     file.write_text(DETECTOR)
     chosen = ["--suite", str(run.world / "colours.toml"), "--detectors", str(file), "-k", "my-detector/greys"]
@@ -387,7 +388,7 @@ def test_a_detector_that_breaks_the_contract_fails(run: Runs) -> None:
     result.stdout.fnmatch_lines(["my-detector: higher_means_in_distribution: the AUROC is 0.*"])
 
 
-def test_the_record_of_a_detector_covers_its_file(run: Runs) -> None:
+def test_the_source_hash_of_a_detector_changes_with_its_file(run: Runs) -> None:
     hashes = []
     for text in (DETECTOR, DETECTOR + "# changed\n"):
         file = run.world / "my_detectors.py"
@@ -410,7 +411,7 @@ def test_the_record_of_a_detector_covers_its_file(run: Runs) -> None:
         (DETECTOR.replace("    Paper: none\n", ""), "its docstring lacks Paper"),
     ],
 )
-def test_a_mistake_in_a_file_of_detectors_is_a_usage_error(run: Runs, text: str, says: str) -> None:
+def test_a_mistake_in_a_detector_file_is_a_usage_error(run: Runs, text: str, says: str) -> None:
     file = run.world / "my_detectors.py"
     file.write_text(text)
     result = run(OOD, "--detectors", str(file))
@@ -419,16 +420,16 @@ def test_a_mistake_in_a_file_of_detectors_is_a_usage_error(run: Runs, text: str,
     assert says in result.stderr.str()
 
 
-def test_a_file_of_detectors_that_is_not_there_is_named(run: Runs) -> None:
+def test_a_missing_detector_file_is_named(run: Runs) -> None:
     result = run(OOD, "--detectors", "gone.py")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "--detectors gone.py: there is no such file" in result.stderr.str()
 
 
-# --- The page. ---
+# --- docs/your-own.md. ---
 
 
-def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
+def test_every_command_of_the_page_on_a_users_network_runs(tmp_path: Path) -> None:
     for name in ("benchmark", "conftest.py", "detectors", "leaderboard", "tox.ini", "unit_tests_ood"):
         (tmp_path / name).symlink_to(ROOT / name)
     page = (ROOT / "docs" / "your-own.md").read_text(encoding="utf-8")
@@ -456,7 +457,7 @@ def test_a_detector_with_an_odd_id_is_refused(tmp_path: Path, detector_id: str) 
         load_detectors(str(file))
 
 
-def test_a_detector_file_that_leaves_is_refused(tmp_path: Path) -> None:
+def test_a_detector_file_that_exits_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("import sys\nsys.exit(3)")
     with pytest.raises(ValueError, match=r"--detectors .*mine\.py: line 2: SystemExit: 3"):
@@ -464,10 +465,10 @@ def test_a_detector_file_that_leaves_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_registry")
-def test_a_detector_that_raises_is_named_with_its_line(run: Runs) -> None:
+def test_an_error_in_a_detector_is_reported_with_its_file_and_line(run: Runs) -> None:
     file = run.pytester.path / "mine.py"
     file.write_text(DETECTOR.replace("return batch.logits.amax(dim=1)", "raise KeyError('mine')"))
-    result = run(OOD, *run.own, "--detectors", str(file), "-k", "my-detector and test_case and not contract")
+    result = run(OOD, *run.user, "--detectors", str(file), "-k", "my-detector and test_case and not contract")
     text = result.stdout.str()
     assert "KeyError: 'mine' (" in text
     assert "mine.py, line " in text

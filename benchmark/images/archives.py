@@ -1,4 +1,4 @@
-"""Archives: what lies in one of their folders, written to a folder of ours, and nowhere else."""
+"""Archives: copies one folder out of a zip or tar archive, and writes nothing outside of the target folder."""
 
 import gzip
 import lzma
@@ -20,7 +20,10 @@ _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, l
 
 
 class ArchiveError(UserError):
-    """An archive that cannot be unpacked. damaged: whether another download may help."""
+    """An archive that cannot be extracted; the message says why.
+
+    damaged: whether the archive is damaged, so that another download may help.
+    """
 
     def __init__(self, problem: str, *, damaged: bool) -> None:
         super().__init__(problem)
@@ -29,6 +32,14 @@ class ArchiveError(UserError):
 
 @dataclass(frozen=True)
 class _Member:
+    """A file of an archive.
+
+    name: its path in the archive.
+    is_regular: whether it is an ordinary file: no link, no device.
+    archive: the open TarFile or ZipFile.
+    info: what that library knows of the file.
+    """
+
     name: str
     is_regular: bool
     archive: Any
@@ -40,21 +51,24 @@ class _Member:
         return self.archive.extractfile(self.info)
 
 
-def unpack(archive: Path, inside: str, target: Path) -> None:
-    """Writes the files of the archive's folder `inside` to the folder `target`, or the file `inside` to a file.
+def extract_folder(archive: Path, inside: str, target: Path) -> None:
+    """Copies one folder, or one file, out of an archive.
 
-    Raises ArchiveError for what is no zip or tar, is damaged, has nothing `inside`, or has a link, a device or a path
-    that leads out of it there; then `target` may hold a part.
+    archive: a zip or tar archive; a tar may be compressed.
+    inside: the folder in the archive whose files are copied, or one file in it. Empty: all files.
+    target: the folder to write to; the file to write where `inside` is a file.
+    Raises ArchiveError where the file is no such archive, is damaged, holds nothing at `inside`, or holds a link, a
+    device or a path that leads out of the archive. Then `target` may hold some of the files.
     """
     found = False
     try:
-        for member in tqdm(_members(archive), desc="unpacking", unit=" files", disable=None):
+        for member in tqdm(_members(archive), desc="extracting", unit=" files", disable=None):
             path = PurePosixPath(member.name)
             selected = path.is_relative_to(inside)
             if _leads_out(member.name) or (selected and not member.is_regular):
                 raise ArchiveError(
                     f"{member.name!r} in it is a link, a device or a path out of it, and such an archive is not "
-                    "unpacked; do that by hand if you trust it",
+                    "extracted; do that by hand if you trust it",
                     damaged=False,
                 )
             if not selected:
@@ -66,20 +80,20 @@ def unpack(archive: Path, inside: str, target: Path) -> None:
             found = True
     except _DAMAGE as error:
         raise ArchiveError(f"it is truncated or damaged ({error or type(error).__name__})", damaged=True) from None
-    except (RuntimeError, NotImplementedError) as error:  # how zipfile says encrypted, or compressed by other means
+    except (RuntimeError, NotImplementedError) as error:  # of zipfile: encrypted, or an unknown compression
         raise ArchiveError(str(error), damaged=False) from None
     if not found:
         raise ArchiveError(f"nothing in it lies in {inside!r}; correct `inside` of the source", damaged=False)
 
 
 def _leads_out(name: str) -> bool:
-    """Whether a path is absolute or has `..`, on any system."""
+    """Whether a path is absolute or has `..`, on Linux or on Windows."""
     return bool(PurePosixPath(name).anchor or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts)
 
 
 def _members(archive: Path) -> Iterator[_Member]:
-    """All but the folders, in the order of the archive, in which a compressed tar is read only once."""
-    if tarfile.is_tarfile(archive):  # first: a tar that ends with a small zip would pass for one
+    """All files of an archive, in its own order, so that a compressed tar is read only once."""
+    if tarfile.is_tarfile(archive):  # before zip: a tar whose last file is a small zip looks like a zip
         with tarfile.open(archive) as tar:
             yield from (_Member(info.name, info.isreg(), tar, info) for info in tar if not info.isdir())
     elif zipfile.is_zipfile(archive):

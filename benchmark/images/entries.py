@@ -22,22 +22,37 @@ class _Table(BaseModel):
 
 
 class Columns(_Table):
-    """The columns of a Parquet file. id: rows are numbered where there is none of that name."""
+    """The names of the columns of a Parquet file.
+
+    image: the column of the images: a struct of bytes and path, as `datasets` writes it.
+    label: the column of the classes. It is read only where the entry names classes.
+    id: the column of the images' ids. Where the file has no such column, the rows are numbered.
+    """
 
     image: str = "image"
     label: str = "label"
     id: str = "id"
 
 
-class Part(_Table):
-    """The first images of each class, in the set's order, or all the others."""
+class ClassPart(_Table):
+    """A part of an image set: the first images of each class, in the set's order, or all other images.
+
+    per_class: how many images of each class are the first ones.
+    others: whether the part is all images but the first ones.
+    """
 
     per_class: int = Field(ge=1)
     others: bool = False
 
 
 class Contamination(_Table):
-    """The share of a set's images that show a class of some ID classes, as somebody found by looking at a sample."""
+    """The share of an OOD set's images that show an ID class, found by people who looked at a sample of the images.
+
+    of: the image set whose classes are the ID classes, in words.
+    share: the share, 0 to 1.
+    inspected: how many images were looked at.
+    source: who looked at them, and where that is published.
+    """
 
     of: str
     share: float = Field(ge=0, le=1)
@@ -46,7 +61,10 @@ class Contamination(_Table):
 
 
 def listed_files(place: Path, listed: Path | None) -> set[str] | None:
-    """The files of a list, None without one. A list that nobody has fetched names none."""
+    """The paths of the files that a list names, below `place`; None where there is no list.
+
+    A list that has not been fetched yet gives no paths. Raises UserError where the list is wrong (see `read_list`).
+    """
     if listed is None:
         return None
     place = place.resolve()
@@ -54,19 +72,32 @@ def listed_files(place: Path, listed: Path | None) -> set[str] | None:
 
 
 class ImageSetEntry(Entry):
-    """One entry of an image-set file. Its images lie in a `parquet` file or a `folder` beside the entry's own file, or
-    at `local` under the data folder, as a Parquet file, a folder of them, or a folder of images.
+    """One entry of a file of image sets. Exactly one of `parquet`, `folder` and `local` says where the images are.
 
-    source: whose images these are, in words. sources: where `local` comes from, tried in order.
-    list_id: which images of a set that exists in several forms. list_file: a file under the data folder with their
-    paths below `local`, and perhaps their classes (see `image_files.read_list`).
-    images: the expected count, or those of each form that is accepted.
-    classes: as folders, lists or columns name them. class_names: a word for each where those are none, for
-    vision-language models. class_list: a CSV file of both, with the columns class and name.
-    labels: whether a class goes by its name or by its index in `classes`. class_groups: classes to be looked at
-    together. rows: which rows of a Parquet file belong to the set, by column. leave_out: folders and classes that do
-    not belong to it. redistributable: whether the licence lets anyone pass it on.
-    corruption: what is done to the images once they are decoded.
+    title: the name of the set, for people.
+    licence: the licence of the images, in words.
+    source: who made or collected the images, in words.
+    images: how many images the set must have, or several counts where several forms of the set are accepted.
+    classes: the classes in the order of their indices, as folders, lists or columns name them. Empty: no labels.
+    class_names: a word for each class, for vision-language models. Empty: the words are `classes`.
+    class_list: a CSV file in place of `classes` and `class_names`, with the columns class and name.
+    class_groups: groups of classes by name. The figures of each group are computed, too.
+    labels: whether the data name a class by its name, or by its index in `classes`.
+    parquet: a Parquet file beside this file.
+    folder: a folder of images beside this file.
+    local: a path below the data folder: a Parquet file, a folder of Parquet files, or a folder of images.
+    sources: where `local` can be fetched from. They are tried in this order.
+    list_id: which list of images this is, where a set exists in several forms; in words.
+    list_file: a file below the data folder that lists the images of the set, and perhaps their classes (see
+        `benchmark.images.readers.read_list`). Its paths start from `local`.
+    columns: the names of the columns of Parquet files.
+    rows: values by column. Only the rows of a Parquet file that have all these values belong to the set.
+    leave_out: folders and classes whose images do not belong to the set.
+    part: which images of each class belong to the set. None: all.
+    redistributable: whether the licence allows everyone to pass the images on. None: unknown.
+    contamination: how many of the images show an ID class, for an OOD set.
+    decoding: how image files are decoded where decoders differ.
+    corruption: how the decoded images are changed. None: they are not.
     """
 
     title: str
@@ -87,7 +118,7 @@ class ImageSetEntry(Entry):
     columns: Columns = Columns()
     rows: dict[str, str] = Field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
-    part: Part | None = None
+    part: ClassPart | None = None
     redistributable: bool | None = None
     contamination: tuple[Contamination, ...] = ()
     decoding: Decoding = AS_PAPERS
@@ -111,16 +142,19 @@ class ImageSetEntry(Entry):
 
     @property
     def place(self) -> Path:
-        """The file or the folder of its images."""
+        """The file or the folder of the images."""
         return self.parquet or self.folder or self.data_dir / str(self.local)
 
     @property
     def listed(self) -> Path | None:
-        """The list of its images, if only some belong to it."""
+        """The list of the images that belong to the set; None where there is no list."""
         return None if self.list_file is None else self.data_dir / self.list_file
 
     def with_classes(self) -> Self:
-        """The entry with the classes of its list. Raises ValueError where a line of it, or a group, is wrong."""
+        """The entry with the classes of its class list filled in.
+
+        Raises UserError where a line of the class list is wrong, or a group names an unknown class.
+        """
         entry = self.model_copy(update=_read_class_list(self.class_list)) if self.class_list else self
         for group, members in entry.class_groups.items():
             if unknown := [name for name in members if name not in entry.classes]:
@@ -128,14 +162,14 @@ class ImageSetEntry(Entry):
         return entry
 
     def remedy(self, set_id: str) -> Remedy | None:
-        """What brings its images to their place; None where somebody has to get them by hand."""
+        """How to get the images; None where there are only manual downloads."""
         if all(isinstance(source, ManualSource) for source in self.sources):
             return None
         return Remedy("fetch", set_id, None if self.file == BUILT_IN else self.file, self.data_dir)
 
     @property
     def by_hand(self) -> str:
-        """How to get its images by hand, as the end of a message; nothing where they can be fetched."""
+        """How to get the images by hand, as the end of an error message; empty where they can be fetched."""
         todo = [f": {' '.join(source.manual.split())}" for source in self.sources if isinstance(source, ManualSource)]
         if len(todo) < len(self.sources):
             return ""
@@ -144,9 +178,10 @@ class ImageSetEntry(Entry):
     def may_overlap(
         self, other: "ImageSetEntry", files: Callable[[Path, Path | None], set[str] | None] = listed_files
     ) -> bool:
-        """Whether both may hold the same image file or row, corrupted or not, as far as their entries and lists tell.
+        """Whether both sets may hold the same image file or row, corrupted or not. Only entries and lists are read.
 
-        files: `listed_files`, or the same with a memory for whoever compares many sets.
+        other: the other entry.
+        files: gives the files of a list, as `listed_files` does. Pass a version with a cache to compare many sets.
         """
         if any(other.rows.get(column, value) != value for column, value in self.rows.items()):
             return False
@@ -164,7 +199,7 @@ class ImageSetEntry(Entry):
         return any(Path(file).is_relative_to(unlisted) for file in mine or theirs or ())
 
     def _is_split_from(self, other: "ImageSetEntry") -> bool:
-        """Whether one is the first images of each class, and the other is of those that come later in the same set."""
+        """Whether both are parts of one set that share no image: the first of each class, and some that come later."""
         first, later = (self, other) if other.part and other.part.others else (other, self)
         if not (first.part and later.part) or first.part.others or not later.part.others:
             return False
@@ -175,7 +210,10 @@ class ImageSetEntry(Entry):
 
 
 def _read_class_list(file: Path) -> dict[str, tuple[str, ...]]:
-    """`classes` and `class_names` of a CSV file with these columns, class and name. Raises ValueError."""
+    """The fields `classes` and `class_names` of an entry, from a CSV file with the columns class and name.
+
+    Raises UserError, with the file and the line, where it is not such a file.
+    """
     try:
         lines = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Fetching what an entry names: downloaded, put in its place, and compared with what the entry says."""
+"""Fetching the images of an entry: they are downloaded, put at their place, and compared with the entry."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +14,14 @@ Tell = Callable[[str], None]
 def fetch_image_set(
     set_id: str, entries: dict[str, ImageSetEntry], tell: Tell, number: int | None = None
 ) -> tuple[ImageSet, Fetched | None]:
-    """An image set, fetched unless it is there, and where it came from, if that is known.
+    """Fetches an image set, unless it is there, and gives the set and where it came from (None where unknown).
 
-    tell: is told of the sources that fail, and of waiting.
-    number: of the one source to take, from 1; by default all are tried in order.
-    Raises DownloadError where no source delivers what the entry says, ImageSetError where a set that was not fetched
-    cannot be used, and OSError for what is wrong with the disk.
+    set_id: the id of the set.
+    entries: the entries by id.
+    tell: is called with a line for each source that fails, and when another process must finish first.
+    number: which source to take, counted from 1. None: all are tried in order.
+    Raises DownloadError where no source gives what the entry says, ImageSetError where a set cannot be used that was
+    not fetched, and OSError where the disk is full or read-only.
     """
     entry = entries[set_id]
     origin = fetch_from(entry.sources, number, entry.place, entry.data_dir, tell) if entry.local else None
@@ -42,7 +44,11 @@ def fetch_image_set(
 def fetch_from(
     sources: Sequence[Source], number: int | None, target: Path, data_dir: Path, tell: Tell
 ) -> Fetched | None:
-    """As `downloads.fetch`, from all sources in order, or from the one of that number alone, counted from 1."""
+    """Does what `downloads.fetch` does, with one of the sources.
+
+    number: which source to take, counted from 1. None: all are tried in order.
+    Raises DownloadError where there is no source of that number, and what `downloads.fetch` raises.
+    """
     if number is None:
         return fetch(sources, target, data_dir, tell)
     if not 1 <= number <= len(sources):

@@ -14,9 +14,9 @@ from benchmark.entries import read_entries
 from benchmark.errors import UserError
 from benchmark.images.corruptions import Corruption
 from benchmark.images.decoding import AS_PAPERS, Decoding, DecodingError, decode
-from benchmark.images.downloads import is_there
-from benchmark.images.entries import BUILT_IN, ImageSetEntry, Part
+from benchmark.images.entries import BUILT_IN, ClassPart, ImageSetEntry
 from benchmark.images.hashes import KeptHashes, image_hashes
+from benchmark.images.origins import is_there
 from benchmark.images.readers import Images, folders_of, in_folder, in_parquet, read_list, shards_of
 from detectors import did_you_mean
 
@@ -26,17 +26,27 @@ class ImageSetError(UserError):
 
 
 class MissingImageSetError(ImageSetError):
-    """An image set that nobody has fetched yet."""
+    """An image set whose images have not been fetched yet."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with their ids and, where they have classes, the index of each one's class and a word for it.
+    """N images with their ids and, where they have classes, their labels.
 
-    `encoded(i)` gives the bytes of an image file or the pixels (height, width, 3) of an image that has none. A function
-    that pickle can take makes a set that pickle can take.
-    about: what else a record says of it: its list, contamination, groups of classes and decoding.
-    kept: where the hashes of its images are kept across runs, if they are.
+    id: the id of the set.
+    title: the name of the set, for people.
+    licence: the licence of the images, in words.
+    source: who made or collected the images, in words.
+    coding: the formats of the image files, such as "jpeg, png"; "pixels" where there are no files.
+    image_ids: the id of each image.
+    labels: the index of each image's class, int64 (N,); None where the images have no classes.
+    classes: the C classes in the order of their indices.
+    encoded: gives the image at an index: the bytes of its file or, where it has none, its pixels, uint8
+        (height, width, 3). A function that pickle can take makes a set that pickle can take.
+    class_names: a word for each of the C classes.
+    about: what else a record says of the set: its list, contamination, groups of classes and decoding.
+    decoding: how image files are decoded where decoders differ.
+    kept: where the hashes of the images are stored for later runs; None: nowhere.
     """
 
     id: str
@@ -57,7 +67,7 @@ class ImageSet:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """The image in RGB, decoded as `decoding` says. A damaged file raises ImageSetError."""
+        """The image at an index, in RGB. Raises ImageSetError where its file cannot be read or decoded."""
         content = self._content(index)
         if isinstance(content, np.ndarray):
             return Image.fromarray(content)
@@ -71,7 +81,7 @@ class ImageSet:
 
     @cached_property
     def content_sha256(self) -> str:
-        """A hash of every image's id, content and label, in order."""
+        """A hash of every image's id, content and label, in order. Raises ImageSetError where a file is missing."""
         hashes, shapes = self._hashed
         digest = hashlib.sha256()
         for index, image_id in enumerate(self.image_ids):
@@ -82,13 +92,16 @@ class ImageSet:
 
     @cached_property
     def image_sha256s(self) -> dict[str, str]:
-        """The ids of the images by the first 16 digits of the hash of each one's content."""
+        """The id of each image, by the first 16 hexadecimal digits of the SHA-256 of its content.
+
+        Raises ImageSetError where a file is missing.
+        """
         starts = (row.tobytes().hex() for row in self._hashed[0][:, :8])
         return dict(zip(starts, self.image_ids, strict=True))
 
     @cached_property
     def _hashed(self) -> tuple[np.ndarray, dict[int, str]]:
-        """The SHA-256 of each image's content, uint8 (N, 32), and the shape of each that has no file, by its index."""
+        """The SHA-256 of each image's content, uint8 (N, 32), and by index the shape of each image without a file."""
         shapes: dict[int, str] = {}
 
         def hash_of(index: int) -> bytes:
@@ -100,7 +113,7 @@ class ImageSet:
 
         try:
             return image_hashes(self.image_ids, hash_of, self.kept), shapes
-        except OSError as error:  # of a link that leads nowhere, say
+        except OSError as error:  # for example of a link to a file that does not exist
             raise ImageSetError(
                 f"image set {self.id}: cannot read {error.filename}: {error.strerror}; replace the file, or remove it"
             ) from None
@@ -113,10 +126,12 @@ class ImageSet:
 
 
 def load_image_set(set_id: str, entries: dict[str, ImageSetEntry] | None = None) -> ImageSet:
-    """The image set of that id, from `entries` (the built-in ones by default).
+    """The image set of an id.
 
-    Raises MissingImageSetError when nobody has fetched it, and ImageSetError when its files hold no image, not the
-    expected number of them, or none of a class, or do not fit the entry.
+    set_id: the id.
+    entries: the entries by id. None: the built-in ones, of `image_sets.toml`.
+    Raises MissingImageSetError where the images have not been fetched yet. Raises ImageSetError where the files do not
+    fit the entry: no images, another number of images than expected, or a class without images.
     """
     entries = read_entries(BUILT_IN, ImageSetEntry) if entries is None else entries
     if set_id not in entries:
@@ -127,8 +142,8 @@ def load_image_set(set_id: str, entries: dict[str, ImageSetEntry] | None = None)
     try:
         _check_is_there(set_id, entry)
         entry = entry.with_classes()
-        image_set = _selected(set_id, entry, _read(set_id, entry))
-        return _corrupted(image_set, entry.corruption) if entry.corruption else image_set
+        image_set = _select_images(set_id, entry, _read_images(set_id, entry))
+        return _corrupt_images(image_set, entry.corruption) if entry.corruption else image_set
     except ImageSetError:
         raise
     except (UserError, OSError) as error:
@@ -138,12 +153,21 @@ def load_image_set(set_id: str, entries: dict[str, ImageSetEntry] | None = None)
 def image_set_of_pixels(
     set_id: str, title: str, images: int, pixels: Callable[[int], np.ndarray], *, licence: str, source: str
 ) -> ImageSet:
-    """An image set without files: pixels(i) gives image i as uint8 (height, width, 3)."""
+    """An image set without files.
+
+    set_id: the id of the set.
+    title: the name of the set, for people.
+    images: how many images it has.
+    pixels: gives the image at an index, uint8 (height, width, 3).
+    licence: the licence of the images, in words.
+    source: who made the images, in words.
+    """
     ids = tuple(f"{set_id}-{index:05d}" for index in range(images))
     return ImageSet(set_id, title, licence, source, "pixels", ids, None, (), pixels)
 
 
 def _check_is_there(set_id: str, entry: ImageSetEntry) -> None:
+    """Raises MissingImageSetError, or ImageSetError where files are missing that lie beside the entry's file."""
     if entry.parquet and not entry.parquet.is_file():
         raise ImageSetError(f"image set {set_id}: there is no file {entry.parquet} (named in {entry.file})")
     if entry.folder and not entry.folder.is_dir():
@@ -160,10 +184,12 @@ def _check_is_there(set_id: str, entry: ImageSetEntry) -> None:
 
 
 def _any_there(folder: Path, listed: Path) -> bool:
+    """Whether a folder holds at least one file of a list."""
     return any((folder / path).is_file() for path, _ in read_list(listed))
 
 
-def _read(set_id: str, entry: ImageSetEntry) -> Images:
+def _read_images(set_id: str, entry: ImageSetEntry) -> Images:
+    """All images at the entry's place, or those of its list. Raises UserError where they cannot be read."""
     place, columns = entry.place, entry.columns
     if place.is_dir() and (entry.folder or not shards_of(place)):
         return in_folder(place, entry.listed)
@@ -173,8 +199,8 @@ def _read(set_id: str, entry: ImageSetEntry) -> Images:
     return in_parquet(place, set_id, image=columns.image, label=label, id_column=columns.id, rows=entry.rows)
 
 
-def _selected(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
-    """The images that belong to the set, with their labels."""
+def _select_images(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
+    """The images that belong to the set, with their labels. Raises UserError where they do not fit the entry."""
     folders = set(entry.leave_out) - set(entry.classes)
     rows = _outside_of(folders, images.ids) if folders else np.arange(len(images.ids))
     labels = _labels(entry, images, rows) if entry.classes else None
@@ -189,7 +215,7 @@ def _selected(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
         }
     )
     if entry.part:
-        chosen = _part(entry.part, np.zeros(len(rows), dtype=np.int64) if labels is None else labels, entry)
+        chosen = _is_in_part(entry.part, np.zeros(len(rows), dtype=np.int64) if labels is None else labels, entry)
         rows, labels = rows[chosen], labels if labels is None else labels[chosen]
     _check_counts(entry, len(rows), labels)
     ids = tuple(images.ids[row] for row in rows.tolist())
@@ -212,7 +238,7 @@ def _selected(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
             "decoding": entry.decoding.described(),
         },
         decoding=entry.decoding,
-        kept=_kept(set_id, entry, images) if entry.local else None,
+        kept=_kept_hashes(set_id, entry, images) if entry.local else None,
     )
 
 
@@ -238,12 +264,13 @@ class _CorruptedImages:
         return self.corruption(np.asarray(self.clean[index]), self.clean.image_ids[index])
 
 
-def _kept(set_id: str, entry: ImageSetEntry, images: Images) -> KeptHashes:
+def _kept_hashes(set_id: str, entry: ImageSetEntry, images: Images) -> KeptHashes:
     chosen = f"{entry.place} {entry.rows} {entry.columns.image}"
     return KeptHashes(entry.data_dir / ".hashes" / set_id, images.files, chosen)
 
 
-def _corrupted(clean: ImageSet, corruption: Corruption) -> ImageSet:
+def _corrupt_images(clean: ImageSet, corruption: Corruption) -> ImageSet:
+    """The set with each image corrupted when it is read."""
     return replace(
         clean,
         source=f"{clean.source}; with {corruption.kind}, amount {corruption.amount} (benchmark/images/corruptions.py)",
@@ -254,7 +281,7 @@ def _corrupted(clean: ImageSet, corruption: Corruption) -> ImageSet:
 
 
 def _outside_of(folders: set[str], ids: Sequence[str]) -> np.ndarray:
-    """The rows of the images that lie in none of the folders. Raises ValueError where one of them holds no image."""
+    """The rows of the images that are in none of the folders. Raises UserError where a folder holds no image."""
     within = [folders.intersection(folders_of(path)) for path in ids]
     if unmet := folders.difference(*within):
         raise UserError(f"`leave_out` names {min(unmet)!r}, which is neither a folder of its images nor a class")
@@ -262,9 +289,10 @@ def _outside_of(folders: set[str], ids: Sequence[str]) -> np.ndarray:
 
 
 def _labels(entry: ImageSetEntry, images: Images, rows: np.ndarray) -> np.ndarray:
-    """The index of the class of each image, from the names that may be it.
+    """The class index of each image in `rows`, found by the names that the image's class may have.
 
-    The integers of a table are indices too where the classes have other names: the Hub's ImageNet has such a table.
+    Integers in a table are indices, too, where no class has an integer as its name, as in the Hub's table of ImageNet.
+    Raises UserError where an image has an unknown class.
     """
     known = {name: index for index, name in enumerate(entry.classes)}
     indices = {str(index): index for index in known.values()}
@@ -281,8 +309,12 @@ def _labels(entry: ImageSetEntry, images: Images, rows: np.ndarray) -> np.ndarra
     return labels
 
 
-def _part(part: Part, labels: np.ndarray, entry: ImageSetEntry) -> np.ndarray:
-    """Which images are the first of their class, or the others."""
+def _is_in_part(part: ClassPart, labels: np.ndarray, entry: ImageSetEntry) -> np.ndarray:
+    """Whether each of N images belongs to the part, bool (N,).
+
+    labels: the class index of each image, (N,).
+    Raises UserError where a class has fewer images than the part takes.
+    """
     counts = np.bincount(labels, minlength=len(entry.classes))
     if counts.min() < part.per_class:
         few = f"class {entry.classes[int(counts.argmin())]} has" if entry.classes else "it has"
@@ -294,9 +326,9 @@ def _part(part: Part, labels: np.ndarray, entry: ImageSetEntry) -> np.ndarray:
 
 
 def _check_counts(entry: ImageSetEntry, images: int, labels: np.ndarray | None) -> None:
-    """Raises ValueError where there is no image at all, not the expected number of them, or none of a class.
+    """Raises UserError where there is no image, another number of images than expected, or a class without images.
 
-    A set that is whole by its count or its list may be of some of the classes alone, as ImageNet-R is.
+    Some classes may have no images where a count or a list shows that the set is complete, as in ImageNet-R.
     """
     accepted = (entry.images,) if isinstance(entry.images, int) else entry.images
     counts = np.bincount([] if labels is None else labels, minlength=len(entry.classes))

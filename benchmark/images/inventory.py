@@ -1,4 +1,4 @@
-"""What is there of an image set, and how the rest gets here. No image is read for it."""
+"""Inventory: which images of a set are there, and how to get the others. No image is read for it."""
 
 import os
 from pathlib import Path
@@ -12,15 +12,18 @@ from benchmark.images.entries import ImageSetEntry
 from benchmark.images.readers import read_list
 from benchmark.images.sources import HubSource, ManualSource
 
-# Images beyond which the files of a set are not counted to see whether it is complete: that would take many seconds.
+# The files of larger sets are not counted to find out whether the set is complete, since that takes many seconds.
 _COUNTED = 100_000
 
 
 def describe_image_set(set_id: str, entry: ImageSetEntry) -> dict[str, Any]:
-    """What is known of an image set, for JSON.
+    """What is known of an image set, as JSON. Most keys are fields of the entry.
 
-    state: see `state_of`. place: the file or the folder of its images. list: which images, of a set in several forms.
-    get: "shipped", "fetch", "gated" or "by hand". fetched: where it was fetched from, or null.
+    state: see `state_of`.
+    place: the file or the folder of the images.
+    list: the entry's `list_id`.
+    get: how to get the images: "shipped" with this package, "fetch", "gated" or "by hand".
+    fetched: where the images were fetched from; null where that is unknown.
     """
     state = state_of(entry)
     origin = fetched(entry.place, entry.data_dir) if entry.local and state != "missing" else None
@@ -36,26 +39,32 @@ def describe_image_set(set_id: str, entry: ImageSetEntry) -> dict[str, Any]:
         "contamination": [found.model_dump() for found in entry.contamination],
         "source": entry.source,
         "sources": [str(source) for source in entry.sources],
-        "get": _how(entry),
+        "get": _how_to_get(entry),
         "fetched": origin.model_dump() if origin else None,
     }
 
 
 def state_of(entry: ImageSetEntry) -> str:
-    """Of an image set: "fetched" and loaded once; "there", by hand; "incomplete"; or "missing"."""
+    """The state of an image set.
+
+    "fetched": the images were fetched, and loaded once.
+    "there": the images are there, but were not fetched, or not loaded yet.
+    "incomplete": some images are missing.
+    "missing": there are no images.
+    """
     if not is_there(entry.place):
         return "missing"
-    if entry.listed and not _has_listed(entry.place, entry.listed):
+    if entry.listed and not _has_listed_files(entry.place, entry.listed):
         return "incomplete"
     expected = min(entry.images) if isinstance(entry.images, tuple) else entry.images or 0
-    if not entry.listed and expected <= _COUNTED and _count(entry.place) < expected:
+    if not entry.listed and expected <= _COUNTED and _count_images(entry.place) < expected:
         return "incomplete"
     origin = fetched(entry.place, entry.data_dir) if entry.local else None
     return "fetched" if origin and origin.verified else "there"
 
 
-def _has_listed(place: Path, listed: Path) -> bool:
-    """Whether the files of a list are there: all of them, or of a long list a sample."""
+def _has_listed_files(place: Path, listed: Path) -> bool:
+    """Whether the files of a list are there. Of a long list only a sample is looked for."""
     try:
         files = [path for path, _ in read_list(listed)]
         return all((place / path).is_file() for path in files[:: -(-len(files) // _COUNTED)])
@@ -63,8 +72,8 @@ def _has_listed(place: Path, listed: Path) -> bool:
         return False
 
 
-def _count(place: Path) -> int:
-    """The rows of Parquet files, or else the files, of which a set may be a part."""
+def _count_images(place: Path) -> int:
+    """The number of rows of Parquet files, or else of files. The set may be only a part of them."""
     shards = [place] if place.is_file() else sorted(place.glob("*.parquet"))
     try:
         if shards:
@@ -74,7 +83,7 @@ def _count(place: Path) -> int:
     return sum(not name.startswith(".") for _, _, names in os.walk(place, followlinks=True) for name in names)
 
 
-def _how(entry: ImageSetEntry) -> str:
+def _how_to_get(entry: ImageSetEntry) -> str:
     if not entry.local:
         return "shipped"
     automatic = [source for source in entry.sources if not isinstance(source, ManualSource)]

@@ -1,17 +1,18 @@
 """Makes benchmark/images/digits.parquet, the images of the digits suite: `python -m benchmark.images.make_digits`.
 
-Needs scikit-learn (extra `test`). The file is committed, so that no font and no codec version moves a number of the
-suite; this script says where each pixel comes from. Columns: id, image (PNG), label (class name or null), set, split.
+Needs scikit-learn (extra `test`). The file is committed, so that another version of a font or of a codec changes no
+figure of the suite; this script shows where each pixel comes from. Columns: id, image (PNG), label (class name or
+null), set, split.
 
 digits         scikit-learn's handwritten digits 0-7. Per class and in the order of a SHA-256 of the pixels, 50 % are
-               train, 10 % val and 40 % test. The test split is that large because the 95 % threshold rests on its
-               lowest 5 %, here 29 images.
-digits-8-9     the handwritten 8s and 9s: same writers, same preparation, other class.
-letters        printed letters put through the steps that made the digits: a 32x32 bitmap, filled to its full height, of
-               which 8x8 counts of ink are kept. Each takes its amount of ink from a digit, so that neither its
-               brightness nor its boldness gives it away.
-photo-patches  32x32 patches of three photographs, without those that show next to nothing.
-digits-glyphs  printed signs and symbols, made as the letters are: outliers to train with, which no test set holds.
+               train, 10 % val and 40 % test. The test split is that large because the score threshold at 95 %
+               depends on the lowest 5 % of its scores, here 29 images.
+digits-8-9     the handwritten 8s and 9s: the same writers and the same preparation, but other classes.
+letters        printed letters, prepared as the digits were: a 32x32 bitmap, filled to its full height, is reduced to
+               8x8 counts of ink. Each letter gets the amount of ink of a digit, so that a detector cannot use
+               brightness or boldness.
+photo-patches  32x32 patches of three photographs, without patches that have almost no contrast.
+digits-glyphs  printed signs and symbols, made as the letters are. They are outliers to train with; no test set has one.
 """
 
 import hashlib
@@ -40,13 +41,13 @@ SEED = "digits suite"
 ID_CLASSES = "01234567"
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.1
 
-# A letter that a person could take for an ID digit would be a wrong label, not an OOD image. At 8x8 pixels these can:
-# C D O Q U for 0, I J L T X for 1, Z for 2, Y for 4, S for 5, C G for 6, T Y Z for 7. B passes for the held-out 8.
-# Small letters repeat the shapes above (c j o s u x y z) or the capitals that are left (p v w), pass for 0, 1, 6 or 9
-# (a b d e f g h i k l n q r t), or blur (m).
+# A letter that looks like an ID digit would be a wrong label, not an OOD image. At 8x8 pixels these letters do:
+# C D O Q U like 0, I J L T X like 1, Z like 2, Y like 4, S like 5, C G like 6, T Y Z like 7. B looks like the OOD 8.
+# Small letters have the shapes above (c j o s u x y z) or those of the capitals in use (p v w), look like 0, 1, 6 or 9
+# (a b d e f g h i k l n q r t), or cannot be read (m).
 LETTERS = "AEFHKMNPRVW"
-# Chosen by looking at their 8x8 pixels in every font: none passes for a digit, held out or not, or for a letter above.
-# Some that do: arrows for 1, 4 or H, # and % for 8, $ for 5, ? for 2, rings and boxes for 0, much Greek and Cyrillic.
+# Chosen by looking at their 8x8 pixels in every font: none looks like a digit 0-9 or like a letter of LETTERS.
+# Some that do: arrows like 1, 4 or H, # and % like 8, $ like 5, ? like 2, rings and boxes like 0, much Greek, Cyrillic.
 GLYPHS = "=≡≈±÷«»:∹░☀♠♣◣▶"
 IMAGES_A_FONT = 3
 FONTS = [
@@ -84,12 +85,12 @@ def write(path: Path) -> None:
 
 
 def rows() -> list[Row]:
-    """All images in the order of the file; `image` holds the pixels: uint8, (32, 32) or (32, 32, 3)."""
+    """All images in the order of the file. The value of `image` is the pixels, uint8, (32, 32) or (32, 32, 3)."""
     return [*digits(), *letters(), *photo_patches(), *glyphs()]
 
 
 def summary(images: list[Row]) -> dict[str, tuple[int, str]]:
-    """Of each set's split: how many images, and the SHA-256 of all their ids and pixels."""
+    """For each split of each set the number of images, and the SHA-256 of all their ids and pixels."""
     digests: dict[str, Any] = {}
     counts: dict[str, int] = {}
     for row in images:
@@ -109,7 +110,7 @@ def digits() -> Iterator[Row]:
 
 
 def _splits(counts: Pixels, labels: NDArray[np.str_]) -> dict[int, str]:
-    """The split of each ID image by its index, stratified by class."""
+    """The split of each ID image, by the image's index. Each class is split in the same shares."""
     splits: dict[int, str] = {}
     for label in ID_CLASSES:
         members = sorted(np.flatnonzero(labels == label).tolist(), key=lambda index: _digest(counts[index].tobytes()))
@@ -120,28 +121,35 @@ def _splits(counts: Pixels, labels: NDArray[np.str_]) -> dict[int, str]:
 
 
 def letters() -> Iterator[Row]:
-    for index, letter, image in _printed("letter", LETTERS):
+    for index, letter, image in _print_characters("letter", LETTERS):
         yield _row("letters", index, image, letter)
 
 
 def glyphs() -> Iterator[Row]:
-    for index, glyph, image in _printed("glyph", GLYPHS):
+    for index, glyph, image in _print_characters("glyph", GLYPHS):
         yield _row("digits-glyphs", index, image, glyph, split="train")
 
 
-def _printed(what: str, characters: str) -> Iterator[tuple[int, str, Pixels]]:
-    """Number, character and image, of each character in every font. `what` seeds the draws."""
+def _print_characters(what: str, characters: str) -> Iterator[tuple[int, str, Pixels]]:
+    """Number, character and image, of each character in every font. `what` seeds the random draws."""
     ink_of_digits = load_digits().data.sum(axis=1).astype(int)
     for index, (character, font, _) in enumerate(itertools.product(characters, FONTS, range(IMAGES_A_FONT))):
         draw = _drawer(f"{what} {index}")
         tilt = draw(200 * MAX_TILT_DEGREES) / 100 - MAX_TILT_DEGREES
-        shape = _shape(character, font, tilt, width=WIDTHS[draw(len(WIDTHS))], shift=draw(5) - 2)
+        shape = _draw_shape(character, font, tilt, width=WIDTHS[draw(len(WIDTHS))], shift=draw(5) - 2)
         bitmap = _thicken(shape, int(ink_of_digits[draw(len(ink_of_digits))]))
         yield index, character, _upscale(_blocks(bitmap, 4).sum(axis=(1, 3)))
 
 
-def _shape(character: str, font: str, tilt_degrees: float, width: int, shift: int) -> NDArray[np.bool_]:
-    """The character four times as fine as the bitmap: full height, `width` pixels wide, `shift` pixels off centre."""
+def _draw_shape(character: str, font: str, tilt_degrees: float, width: int, shift: int) -> NDArray[np.bool_]:
+    """The pixels that the character covers, bool (128, 128), four times as fine as the bitmap.
+
+    character: it fills the full height.
+    font: the name of the font file.
+    tilt_degrees: the angle that it is turned by, in degrees.
+    width: its width, in pixels of the bitmap.
+    shift: how far its centre is to the right of the bitmap's, in pixels of the bitmap.
+    """
     font_file = Path(matplotlib.get_data_path(), "fonts", "ttf", font)
     upright = TextPath((0, 0), character, size=100, prop=FontProperties(fname=str(font_file)))
     outline = upright.transformed(Affine2D().rotate_deg(tilt_degrees))
@@ -156,7 +164,7 @@ def _shape(character: str, font: str, tilt_degrees: float, width: int, shift: in
 
 
 def _thicken(shape: NDArray[np.bool_], ink: int) -> NDArray[np.bool_]:
-    """The 32x32 bitmap of the `ink` pixels that lie deepest inside the shape or nearest to it."""
+    """The 32x32 bitmap with `ink` pixels set: those deepest inside the shape, then those nearest to it."""
     distance = distance_transform_edt(~shape) - distance_transform_edt(shape)
     order = np.argsort(_blocks(distance, 4).mean(axis=(1, 3)), axis=None, kind="stable")
     bitmap = np.zeros(SIDE * SIDE, dtype=bool)
@@ -176,7 +184,7 @@ def photo_patches() -> Iterator[Row]:
 
 
 def _tiles(photo: Pixels) -> Pixels:
-    """(N, 32, 32, 3): the photograph cut along a grid, its rest at the right and at the bottom left out."""
+    """The photograph cut along a grid, (N, 32, 32, 3). What is left at the right and at the bottom is not used."""
     height, width = photo.shape[0] // SIDE * SIDE, photo.shape[1] // SIDE * SIDE
     return _blocks(photo[:height, :width], SIDE).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
 
@@ -186,19 +194,19 @@ def _row(name: str, index: int, image: Pixels, label: str | None = None, split: 
 
 
 def _upscale(ink: NDArray[Any]) -> Pixels:
-    """8x8 counts of ink, 0 to 16, as grey levels (ink is white), bilinearly enlarged to 32x32."""
+    """An image of 8x8 counts of ink, 0 to 16: grey levels (ink is white), enlarged to 32x32 by bilinear resizing."""
     grey = np.rint(ink * (255 / 16)).astype(np.uint8)
     return np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def _blocks(image: NDArray[Any], side: int) -> NDArray[Any]:
-    """(H, W, ...) as (H / side, side, W / side, side, ...)."""
+    """The image (H, W, ...) in blocks, (H / side, side, W / side, side, ...)."""
     height, width, *rest = image.shape
     return image.reshape(height // side, side, width // side, side, *rest)
 
 
 def _drawer(what: str) -> Callable[[int], int]:
-    """Draws whole numbers below a limit, by hashing: no library's random stream is involved."""
+    """A function that draws whole numbers from 0 to a limit, exclusive, by hashing `what`, without a random library."""
     count = 0
 
     def draw(limit: int) -> int:

@@ -1,4 +1,7 @@
-"""Where images lie: folders of files, lists of files, and Parquet files. What is wrong with them raises ValueError."""
+"""Readers of images: folders of files, lists of files, and Parquet files.
+
+All functions raise UserError where the files are wrong; the message names the file.
+"""
 
 import csv
 import glob
@@ -17,16 +20,20 @@ from PIL import Image
 
 from benchmark.errors import UserError
 
-_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")  # as `datasets` and the Hub name them
-_SAMPLE = 16
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")  # as `datasets` and the Hub name the shards of a table
+_SAMPLE = 16  # so many images of a table are read to find their formats
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a place, in order.
+    """The N images of a folder or a table, in order.
 
-    names: for each the names that may be its class, the likeliest first. integers: whether they are integers of a
-    Parquet file. `encoded(i)` reads the bytes of one. files: all files that they lie in.
+    ids: the id of each image.
+    names: for each image the names that its class may have, the most likely first. Empty for a table without labels.
+    encoded: reads the bytes of the image at an index.
+    coding: the formats of the images, such as "jpeg, png".
+    files: gives the paths of all files that hold the images.
+    integers: whether the names are integers of a Parquet file, which may be class indices.
     """
 
     ids: Sequence[str]
@@ -38,13 +45,16 @@ class Images:
 
 
 def in_folder(folder: Path, listed: Path | None = None) -> Images:
-    """All image files below a folder, by their relative paths, or those of a list in its order.
+    """The image files below a folder. Their ids are their relative paths.
 
-    The class of an image is what the list says, or else a folder that it lies in.
+    folder: the folder.
+    listed: a list of the images to take, in its order. None: all image files, sorted.
+    The class of an image is the one that the list gives, or else one of the folders that the image is in.
+    Raises UserError where there is no image, or an image of the list is missing.
     """
     labels: Sequence[str | None]
     if listed is None:
-        ids = _found(folder)
+        ids = _find_images(folder)
         labels = [None] * len(ids)
     else:
         pairs = read_list(listed)
@@ -78,11 +88,12 @@ class _Files:
 
 
 def read_list(file: Path) -> list[tuple[str, str | None]]:
-    """The paths of a list with the class of each, where it says one.
+    """The paths of a list, each with its class, or None where the list gives no class.
 
-    A CSV file has a header, the paths in its first column, and the classes in its second, if there is one. Any other
-    has one path a line, of which a number after a space is the class, as in OpenOOD's lists; -1, which stands for OOD
-    there, says nothing.
+    file: a CSV file with a header, the paths in the first column and the classes in the second, if there is one; or a
+        text file with one path a line, where a number after a space is the class, as in OpenOOD's lists. The number -1
+        stands for OOD there, and is read as no class.
+    Raises UserError where the list is empty, names a path twice, or names a path outside of its folder.
     """
     pairs: list[tuple[str, str | None]] = []
     try:
@@ -110,8 +121,8 @@ def read_list(file: Path) -> list[tuple[str, str | None]]:
     return pairs
 
 
-def _found(folder: Path) -> list[str]:
-    """The relative paths of the image files below a folder, sorted folder by folder; hidden files are left out."""
+def _find_images(folder: Path) -> list[str]:
+    """The relative paths of the image files below a folder, sorted folder by folder. Hidden files are left out."""
     known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -125,7 +136,7 @@ def _found(folder: Path) -> list[str]:
 
 
 def _leads_back(parent: str, name: str) -> bool:
-    """Whether a folder is a link to one that it lies in, which would be walked for ever."""
+    """Whether a folder is a link to a folder that contains it. Following such a link would never end."""
     folder = os.path.join(parent, name)
     return os.path.islink(folder) and Path(parent).resolve().is_relative_to(Path(folder).resolve())
 
@@ -135,35 +146,41 @@ def _ending(name: str) -> str:
 
 
 def folders_of(path: str) -> tuple[str, ...]:
-    """The folders of a path: all of them as one, then each from the innermost on."""
-    return _parts(path.rpartition("/")[0])
+    """The folders of a path: first all of them as one path, then the name of each, from the innermost outwards."""
+    return _split_folders(path.rpartition("/")[0])
 
 
-@lru_cache(maxsize=4096)  # the files of a folder share one tuple, which matters where there are a million
-def _parts(folder: str) -> tuple[str, ...]:
+@lru_cache(maxsize=4096)  # the files of a folder share one tuple, which saves memory where there are a million files
+def _split_folders(folder: str) -> tuple[str, ...]:
     return (folder, *reversed(folder.split("/")))
 
 
 def in_parquet(
     place: Path, name: str, *, image: str, label: str | None, id_column: str, rows: dict[str, str]
 ) -> Images:
-    """The rows of a Parquet file, or of a folder's Parquet files as one table, that have the values of `rows`.
+    """The rows of a Parquet file, or of all Parquet files of a folder as one table. The table is memory-mapped.
 
-    image, label, id: columns. Where there are no ids, rows are numbered, after `name`. The table is memory-mapped.
+    place: the file or the folder.
+    name: the start of the ids where the table has none. Then the rows are numbered.
+    image: the column of the images, structs of bytes and path.
+    label: the column of the classes; None: the images have none.
+    id_column: the column of the ids.
+    rows: values by column. Only the rows that have all these values are taken.
+    Raises UserError where the files cannot be read, a column is missing, or no row is left.
     """
     shards = shards_of(place) if place.is_dir() else [place]
-    columns = _columns(shards, [image, *([label] if label else []), *rows])
+    columns = _common_columns(shards, [image, *([label] if label else []), *rows])
     wanted = [name for name in dict.fromkeys((image, label, id_column)) if name in columns]
     source = _Table(place, tuple(shards), tuple(wanted), image, rows)
     table = source.table
     labels = list(map(str, table.column(label).to_pylist())) if label else []
-    names = {value: (value,) for value in set(labels)}  # which the rows of a class share
+    names = {value: (value,) for value in set(labels)}  # the rows of a class share one tuple
     count = table.num_rows
     return Images(
-        ids=list(map(str, table.column(id_column).to_pylist())) if id_column in wanted else _numbered(name, count),
+        ids=list(map(str, table.column(id_column).to_pylist())) if id_column in wanted else _number_rows(name, count),
         names=[names[value] for value in labels],
         encoded=source.read,
-        coding=_codings(source.read, count),
+        coding=_formats_of_sample(source.read, count),
         files=source.paths,
         integers=label is not None and pa.types.is_integer(table.column(label).type),
     )
@@ -222,7 +239,7 @@ class _Table:
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The Parquet files of a folder, in order; none where it holds none. Raises ValueError where some are missing."""
+    """The Parquet files of a folder, in order. Raises UserError where a shard is missing."""
     shards = sorted(path for path in folder.glob("*.parquet") if path.is_file())
     numbered = [match.groups() for shard in shards if (match := _SHARD.fullmatch(shard.name))]
     for name, count in {(name, count) for name, _, count in numbered}:
@@ -235,8 +252,8 @@ def shards_of(folder: Path) -> list[Path]:
     return shards
 
 
-def _columns(shards: list[Path], needed: list[str]) -> list[str]:
-    """The columns that all shards have."""
+def _common_columns(shards: list[Path], needed: list[str]) -> list[str]:
+    """The columns that all shards have. Raises UserError where a shard is damaged, or lacks a column of `needed`."""
     common: list[str] = []
     for shard in shards:
         try:
@@ -251,18 +268,19 @@ def _columns(shards: list[Path], needed: list[str]) -> list[str]:
     return common
 
 
-def _numbered(name: str, count: int) -> list[str]:
+def _number_rows(name: str, count: int) -> list[str]:
     return [f"{name}-{row:07d}" for row in range(count)]
 
 
-def _codings(encoded: Callable[[int], bytes], count: int) -> str:
-    """The kinds of a sample of the images, since a table does not name them."""
-    kinds = {_coding(encoded(index)) for index in range(0, count, -(-count // _SAMPLE))}
-    return ", ".join(sorted(kinds - {""})) or "unknown"
+def _formats_of_sample(encoded: Callable[[int], bytes], count: int) -> str:
+    """The formats of some of the images, since a table does not name their formats."""
+    formats = {_image_format(encoded(index)) for index in range(0, count, -(-count // _SAMPLE))}
+    return ", ".join(sorted(formats - {""})) or "unknown"
 
 
-def _coding(content: bytes) -> str:
+def _image_format(content: bytes) -> str:
+    """The format of an image file in small letters; empty where the file is damaged."""
     try:
         return str(Image.open(io.BytesIO(content)).format).lower()
-    except Exception:  # what is damaged is named when it is decoded
+    except Exception:  # a damaged image raises its error when it is decoded
         return ""

@@ -4,7 +4,10 @@
     network = timm.create_model("cifar_resnet20", num_classes=10)
 
 Parameters are named as in the public code that most checkpoints come from: akamaster/pytorch_resnet_cifar10 and
-kuangliu/pytorch-cifar for the ResNets, xternalz/WideResNet-pytorch, andreasveit's DenseNet (the one of DICE).
+kuangliu/pytorch-cifar for the ResNets, xternalz/WideResNet-pytorch, andreasveit's DenseNet (which DICE uses).
+
+The names of the classes here are part of the hash of a network's weights (`Model.weights_sha256`). With another name,
+stored outputs would be computed again.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +22,13 @@ from torch.nn.functional import pad
 class CifarNetwork(nn.Module):
     """A 3 x 3 convolution, stages, global average pooling and one linear head, with the methods of a timm network.
 
-    width: channels of the first layer. stages: named modules, first to last. head: the linear layer's name.
+    width: the number of channels of the first layer.
+    stages: the stages by name, first to last.
+    num_features: the number of channels of the last stage.
+    head: the name of the linear layer.
     preactivated: whether normalisation and ReLU come after the last stage, and not before the first.
+    num_classes: the number of classes; 0 for features without a head.
+    in_chans: the number of channels of the images.
     """
 
     def __init__(
@@ -57,7 +65,12 @@ class CifarNetwork(nn.Module):
     def forward_intermediates(
         self, x: Tensor, intermediates_only: bool = False, output_fmt: str = "NCHW"
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The outputs of the stages, first to last, with or without the last feature map before them."""
+        """The outputs of the stages, first to last; with the last feature map before them, unless it is excluded.
+
+        x: images (N, channels, height, width).
+        intermediates_only: whether the last feature map is left out.
+        output_fmt: "NCHW", the only format that there is. Raises ValueError for another one.
+        """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}; allowed: 'NCHW'")
         hidden, intermediates = self.conv1(x), []
@@ -82,7 +95,13 @@ class CifarNetwork(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """He et al., 2016a. padded: whether a shortcut between widths pads with zeros ("option A") or is a convolution."""
+    """The basic block of He et al., 2016a.
+
+    width: the number of channels that enter.
+    channels: the number of channels that leave.
+    stride: of the first convolution, in pixels.
+    padded: whether a shortcut to more channels pads with zeros ("option A"), or is a convolution.
+    """
 
     def __init__(self, width: int, channels: int, stride: int, padded: bool) -> None:
         super().__init__()
@@ -104,7 +123,11 @@ class BasicBlock(nn.Module):
 
 
 class PaddedShortcut(nn.Module):
-    """Every stride-th pixel, with zeros for the added channels, half of them before and half after the old ones."""
+    """A shortcut that takes every `stride`-th pixel and adds channels of zeros, half of them before the old channels.
+
+    added: the number of channels that are added.
+    stride: in pixels.
+    """
 
     def __init__(self, added: int, stride: int) -> None:
         super().__init__()
@@ -119,7 +142,7 @@ class PaddedShortcut(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """Zagoruyko and Komodakis, 2016: normalisation and ReLU come before each convolution."""
+    """The block of Zagoruyko and Komodakis, 2016: normalisation and ReLU come before each convolution."""
 
     def __init__(self, width: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -138,7 +161,7 @@ class WideBlock(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """A bottleneck of Huang et al., 2017, whose outputs join its inputs."""
+    """The bottleneck layer of Huang et al., 2017. Its outputs are added to its inputs as further channels."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()
@@ -155,6 +178,8 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
+    """The layer between two dense blocks: it changes the number of channels, and halves height and width."""
+
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(width)
@@ -167,7 +192,7 @@ class Transition(nn.Module):
 
 
 class _Block(nn.Module):
-    """Layers one after the other, under the name `layer` that public checkpoints give them."""
+    """Layers in a row, under the name `layer`, as public checkpoints name them."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -178,7 +203,12 @@ class _Block(nn.Module):
 
 
 def resnet(width: int, blocks: tuple[int, ...], padded: bool, num_classes: int = 10, in_chans: int = 3) -> CifarNetwork:
-    """He et al.'s ResNet: stages of basic blocks, each with half the size and twice the channels of the one before."""
+    """The ResNet of He et al.: stages of basic blocks. Each stage has half the size and twice the channels of the last.
+
+    width: the number of channels of the first stage.
+    blocks: the number of blocks of each stage.
+    padded: see `BasicBlock`.
+    """
     block = partial(BasicBlock, padded=padded)
     channels = [width * 2**stage for stage in range(len(blocks))]
     stages: dict[str, nn.Module] = {}
@@ -188,6 +218,7 @@ def resnet(width: int, blocks: tuple[int, ...], padded: bool, num_classes: int =
 
 
 def wide_resnet(depth: int, widening: int, num_classes: int = 10, in_chans: int = 3) -> CifarNetwork:
+    """The Wide ResNet of Zagoruyko and Komodakis, of so many layers, with 16, 32 and 64 times `widening` channels."""
     channels = [16 * widening, 32 * widening, 64 * widening]
     blocks = ((depth - 4) // 6,) * 3
     stages: dict[str, nn.Module] = {}
@@ -197,7 +228,11 @@ def wide_resnet(depth: int, widening: int, num_classes: int = 10, in_chans: int 
 
 
 def densenet_bc(depth: int, growth: int, num_classes: int = 10, in_chans: int = 3) -> CifarNetwork:
-    """Huang et al.'s DenseNet with bottlenecks, three blocks, and transitions that halve the channels."""
+    """The DenseNet-BC of Huang et al.: three blocks of bottleneck layers, and transitions that halve the channels.
+
+    depth: the number of layers.
+    growth: the number of channels that each bottleneck layer adds.
+    """
     layers = (depth - 4) // 6
     width = 2 * growth
     stages: dict[str, nn.Module] = {}
@@ -242,7 +277,7 @@ NETWORKS: dict[str, partial[CifarNetwork]] = {
     "cifar_densenet_bc_100_12": partial(densenet_bc, 100, 12),
 }
 
-# What timm's own modules call it; register_model looks for it here.
+# The name that timm's own modules use; `register_model` looks for it in this module.
 default_cfgs = generate_default_cfgs(
     {
         name: {

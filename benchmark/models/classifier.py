@@ -1,4 +1,4 @@
-"""Image classifiers: networks with timm's interface, split into features and a linear head."""
+"""Image classifiers: networks with timm's interface, divided into features and a linear head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from detectors import Head
 
 @dataclass(frozen=True, eq=False)
 class Classifier(Model):
-    """A timm network: features and one linear head."""
+    """A model whose network has timm's interface: it gives features, and one linear head gives the logits."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W), on the device of the images; torch can differentiate it."""
@@ -36,7 +36,7 @@ class Classifier(Model):
         return self.network.forward_head(hidden, pre_logits=True).to(images.device)  # type: ignore[operator]
 
     def layers(self, images: Tensor) -> list[Tensor]:
-        """The outputs of the network's stages or blocks, first to last, each averaged over its positions: (N, C_l).
+        """The outputs of the network's stages or blocks, first to last, averaged over all positions: each (N, C_l).
 
         Raises ModelError where timm gives no intermediate outputs of the architecture.
         """
@@ -48,16 +48,19 @@ class Classifier(Model):
         return [layer.flatten(2).mean(dim=2).to(images.device) for layer in maps]
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """The last feature map (N, positions, channels) before pooling; for a transformer all its tokens."""
+        """The last feature map (N, positions, channels) before pooling; for a transformer all its tokens.
+
+        Raises ModelError where the network gives only pooled features.
+        """
         hidden = self.network.forward_features(images.to(self.device)).to(images.device)  # type: ignore[operator]
         if hidden.ndim == 2:
-            raise ModelError(f"model {self.id}: {self.architecture} shows its pooled features alone, no feature map")
+            raise ModelError(f"model {self.id}: {self.architecture} gives only pooled features, no feature map")
         if hidden.ndim == 4 and not self._channels_last:
             hidden = hidden.movedim(1, 3)
         return hidden.flatten(1, -2)
 
     def logits_of_map(self, feature_map: Tensor) -> Tensor:
-        """Logits (N, C) of a feature map (N, positions, channels)."""
+        """Logits (N, C) of a feature map (N, positions, channels), on the device of the feature map."""
         hidden = feature_map.to(self.device)
         if self._map_size:
             hidden = hidden.unflatten(1, self._map_size)
@@ -70,7 +73,7 @@ class Classifier(Model):
 
     @cached_property
     def _map_size(self) -> tuple[int, ...]:
-        """Height and width of the last feature map; none where it is a sequence of tokens."""
+        """Height and width of the last feature map; empty where it is a sequence of tokens."""
         with torch.no_grad():
             blank = torch.zeros(1, *self.preprocessing["input_size"], device=self.device, dtype=self.head.weight.dtype)
             shape = self.network.forward_features(blank).shape  # type: ignore[operator]
@@ -84,7 +87,10 @@ class Classifier(Model):
 
     @property
     def linear_head(self) -> tuple[Tensor, Tensor]:
-        """The head's weight (C, D) and bias (C,), as the network holds them; a 1 x 1 convolution is a linear layer."""
+        """The weight (C, D) and the bias (C,) of the head, on the model's device.
+
+        They are the network's own tensors. A 1 x 1 convolution counts as linear; a head without bias gets zeros.
+        """
         layer = self.classifier
         weight = layer.weight.flatten(1)
         return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
@@ -100,11 +106,16 @@ class Classifier(Model):
 
 
 def load_classifier(model_id: str, entry: ModelEntry, device: torch.device, class_names: Sequence[str]) -> Classifier:
-    """The timm checkpoint, the state dict or the user's own network of an entry, for these classes.
+    """The model of an entry whose source is a timm checkpoint, a state dict, or a function of the user.
 
-    Raises ModelError when the weights are missing or damaged, have another number of classes, or no linear head.
+    model_id: the id of the model, for messages.
+    entry: the entry.
+    device: where the network runs.
+    class_names: a word for each of the C classes; only their number counts.
+    Raises ModelError where the weights are damaged, have another number of classes, or no linear head, and
+    MissingWeightsError where their file has not been fetched yet.
     """
-    # Here, since timm is slow to import and a run that only collects has no use for it.
+    # Here, since timm is slow to import, and a run that only collects cases does not need it.
     import benchmark.models.cifar_networks  # noqa: F401  # it registers them with timm
 
     classes = len(class_names)
@@ -119,6 +130,7 @@ def load_classifier(model_id: str, entry: ModelEntry, device: torch.device, clas
 
 
 def _timm_network(model_id: str, entry: ModelEntry, classes: int) -> nn.Module:
+    """The network of a timm checkpoint or a state dict, with its weights. Raises ModelError."""
     import timm
 
     kind, _, place = entry.source.partition(":")
@@ -133,25 +145,25 @@ def _timm_network(model_id: str, entry: ModelEntry, classes: int) -> nn.Module:
             load_state_dict(network, entry.weights_file, entry.weights_sha256)
             return network
         source = f"{kind}:{(entry.file.parent / place).resolve()}" if kind == "local-dir" else entry.source
-        # Without pretrained=True a local folder gives random weights in silence.
+        # Without pretrained=True a local folder gives random weights without a warning.
         return timm.create_model(source, pretrained=True)
     except StateDictError as error:
         raise ModelError(
             f"model {model_id}: cannot use {entry.weights_file} (named in {entry.file}) for {entry.source}: {error}"
         ) from error
-    except Exception as error:  # timm, torch, safetensors and the Hub's client raise many kinds
+    except Exception as error:  # timm, torch, safetensors and the Hub's client raise many kinds of errors
         raise ModelError(
             f"model {model_id}: cannot load {entry.source} (named in {entry.file}): {error}", entry.remedy(model_id)
         ) from error
 
 
 def _check_head(model_id: str, entry: ModelEntry, layer: Any, classes: int) -> None:
-    """Raises ModelError where the head is not one linear layer, or is for another number of classes."""
+    """Raises ModelError where the head is not one linear layer, or has another number of classes."""
     if not isinstance(layer, nn.Linear) and not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
         kind = type(layer).__name__
         if isinstance(layer, nn.Identity):
             kind = "missing (it gives features alone)"
-        elif isinstance(layer, (tuple, list, nn.ModuleList)):  # of distilled DeiT and LeViT: one for each token
+        elif isinstance(layer, (tuple, list, nn.ModuleList)):  # distilled DeiT and LeViT have a head for each token
             kind = f"the mean of {len(layer)} ({', '.join(type(part).__name__ for part in layer)})"
         raise ModelError(
             f"model {model_id}: the head of {entry.source} is {kind}, not one linear layer; "

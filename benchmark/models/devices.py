@@ -1,4 +1,4 @@
-"""The device that computes: which one, its name, and its share."""
+"""Devices: where networks run, what a device is called in records, and how processes share a processor."""
 
 import platform
 from collections.abc import Iterator
@@ -11,7 +11,11 @@ from benchmark.errors import Remedy, UserError
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, by default a GPU where there is one. UserError on a name without a device."""
+    """The device of a name.
+
+    name: as torch names devices. None: a GPU where there is one, else the processor.
+    Raises UserError where there is no such device.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name is None else None
     try:
         device = device or torch.device(str(name))
@@ -22,7 +26,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def share_processor(processes: int) -> None:
-    """Leaves this process its part of the processor's threads."""
+    """Gives this process its share of the processor's threads, where so many processes run at the same time."""
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
@@ -38,7 +42,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def device_name(device: torch.device) -> str:
-    """What computes, in words that two machines share only where their times compare."""
+    """The name of the device in records. Times can be compared only between devices of the same name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"

@@ -1,4 +1,4 @@
-"""Edits: what turns a base network into a variant, and how that is kept in files."""
+"""Edits: the change that makes a variant out of a base network, in memory and in files."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ class EditError(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A change of a network. What it does not name stays as it is in the base.
+    """A change of a network. Tensors that it does not name stay as they are in the base.
 
-    weights: tensors that take the place of the network's of the same name, in whatever precision they are kept.
-    masks: by the name of a weight, which of its entries stay (bool, of its shape); the others become zero.
-    ratios: by the name of a weight, the share of its singular values that is dropped, the smallest first.
-    about: what it is and how it was made, as JSON: `method`, `settings`, `base_sha256` and what the method adds.
+    about: what the edit is and how it was made, as JSON: `method`, `settings`, `base_sha256` and what the method adds.
+    weights: tensors that replace those of the network, by name. Their dtype may be another one than the network's.
+    masks: by the name of a weight, which of its values stay: bool, of the weight's shape. The others become zero.
+    ratios: by the name of a weight, the share of its singular values that is dropped, the smallest first; 0 to 1.
     """
 
     about: dict[str, Any]
@@ -40,7 +40,7 @@ class Edit:
 
     @property
     def sha256(self) -> str:
-        """A hash of what it changes."""
+        """A hash of all that the edit changes."""
         digest = hashlib.sha256(json.dumps(self.ratios, sort_keys=True).encode())
         for kind, tensors in (("weight", self.weights), ("mask", self.masks)):
             for name, value in sorted(tensors.items()):
@@ -49,9 +49,9 @@ class Edit:
         return digest.hexdigest()
 
     def apply(self, network: nn.Module) -> None:
-        """Changes a network in place. Raises EditError, and changes nothing, where a name or a shape is not its."""
+        """Changes a network in place. Raises EditError, and changes nothing, where the edit does not fit to it."""
         tensors = network.state_dict()
-        self._check(tensors)
+        self._check_fit(tensors)
         with torch.no_grad():
             for name, value in self.weights.items():
                 tensors[name].copy_(value)
@@ -60,7 +60,8 @@ class Edit:
             for name, mask in self.masks.items():
                 tensors[name].mul_(mask.to(tensors[name].device))
 
-    def _check(self, tensors: dict[str, Tensor]) -> None:
+    def _check_fit(self, tensors: dict[str, Tensor]) -> None:
+        """Raises EditError where a name, a shape or a value does not fit the tensors of the network."""
         for name in (*self.weights, *self.masks, *self.ratios):
             if name not in tensors:
                 raise EditError(f"the network has no tensor {name!r}; the edit is of another architecture")
@@ -78,8 +79,9 @@ class Edit:
                 )
 
     def save(self, folder: Path) -> None:
-        """Writes edit.json and edit.safetensors, the latter first: a folder without the former holds no edit.
+        """Writes edit.json and edit.safetensors into a folder.
 
+        edit.json is written last, so that an interrupted run leaves no damaged edit.
         Raises EditError, and leaves the folder as it was, where a value is not finite.
         """
         for name, value in self.weights.items():
@@ -87,7 +89,7 @@ class Edit:
                 raise EditError(f"{name} is not finite after the training; allowed: settings that change it less")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"weights/{name}": value.detach().cpu().contiguous() for name, value in self.weights.items()}
-        tensors |= {f"masks/{name}": _pack(mask) for name, mask in self.masks.items()}
+        tensors |= {f"masks/{name}": _mask_to_bits(mask) for name, mask in self.masks.items()}
         content = save(tensors)
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
         described = {
@@ -105,9 +107,12 @@ class Edit:
 
 
 def trained_weights(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
-    """The weights and statistics that a training changed, as an edit keeps them: the rounded ones are the variant.
+    """The weights and statistics that a training changed, by name, rounded as an edit stores them.
 
-    Kernels and matrices in float16, where they fit into it; vectors as they are, since a BatchNorm variance may not.
+    before: the network before the training.
+    after: the network after the training.
+    Kernels and matrices become float16, where their values are not too large for it. Vectors keep their dtype, since
+    the variances of batch normalisation may be too large. The variant is the network with the rounded values.
     """
     old = before.state_dict()
     new = {name: value for name, value in after.state_dict().items() if value.is_floating_point()}
@@ -120,7 +125,7 @@ def trained_weights(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
 
 
 class _About(BaseModel):
-    """What an edit may say of itself; a method may add more."""
+    """The fields of `Edit.about` that have a fixed type; a method may add more."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -134,7 +139,7 @@ class _About(BaseModel):
     trace: list[dict[str, Any]] = []
 
 
-class _Described(BaseModel):
+class _EditFile(BaseModel):
     """The content of edit.json."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -148,13 +153,13 @@ class _Described(BaseModel):
 def load_edit(folder: Path) -> Edit:
     """The edit in a folder. Raises EditError where it is missing, damaged, or not of this form."""
     try:
-        described = _Described.model_validate_json((folder / "edit.json").read_bytes())
-        tensors = _tensors(folder / "edit.safetensors", described.sha256)
+        described = _EditFile.model_validate_json((folder / "edit.json").read_bytes())
+        tensors = _read_tensors(folder / "edit.safetensors", described.sha256)
         weights = {name[8:]: value for name, value in tensors.items() if name.startswith("weights/")}
         masks = {name[6:]: value for name, value in tensors.items() if name.startswith("masks/")}
         if len(weights) + len(masks) < len(tensors) or masks.keys() != described.mask_shapes.keys():
             raise EditError(f"{folder}: edit.safetensors holds other tensors than edit.json says")
-        masks = {name: _unpack(masks[name], shape) for name, shape in described.mask_shapes.items()}
+        masks = {name: _bits_to_mask(masks[name], shape) for name, shape in described.mask_shapes.items()}
     except FileNotFoundError as error:
         raise EditError(f"there is no {error.filename}") from None
     except ValidationError as error:
@@ -166,10 +171,11 @@ def load_edit(folder: Path) -> Edit:
     return Edit(described.about.model_dump(exclude_unset=True), weights, masks, described.ratios)
 
 
-def _tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:
+def _read_tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:
+    """The tensors of edit.safetensors; empty where the edit has none. Raises EditError where it has another SHA-256."""
     if sha256 is None:
         if file.exists():
-            raise EditError(f"{file} belongs to no edit: edit.json names no SHA-256 of it")
+            raise EditError(f"{file} belongs to no edit: edit.json gives no SHA-256 of it")
         return {}
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
@@ -177,11 +183,13 @@ def _tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:
     return load(content)
 
 
-def _pack(mask: Tensor) -> Tensor:
+def _mask_to_bits(mask: Tensor) -> Tensor:
+    """A mask as bits, uint8 (bytes,): eight values of the mask in a byte."""
     return torch.from_numpy(np.packbits(mask.detach().cpu().numpy().astype(bool).ravel()))
 
 
-def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
+def _bits_to_mask(bits: Tensor, shape: list[int]) -> Tensor:
+    """The mask of a shape, bool, of its bits. Raises EditError where there are more or fewer bits."""
     count = math.prod(shape)
     if bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):
         raise EditError(f"a mask of shape {shape} is kept as {bits.dtype} {tuple(bits.shape)}; its file is damaged")

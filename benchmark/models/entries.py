@@ -1,4 +1,4 @@
-"""Entries of `models.toml`: checkpoints, and the variants that are made of them. Nothing is loaded here."""
+"""Entries of `models.toml`: checkpoints, and the variants that are made from them. No weights are loaded here."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +18,14 @@ MODULE = "module:"
 
 
 class Preprocessing(BaseModel):
-    """As timm names it.
+    """How images are prepared, in the words of timm.
 
-    input_size: channels, height and width. mean, std: of each channel, for values from 0 to 1. crop_pct: the share of
-    the resized image's side that is kept. interpolation: how it is resized.
+    input_size: channels, height and width, in pixels.
+    mean: is subtracted from each channel, for values from 0 to 1.
+    std: divides each channel after that.
+    crop_pct: the share of the resized image's side that the crop keeps, above 0 and up to 1.
+    crop_mode: how an image that is not square is cropped.
+    interpolation: how the image is resized.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,19 +39,29 @@ class Preprocessing(BaseModel):
 
 
 class ModelEntry(Entry):
-    """One entry of a model file: a checkpoint (`source`), or a base model with an edit (`base` and `edit`).
+    """One entry of a file of models: a checkpoint (`source`), or a base model with an edit (`base` and `edit`).
 
-    source: a timm checkpoint, where `local-dir:PATH` is relative to the file; `open-clip:` and a vision-language one;
-    `state-dict:` and the timm name of the architecture that `weights`, a file under the data folder, are of; or
-    `module:NAME:FUNCTION`, a function of the user's that makes the network.
-    weights_sha256: of that file. sources: where it comes from, tried in order.
-    preprocessing: in place of the checkpoint's own; a state dict has none.
-    base: the model that a variant is compared with. edit: the folder of what is changed in it.
-    recipe: how it is made: a command, or of an edit the `method` and its settings.
-    method, settings: of a checkpoint that was trained otherwise than its base, how.
-    prompt: of a vision-language model, the sentence that makes a class of a word.
-    papers: what papers call it, by paper.
-    group, seed: models of one group differ in their seed alone.
+    title: the name of the model, for people.
+    source: the checkpoint, in one of these forms:
+        a timm checkpoint: a tagged timm name, `hf-hub:OWNER/NAME`, or `local-dir:PATH` from this file;
+        `open-clip:CHECKPOINT`: a vision-language model of open_clip (see `benchmark.models.zero_shot`);
+        `state-dict:ARCHITECTURE`: the weights in the file `weights`, for an architecture of timm;
+        `module:NAME:FUNCTION`: a function of the user that makes the network (see `benchmark.models.user_network`).
+    weights: the file of a state dict, below the data folder.
+    weights_sha256: the SHA-256 of that file, 64 hexadecimal digits.
+    sources: where that file can be fetched from. They are tried in this order.
+    preprocessing: how images are prepared, in place of what the checkpoint says. A state dict needs it.
+    base: the model that a variant is made from, and is compared with.
+    edit: the folder that holds the edit of the base.
+    family: the family of architectures.
+    pretraining: the data that the network was trained on first.
+    recipe: how the model is made: a command; for an edit, the `method` and its settings.
+    method: the training method of a checkpoint, which is compared with a base that was trained with another one.
+    settings: the settings of that method.
+    prompt: of a vision-language model, the text of a class. `{}` stands for the class's word.
+    papers: the name of the model in papers, by paper.
+    group: the name of a group of models that differ only in their seeds.
+    seed: the seed of the model in that group.
     """
 
     title: str
@@ -86,10 +100,11 @@ class ModelEntry(Entry):
 
     @property
     def weights_file(self) -> Path:
+        """The file of the state dict."""
         return self.data_dir / str(self.weights)
 
     def remedy(self, model_id: str) -> Remedy | None:
-        """What to do where its files are missing or damaged; None where nobody says."""
+        """How to get missing or damaged files again; None where that is unknown."""
         file = None if self.file == BUILT_IN else self.file
         data_dir = None if self.data_dir == DATA_DIR else self.data_dir
         if self.weights is not None:
@@ -104,11 +119,11 @@ class ModelError(UserError):
 
 
 class MissingWeightsError(ModelError):
-    """Weights that nobody has fetched yet."""
+    """Weights that have not been fetched yet."""
 
 
 def base_of(model_id: str, entries: Mapping[str, ModelEntry]) -> str:
-    """The base of a variant. Raises ModelError where the entries lack it."""
+    """The id of a variant's base. Raises ModelError where `entries` do not have it."""
     base = str(entries[model_id].base)
     if base not in entries:
         hint = did_you_mean(base, entries)
@@ -119,17 +134,21 @@ def base_of(model_id: str, entries: Mapping[str, ModelEntry]) -> str:
 
 
 def root_of(model_id: str, entries: Mapping[str, ModelEntry]) -> ModelEntry:
-    """The entry of the checkpoint that a model is or, over all its edits, is made of."""
-    met = [model_id]
-    while entries[met[-1]].edit is not None:
-        met.append(base_of(met[-1], entries))
-        if met[-1] in met[:-1]:
+    """The entry of the checkpoint that a model is made from, over all its edits; its own entry where it has none.
+
+    Raises ModelError where a base is missing, or the bases go in a circle.
+    """
+    chain = [model_id]
+    while entries[chain[-1]].edit is not None:
+        chain.append(base_of(chain[-1], entries))
+        if chain[-1] in chain[:-1]:
             raise ModelError(
-                f"model {model_id}: its bases go in a circle: {' -> '.join(met)}; correct `base` in "
+                f"model {model_id}: its bases go in a circle: {' -> '.join(chain)}; correct `base` in "
                 f"{entries[model_id].file}"
             )
-    return entries[met[-1]]
+    return entries[chain[-1]]
 
 
 def is_vision_language(model_id: str, entries: Mapping[str, ModelEntry]) -> bool:
+    """Whether a model is a vision-language model, or a variant of one. Raises ModelError as `root_of` does."""
     return root_of(model_id, entries).source.startswith(OPEN_CLIP)

@@ -1,4 +1,4 @@
-"""Fetching the weights of a model that are a file."""
+"""Fetching the weights of a model whose entry names a file of weights."""
 
 import hashlib
 
@@ -8,12 +8,13 @@ from benchmark.models.entries import ModelEntry
 
 
 def fetch_weights(entry: ModelEntry, tell: Tell, number: int | None = None) -> Fetched | None:
-    """Puts the weights of a model in their place, unless they are there, and says where they came from, if known.
+    """Fetches the weights of a model, unless they are there, and gives where they came from (None where unknown).
 
-    tell: is told of the sources that fail, and of waiting.
-    number: of the one source to take, from 1; by default all are tried in order.
-    Raises DownloadError where no source delivers the file with the hash of the entry, and OSError for what is wrong
-    with the disk.
+    entry: the entry of the model.
+    tell: is called with a line for each source that fails, and when another process must finish first.
+    number: which source to take, counted from 1. None: all are tried in order.
+    Raises DownloadError where no source gives the file with the hash of the entry, and OSError where the disk is full
+    or read-only.
     """
     file = entry.weights_file
     origin = fetch_from(entry.sources, number, file, entry.data_dir, tell)

@@ -1,4 +1,4 @@
-"""Loading: from an entry to a model, over all the edits that a variant is made of."""
+"""Loading: from an entry to a model, with all edits of a variant applied."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,16 +15,20 @@ from benchmark.models.zero_shot import load_zero_shot
 def load_model(
     model_id: str, entries: Mapping[str, ModelEntry], device: torch.device, class_names: Sequence[str]
 ) -> Model:
-    """The model of that id, for these classes: a checkpoint, or its base with an edit.
+    """The model of an id: a checkpoint, or its base with an edit.
 
-    class_names: a word for each class, which a vision-language model makes its head of.
-    Raises ModelError when a file is missing or damaged, or does not fit the classes, or an edit its base.
+    model_id: the id.
+    entries: the entries by id.
+    device: where the network runs.
+    class_names: a word for each of the C classes. A vision-language model makes its head from these words.
+    Raises ModelError where a file is damaged, the weights do not fit the classes, or an edit does not fit its base, and
+    MissingWeightsError where a file has not been fetched yet.
     """
     entry = entries[model_id]
     if entry.edit is None:
         load = load_zero_shot if entry.source.startswith(OPEN_CLIP) else load_classifier
         return load(model_id, entry, device, class_names)
-    root_of(model_id, entries)  # which ends where bases go in a circle
+    root_of(model_id, entries)  # raises where bases go in a circle, which would never end here
     base = load_model(base_of(model_id, entries), entries, device, class_names)
     base_sha256 = base.weights_sha256
     try:

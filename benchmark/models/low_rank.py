@@ -12,12 +12,16 @@ from benchmark.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The singular value decomposition of a weight, or of each of its kernel positions, in float64.
+    """The singular value decomposition of a weight, or of each position of a convolution's kernels, in float64.
 
-    weight: (out, in), or (out, in, height, width), of which every kernel position is a matrix (our reading of SeTAR,
-    which does not say how it takes a kernel). left: (..., out, r), values: (..., r), descending, and right:
-    (..., r, in), with r = min(out, in) and, of a kernel, height and width in front. They are computed on the CPU by
-    one thread, wherever the weight is, for the same bits; another make of processor may still round otherwise.
+    weight: (out, in), or (out, in, height, width). Of the latter, every position of the kernel is a matrix (out, in):
+        this is our reading of SeTAR, which does not say how it treats kernels.
+    left: the left singular vectors, (..., out, r) with r = min(out, in). The dots are height and width of a kernel.
+    values: the singular values, (..., r), descending.
+    right: the right singular vectors, (..., r, in).
+
+    The decomposition is computed on the processor in one thread, so that every run gives the same bits. Another model
+    of processor may still round differently.
     """
 
     weight: Tensor
@@ -30,7 +34,10 @@ class Components:
         return self.values.shape[-1]
 
     def without(self, dropped: Sequence[int]) -> Tensor:
-        """The weight less some of its components, which are counted from the largest; less none, the weight itself."""
+        """The weight without some of its components, in the weight's shape and dtype.
+
+        dropped: which components, counted from the largest, 0 to r - 1. Without any, the result is the weight itself.
+        """
         if not len(dropped):
             return self.weight
         kept = sorted(set(range(self.rank)) - set(dropped))
@@ -41,6 +48,7 @@ class Components:
 
 
 def decompose(weight: Tensor) -> Components:
+    """The singular value decomposition of a weight, (out, in) or (out, in, height, width)."""
     slices = weight.detach().cpu().double()
     slices = slices if weight.ndim == 2 else slices.permute(2, 3, 0, 1)
     with _one_thread():
@@ -49,7 +57,7 @@ def decompose(weight: Tensor) -> Components:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Several threads sum in another order, and now and then the last bit of a float32 shows it."""
+    """Computes in one thread. Several threads sum in another order, which sometimes changes the last bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -59,9 +67,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def removed_components(shape: Sequence[int], ratio: float) -> int:
-    """How many singular values a ratio drops of a matrix, or of each kernel position's (out, in) slice.
+    """How many singular values a ratio drops.
 
-    Python's rounding, halves to the even number, as in SeTAR's code. Raises ValueError for a ratio outside 0 to 1.
+    shape: of the weight, (out, in) or (out, in, height, width).
+    ratio: the share of the min(out, in) singular values that is dropped, 0 to 1. Halves are rounded to the even
+        number, as Python and SeTAR's code do.
+    Raises UserError for a ratio outside of 0 to 1.
     """
     if not 0 <= ratio <= 1:
         raise UserError(f"a ratio lies between 0 and 1, got {ratio}")
@@ -69,7 +80,11 @@ def removed_components(shape: Sequence[int], ratio: float) -> int:
 
 
 def drop_minor_components(weight: Tensor, ratio: float) -> Tensor:
-    """The weight (as in Components) less that share of its singular values, the smallest; less none, itself."""
+    """The weight without a share of its singular values, the smallest. Where none is dropped, the weight itself.
+
+    weight: (out, in) or (out, in, height, width), as in `Components`.
+    ratio: the share, as in `removed_components`.
+    """
     dropped = removed_components(weight.shape, ratio)
     rank = min(weight.shape[:2])
     return decompose(weight).without(range(rank - dropped, rank)) if dropped else weight

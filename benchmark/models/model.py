@@ -1,4 +1,4 @@
-"""Models: networks with their own preprocessing."""
+"""Models: networks with the preprocessing that they need."""
 
 import copy
 import hashlib
@@ -20,8 +20,14 @@ from detectors import Head
 class Model(ABC):
     """A network in evaluation mode on a device, with the preprocessing that its checkpoint asks for.
 
-    edits: what was changed in the checkpoint's network, first to last. base_sha256: the weights hash of the last one's
-    base.
+    id: the id of the model.
+    entry: its entry.
+    network: the network, without gradients for its weights.
+    transform: makes the network's input (3, H, W) of a PIL image.
+    preprocessing: what the transform does, as JSON. Its `input_size` is [3, H, W].
+    device: where the network runs.
+    edits: the edits of the checkpoint's network, in the order in which they were applied.
+    base_sha256: of an edited model, the `weights_sha256` of the model that the last edit was applied to.
     """
 
     id: str
@@ -39,50 +45,57 @@ class Model(ABC):
 
     @abstractmethod
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """All that is stored of images (N, 3, H, W), in one forward pass, on the model's device.
+        """The tensors that are stored for images (N, 3, H, W), by name, on the model's device. One forward pass.
 
-        features (N, D), pooled, before the head; logits (N, C); of a vision-language model with local features also
-        patches (N, P, D).
+        features: (N, D), what the head takes.
+        logits: (N, C).
+        patches: local features (N, P, D), only of a vision-language model that has them.
         """
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Features (N, D) of images (N, 3, H, W), on their device; torch can differentiate them."""
+        """Features (N, D) of images (N, 3, H, W), on the device of the images; torch can differentiate them."""
 
     @property
     @abstractmethod
-    def head(self) -> Head: ...
+    def head(self) -> Head:
+        """The linear layer that gives the logits: a copy of its weight (C, D) and bias (C,), on the processor."""
 
     @property
     @abstractmethod
-    def architecture(self) -> str: ...
+    def architecture(self) -> str:
+        """The name of the network's architecture."""
 
     @property
     def classes(self) -> int:
+        """The number of classes, C."""
         return self.head.weight.shape[0]
 
     @property
     def feature_dimensions(self) -> int:
+        """The number of features, D."""
         return self.head.weight.shape[1]
 
     @property
     def parameters(self) -> int:
+        """The number of parameters of the network."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
     def copy(self) -> Self:
-        """The same model with a network of its own, to be changed."""
+        """The same model with a copy of the network, which the caller may change."""
         return replace(self, network=copy.deepcopy(self.network))
 
     @property
     def classified_by_base(self) -> bool:
-        """Whether the base goes on classifying, this network's outputs serving detection alone."""
+        """Whether images are classified by the base, while this network's outputs serve only to detect OOD images."""
         return bool(self.edits and self.edits[-1].about.get("classified_by_base"))
 
     @cached_property
     def weights_sha256(self) -> str:
-        """A hash of the network's structure and of every parameter and buffer; of an edited one, of base and edit.
+        """A hash of the network: of its structure and of every parameter and buffer.
 
-        Low-rank weights may differ in their last bit on another processor, and yet be the same variant.
+        Of an edited network, it is a hash of the base's hash and the edit's. Low-rank weights may differ in their last
+        bit on another processor, and are still the same variant.
         """
         if self.edits:
             return hashlib.sha256(f"{self.base_sha256} {self.edits[-1].sha256}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The images of a set as a model takes them."""
+"""Images of a set, prepared as the input of a model."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,24 @@ from benchmark.models.model import Model
 
 
 class PreparedImages:
-    """The images of a set as a model takes them, (N, 3, H, W), decoded when they are sliced."""
+    """The images of a set as the input of a model, (N, 3, H, W). A slice decodes and transforms its images.
+
+    model: the model, whose transform is applied.
+    image_set: the N images.
+    """
 
     def __init__(self, model: Model, image_set: ImageSet) -> None:
         self._model, self._image_set = model, image_set
         self.shape = (len(image_set), *model.preprocessing["input_size"])
 
     def __getitem__(self, rows: slice) -> Tensor:
+        """The images of a slice, (n, 3, H, W), float32. Raises ImageSetError where an image cannot be decoded."""
         indices = range(*rows.indices(self.shape[0]))
         pixels = torch.empty(len(indices), *self.shape[1:])
         self.prepare(indices, pixels)
         return pixels
 
     def prepare(self, indices: Sequence[int], pixels: Tensor) -> None:
-        """Fills pixels (n, 3, H, W) with the images at `indices`."""
+        """Writes the n images at `indices` into `pixels` (n, 3, H, W)."""
         for index, place in zip(indices, pixels, strict=True):
             place.copy_(self._model.transform(self._image_set[index]))

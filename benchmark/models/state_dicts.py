@@ -1,8 +1,8 @@
-"""State dicts: weights without their architecture, read from a file without running anything that it says.
+"""State dicts: weights without their architecture. No code in their files is run.
 
     python -m benchmark.models.state_dicts CHECKPOINT.pth WEIGHTS.safetensors
 
-keeps the weights alone of what a training script saved.
+writes only the weights of a checkpoint that a training script saved.
 """
 
 import hashlib
@@ -20,23 +20,25 @@ from torch import Tensor, nn
 
 from benchmark.errors import UserError
 
-# Under these keys training scripts keep the state dict beside the epoch and the like.
+# Training scripts save the state dict under these keys, beside the epoch and other values.
 NESTED = ("state_dict", "model", "net")
-# What timm and others call the head and the shortcuts of a ResNet, where the network itself has no such name.
+# Names that timm and others give to the head and the shortcuts of a ResNet, and our names in their place.
 RENAMINGS = ((r"^fc\.", "linear."), (r"\.downsample\.", ".shortcut."))
-SHOWN = 4  # of the names in a message
+SHOWN = 4  # so many names are listed in a message
 
 
 class StateDictError(UserError):
-    """A file that is no state dict, or not one of this network; the message says what is wrong with it."""
+    """A file that is no state dict, or is one of another network; the message says what is wrong."""
 
 
 def load_state_dict(network: nn.Module, file: Path, sha256: str | None = None) -> None:
-    """Loads all weights of a timm network from a file: .safetensors, .npz of a kind that timm reads, or any that torch
-    reads with weights_only=True.
+    """Loads all weights of a timm network from a file.
 
-    sha256: of the file, where it is known. The counters of batch normalisation may be missing, since nothing but
-    training reads them. Raises StateDictError; OSError where there is no file.
+    network: the network, whose weights are replaced.
+    file: a .safetensors file, an .npz file of a kind that timm reads, or any file that torch reads with
+        weights_only=True. The counters of batch normalisation may be missing, since only training reads them.
+    sha256: the SHA-256 of the file. None: it is not checked.
+    Raises StateDictError where the file is damaged or does not fit the network, and OSError where there is no file.
     """
     if sha256 is not None and (found := _sha256(file)) != sha256:
         raise StateDictError(f"its sha256 is {found}, not {sha256}: it is damaged, or another file")
@@ -47,16 +49,21 @@ def load_state_dict(network: nn.Module, file: Path, sha256: str | None = None) -
     state = {_renamed(name, expected): value for name, value in read_state_dict(file).items()}
     _check_classes(network, state)
     state = {name: value for name, value in expected.items() if name.endswith(".num_batches_tracked")} | state
-    _refuse("it lacks", expected.keys() - state.keys())
-    _refuse("it has what the network lacks:", state.keys() - expected.keys())
+    _raise_for_names("it lacks", expected.keys() - state.keys())
+    _raise_for_names("it has what the network lacks:", state.keys() - expected.keys())
     shapes = {name: (tuple(state[name].shape), tuple(value.shape)) for name, value in expected.items()}
-    _refuse("of another shape:", {f"{name} {has} for {needs}" for name, (has, needs) in shapes.items() if has != needs})
-    _refuse("NaN or infinite:", _not_finite(state))
+    misfits = {f"{name} {has} for {needs}" for name, (has, needs) in shapes.items() if has != needs}
+    _raise_for_names("of another shape:", misfits)
+    _raise_for_names("NaN or infinite:", _not_finite(state))
     network.load_state_dict(state)
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, without the prefix that DataParallel gives them. Raises StateDictError."""
+    """The tensors of a file by name, without the prefix "module." of DataParallel.
+
+    file: a .safetensors file, or one that torch reads with weights_only=True.
+    Raises StateDictError where the file is damaged or holds no state dict, and OSError where there is no file.
+    """
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -73,15 +80,16 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 
 
 def _load_npz(network: nn.Module, file: Path) -> None:
-    """timm knows the arrays in the files of some networks, but leaves out in silence a head that does not fit."""
+    """Loads an .npz file by timm, which skips weights that do not fit. Raises StateDictError where it skips one."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(torch.nan)
         network.load_pretrained(str(file))  # type: ignore[operator]
-    _refuse("it has no fitting and finite", _not_finite(dict(network.named_parameters())))
+    _raise_for_names("it has no fitting and finite", _not_finite(dict(network.named_parameters())))
 
 
 def _check_classes(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raises StateDictError where the head is for another number of classes."""
     head = network.get_classifier()  # type: ignore[operator]
     name = next((f"{name}.weight" for name, module in network.named_modules() if module is head), "")
     if name in state and len(state[name]) != len(head.weight):
@@ -92,7 +100,7 @@ def _check_classes(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _renamed(name: str, known: Mapping[str, Tensor]) -> str:
-    """The network's name of a parameter; as it was where that has none."""
+    """The name that the network gives to a parameter of the file; the same name where the network has no such one."""
     renamed = name
     for pattern, replacement in RENAMINGS:
         if renamed not in known:
@@ -104,7 +112,8 @@ def _not_finite(state: Mapping[str, Tensor]) -> set[str]:
     return {name for name, value in state.items() if not torch.isfinite(value).all()}
 
 
-def _refuse(what: str, names: set[str]) -> None:
+def _raise_for_names(what: str, names: set[str]) -> None:
+    """Raises StateDictError where there are names. `what` is the start of its message."""
     if names:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         raise StateDictError(f"{what} {', '.join(sorted(names)[:SHOWN])}{more}")

@@ -1,4 +1,4 @@
-"""A user's own network: made by a function in a module of theirs, and given the interface that timm's networks have."""
+"""Networks of a user: a function in the user's module makes one, and here it gets the interface of timm's networks."""
 
 import hashlib
 import importlib
@@ -16,17 +16,23 @@ from torch import Tensor, nn
 
 from benchmark.errors import UserError
 from benchmark.models.entries import MODULE, ModelEntry, ModelError
-from benchmark.models.preprocessing import Transform, described, timm_transform
+from benchmark.models.preprocessing import Transform, describe_transform, timm_transform
 
-TRIAL_SIZES = ((96, 64), (50, 80))  # of images that no preprocessing leaves as they are, and which are not alike
+TRIAL_SIZES = ((96, 64), (50, 80))  # of images to try a transform with; a usable one gives both the same size
 
 
 class UserNetworkError(UserError):
-    """What is wrong with a network or its transform, and what to do."""
+    """A network or a transform that cannot be used; the message says what is wrong and what to do."""
 
 
 class HeadedNetwork(nn.Module):
-    """A network whose logits are those of one linear layer, with timm's interface: features are that layer's input."""
+    """A network with the interface of timm's networks, made from one whose last layer is linear.
+
+    Its features are the input of that layer.
+
+    network: the user's network.
+    head: the name of its last linear layer.
+    """
 
     def __init__(self, network: nn.Module, head: str) -> None:
         super().__init__()
@@ -53,11 +59,16 @@ class HeadedNetwork(nn.Module):
 
 
 def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[nn.Module, Transform, dict[str, Any]]:
-    """The network that `module:NAME:FUNCTION` makes, with its transform and what that does.
+    """The network that `module:NAME:FUNCTION` makes, its transform, and a description of the preprocessing as JSON.
 
-    FUNCTION gives a network, or a network and a transform from a PIL image to a tensor; it is called with the number of
-    classes where it takes one. NAME is looked for beside the entry's file, in the current directory, and among what is
-    installed. Raises ModelError.
+    FUNCTION returns a network, or a pair of a network and a transform from a PIL image to a tensor (3, H, W). It is
+    called with the number of classes where it has a parameter for it. NAME is a module beside the entry's file, in the
+    current folder, or among the installed packages.
+
+    model_id: the id of the model, for messages.
+    entry: its entry.
+    classes: the number of classes.
+    Raises ModelError where the module or the function fails, or what it returns cannot be used.
     """
     name, _, function = entry.source.removeprefix(MODULE).rpartition(":")
     try:
@@ -66,17 +77,17 @@ def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[n
         with importable(folders := (entry.file.parent.resolve(), Path.cwd())):
             module = importlib.import_module(name)
             _check_origin(module, folders)
-            made = _called(getattr(module, function), classes)
+            made = _call_function(getattr(module, function), classes)
         network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(network, nn.Module):
             raise UserNetworkError(f"{function}() gives {type(network).__name__}; return a torch.nn.Module")
         network.eval()
-        transform, preprocessing = _preprocessing(entry, network, transform)
-        # The hash of the weights does not know the code that the network and the transform are made of.
+        transform, preprocessing = _choose_preprocessing(entry, network, transform)
+        # The hash of the weights does not depend on the code of the network and the transform, so that is hashed here.
         code = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
         if not all(hasattr(network, name) for name in ("forward_features", "forward_head", "get_classifier")):
-            network = _headed(network, transform)
-    except Exception as error:  # anything may happen in a user's module
+            network = _find_head(network, transform)
+    except Exception as error:  # a user's module may raise anything
         what = str(error) if isinstance(error, UserNetworkError) else f"{type(error).__name__}: {error}"
         raise ModelError(f"model {model_id}: cannot use {entry.source} (named in {entry.file}): {what}") from error
     return network, transform, {**preprocessing, "code_sha256": code}
@@ -84,7 +95,7 @@ def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[n
 
 @contextmanager
 def importable(folders: tuple[Path, ...]) -> Iterator[None]:
-    """Modules of these folders can be imported, too, and come first."""
+    """Lets modules be imported from these folders, before all others."""
     before = sys.path
     sys.path = [*map(str, folders), *before]
     try:
@@ -94,7 +105,7 @@ def importable(folders: tuple[Path, ...]) -> Iterator[None]:
 
 
 def _check_origin(module: Any, folders: tuple[Path, ...]) -> None:
-    """Python keeps modules by name: one of this name may have been imported from elsewhere."""
+    """Raises UserNetworkError where a module of this name was imported before, from another file than ours."""
     path = module.__name__.replace(".", "/")
     files = [folder / name for folder in folders for name in (f"{path}.py", f"{path}/__init__.py")]
     wanted = next((file for file in files if file.is_file()), None)
@@ -102,7 +113,8 @@ def _check_origin(module: Any, folders: tuple[Path, ...]) -> None:
         raise UserNetworkError(f"{module.__name__} is also the name of {module.__file__}: rename {wanted}")
 
 
-def _called(function: Callable[..., Any], classes: int) -> Any:
+def _call_function(function: Callable[..., Any], classes: int) -> Any:
+    """What a function returns. It gets the number of classes where it has a parameter for that, or needs one."""
     parameters = inspect.signature(function).parameters
     if "num_classes" in parameters:
         return function(num_classes=classes)
@@ -111,8 +123,11 @@ def _called(function: Callable[..., Any], classes: int) -> Any:
     return function(classes) if needed else function()
 
 
-def _preprocessing(entry: ModelEntry, network: nn.Module, transform: Any) -> tuple[Transform, dict[str, Any]]:
-    """What the entry states, else the transform that came with the network, else what its checkpoint asks for."""
+def _choose_preprocessing(entry: ModelEntry, network: nn.Module, transform: Any) -> tuple[Transform, dict[str, Any]]:
+    """A transform and its description: what the entry states, else `transform`, else what timm says of the network.
+
+    Raises UserNetworkError where there is none, or `transform` cannot be used.
+    """
     if entry.preprocessing is not None or (transform is None and getattr(network, "pretrained_cfg", None)):
         return timm_transform(entry.preprocessing, network)
     if transform is None:
@@ -124,18 +139,21 @@ def _preprocessing(entry: ModelEntry, network: nn.Module, transform: Any) -> tup
     if not isinstance(first, Tensor) or first.ndim != 3 or first.shape != second.shape:
         raise UserNetworkError("its transform must give tensors (channels, height, width) of one shape for all images")
     if not torch.equal(first, transform(_trial_images()[0])):
-        raise UserNetworkError("its transform gives one image twice otherwise: leave random steps to training")
+        raise UserNetworkError("its transform gives another result for the same image: remove its random steps")
     try:
-        return transform, {"input_size": list(first.shape), "transform": described(transform)}
+        return transform, {"input_size": list(first.shape), "transform": describe_transform(transform)}
     except ValueError as error:
         raise UserNetworkError(
-            f"its transform's {error}, so stored outputs could not be told from those of another: "
+            f"its transform's {error}, so its stored outputs could be mistaken for those of another transform: "
             "give it a __repr__ with all its settings, or state `preprocessing` in the entry"
         ) from None
 
 
-def _headed(network: nn.Module, transform: Transform) -> HeadedNetwork:
-    """The network with the last linear layer that it calls as its head, on whose input the logits must depend alone."""
+def _find_head(network: nn.Module, transform: Transform) -> HeadedNetwork:
+    """The network with its head: the last linear layer that it calls.
+
+    Raises UserNetworkError where there is no such layer, or the logits are not exactly the output of that layer.
+    """
     images = torch.stack([transform(image) for image in _trial_images()])
     names: dict[nn.Module, str] = {
         module: name for name, module in network.named_modules() if isinstance(module, nn.Linear)
@@ -160,7 +178,7 @@ def _headed(network: nn.Module, transform: Transform) -> HeadedNetwork:
         features = headed.forward_features(images)
         explained = headed.forward_head(features)
         if not torch.allclose(network(images), logits, 1e-4, 1e-4):
-            raise UserNetworkError("two passes of the same images differ: leave random steps to training")
+            raise UserNetworkError("two passes of the same images differ: remove its random steps in evaluation mode")
     if features.ndim != 2 or explained.shape != logits.shape or not torch.allclose(explained, logits, 1e-4, 1e-4):
         raise UserNetworkError(
             f"its logits are not those of {names[called[-1]]}, its last linear layer: return them as they are, without "

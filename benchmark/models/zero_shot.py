@@ -1,4 +1,4 @@
-"""Vision-language models: open_clip networks, whose head is made of the names of the classes."""
+"""Vision-language models: open_clip networks, whose head is made from the names of the classes."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,16 +21,19 @@ WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ZeroShotClassifier(Model):
-    """A network that embeds images and texts; a class is the text that the prompt makes of its name.
+    """A network that embeds images and texts. The text of a class is the prompt with the class's word in it.
 
-    Features are image embeddings of length 1, logits their cosines with the embeddings of the classes times the
-    network's own scale, exp(logit_scale), which is 100 for OpenAI's (A. Radford et al., "Learning Transferable Visual
-    Models From Natural Language Supervision", ICML 2021). So the head is linear, without a bias unless the network has
-    one for all classes (SigLIP). Patches are described at `vision_tower`.
+    Features are image embeddings of length 1. Logits are their cosines with the embeddings of the classes, times the
+    network's scale, exp(logit_scale), which is 100 in OpenAI's networks (A. Radford et al., "Learning Transferable
+    Visual Models From Natural Language Supervision", ICML 2021). So the head is linear. It has no bias, unless the
+    network has one bias for all classes (SigLIP). `vision_tower` describes the patches.
 
-    tokenizer: tokens (n, L) of n texts. class_names: a word for each class. prompt: a text with `{}` for the word.
-    The embeddings of the classes are computed once where no weight requires a gradient, and else at every call:
-    a network that was changed belongs in a model of its own (`dataclasses.replace`).
+    tokenizer: gives tokens (n, L) of n texts.
+    class_names: a word for each of the C classes.
+    prompt: a text with `{}` in the place of the word.
+
+    Where no weight requires a gradient, the embeddings of the classes are computed once. So a changed network needs a
+    new model (`dataclasses.replace`). Where a weight requires a gradient, they are computed at every call.
     """
 
     tokenizer: Callable[[list[str]], Tensor]
@@ -46,38 +49,42 @@ class ZeroShotClassifier(Model):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W), on the device of the images; torch can differentiate it."""
-        return linear(self._embedded(images), *self.linear_head).to(images.device)
+        return linear(self._embed_images(images), *self.linear_head).to(images.device)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """Features (N, D), logits (N, C) and, where the vision tower is a `vision_tower`, patches (N, P, D)."""
         images = images.to(self.device, non_blocking=True)
         if _vision_obstacle(self.network):
-            features = self._embedded(images)
+            features = self._embed_images(images)
             return {"features": features, "logits": linear(features, *self.linear_head)}
         features, patches = self.vision_tower()(images)
         assert patches is not None
         return {"features": features, "logits": linear(features, *self.linear_head), "patches": patches}
 
     def features(self, images: Tensor) -> Tensor:
-        """Unit image embeddings (N, D) of images (N, 3, H, W), on their device; torch can differentiate them."""
-        return self._embedded(images).to(images.device)
+        """Image embeddings (N, D) of length 1 of images (N, 3, H, W), on their device; torch can differentiate them."""
+        return self._embed_images(images).to(images.device)
 
     def text_features(self, words: Sequence[str]) -> Tensor:
-        """Unit embeddings (n, D) of the prompts of n words, on the model's device; torch can differentiate them.
+        """Text embeddings (n, D) of length 1, on the model's device; torch can differentiate them.
 
-        Raises ModelError, naming it, for a word that a cut vocabulary lacks.
+        words: n words, each of which is put into the prompt.
+        Raises ModelError where a reduced vocabulary lacks a word; the message names the word.
         """
         tokens = self.tokenizer([self.prompt.replace("{}", word) for word in words])
         return normalize(self.network.encode_text(tokens.to(self.device)), dim=-1)  # type: ignore[operator]
 
     def layers(self, images: Tensor) -> list[Tensor]:
-        """The outputs of the vision tower's stages or blocks, first to last, averaged over their patches: (N, C_l)."""
+        """The outputs of the vision tower's stages or blocks, first to last, averaged over patches: each (N, C_l)."""
         tower: Any = self.network.visual
         maps = tower.forward_intermediates(images.to(self.device), intermediates_only=True)["image_intermediates"]
         return [layer.flatten(2).mean(dim=2).to(images.device) for layer in maps]
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """All tokens (N, 1 + P, width) that leave the last block, [cls] first. Raises ModelError as `vision_tower`."""
+        """All tokens (N, 1 + P, width) that leave the last block, [cls] first.
+
+        Raises ModelError as the function `vision_tower` does.
+        """
         tower = self.vision_tower()
         hidden = tower.start(images.to(self.device))
         for index in range(tower.depth):
@@ -91,11 +98,11 @@ class ZeroShotClassifier(Model):
 
     def vision_tower(self) -> Tower:
         """The vision tower in pieces; raises ModelError as the function `vision_tower` does."""
-        return self._named(vision_tower)
+        return self._make_tower(vision_tower)
 
     def text_tower(self) -> Tower:
         """The text tower in pieces; raises ModelError as the function `text_tower` does."""
-        return self._named(text_tower)
+        return self._make_tower(text_tower)
 
     @property
     def head(self) -> Head:
@@ -106,31 +113,36 @@ class ZeroShotClassifier(Model):
     def architecture(self) -> str:
         return f"{type(self.network).__name__} {type(self.network.visual).__name__}"
 
-    def _embedded(self, images: Tensor) -> Tensor:
+    def _embed_images(self, images: Tensor) -> Tensor:
         return normalize(self.network.encode_image(images.to(self.device)), dim=-1)  # type: ignore[operator]
 
-    def _named(self, tower: Callable[[nn.Module], Tower]) -> Tower:
+    def _make_tower(self, make: Callable[[nn.Module], Tower]) -> Tower:
+        """A tower of the network. Raises ModelError with the name of the model."""
         try:
-            return tower(self.network)
+            return make(self.network)
         except ModelError as error:
             raise ModelError(f"model {self.id}: {error}") from None
 
     @property
     def linear_head(self) -> tuple[Tensor, Tensor]:
-        """Weight (C, D) and bias (C,) on the model's device, made anew where a weight requires a gradient."""
+        """Weight (C, D) and bias (C,) on the model's device; computed at every call where a weight needs a gradient."""
         trained = any(parameter.requires_grad for parameter in self.network.parameters())
         return self._make_head() if trained else self._fixed_head
 
     @cached_property
     def _fixed_head(self) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode could not be differentiated by
+        # Not in inference mode: torch could not differentiate later what uses such a tensor.
+        with torch.inference_mode(False), torch.no_grad():
             return self._make_head()
 
     def _make_head(self) -> tuple[Tensor, Tensor]:
         return self.head_of(self.text_features(self.class_names))
 
     def head_of(self, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight (C, D) and bias (C,) of the head for classes with these unit text embeddings (C, D)."""
+        """Weight (C, D) and bias (C,) of a head.
+
+        text_features: the text embeddings of the classes, (C, D), of length 1.
+        """
         network: Any = self.network
         weight = network.logit_scale.exp() * text_features
         bias = weight.new_zeros(len(weight))
@@ -138,16 +150,18 @@ class ZeroShotClassifier(Model):
 
 
 def vision_tower(network: Any) -> Tower:
-    """The vision tower of an open_clip network in pieces, whose features are unit image embeddings.
+    """The vision tower of an open_clip network in pieces. Its features are image embeddings of length 1.
 
-    Local features (N, P, D), of length 1, come from a second path through the last block, on what enters it, u:
+    Local features (N, P, D), of length 1, come from a second path through the last block. For the block's input u:
 
         v = u + out_proj(v_proj(LN1(u)));  p = v + MLP(LN2(v));  local = projection(ln_post(p)), without [cls]
 
-    Source: the GL-MCM code's recipe as SeTAR uses it (spec setar.md 1.1, read from the authors' code; the papers say
-    "projected outputs of the other patches"). Where the block scales its branches (LayerScale), so does this path,
-    which is our reading.
-    Raises ModelError where the tower is not open_clip's VisionTransformer that takes [cls] as the image.
+    Source: the code of GL-MCM, as SeTAR uses it (spec setar.md 1.1, read from the authors' code; the papers say
+    "projected outputs of the other patches"). Where the block scales its branches (LayerScale), this path does it, too;
+    that is our reading.
+
+    network: the open_clip network.
+    Raises ModelError where the tower is no VisionTransformer of open_clip that takes [cls] as the image's embedding.
     """
     obstacle = _vision_obstacle(network)
     if obstacle:
@@ -166,16 +180,18 @@ def vision_tower(network: Any) -> Tower:
 
 
 def text_tower(network: Any) -> Tower:
-    """The text tower of an open_clip network in pieces: tokens (N, L) in, unit text embeddings (N, D) out.
+    """The text tower of an open_clip network in pieces. Its features are text embeddings (N, D) of length 1.
 
-    Raises ModelError where it is not open_clip's causal TextTransformer, which takes one token as the text.
+    network: the open_clip network.
+    Raises ModelError where the tower is not open_clip's causal TextTransformer, which takes one token as the text's
+    embedding.
     """
     obstacle = _text_obstacle(network)
     if obstacle:
         raise ModelError(f"{obstacle}, so it has no blocks to search")
     from open_clip.transformer import text_global_pool
 
-    # CLIP holds the parts of its text tower itself, CustomTextCLIP in `text`.
+    # The parts of the text tower are attributes of CLIP itself, but attributes of `text` in CustomTextCLIP.
     prefix, text = ("text.", network.text) if hasattr(network, "text") else ("", network)
     pool, eos = (text.pool_type, text.eos_id) if prefix else (text.text_pool_type, text.text_eos_id)
     blocks = text.transformer.resblocks
@@ -197,7 +213,7 @@ def text_tower(network: Any) -> Tower:
 
 
 def _vision_obstacle(network: Any) -> str:
-    """Why the vision tower has no local features; empty where it has them."""
+    """Why the vision tower has no local features, for a message; empty where it has them."""
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
     visual = network.visual
@@ -211,6 +227,7 @@ def _vision_obstacle(network: Any) -> str:
 
 
 def _text_obstacle(network: Any) -> str:
+    """Why the text tower cannot be divided into pieces, for a message; empty where it can."""
     from open_clip.model import CLIP
     from open_clip.transformer import TextTransformer
 
@@ -225,11 +242,12 @@ def _text_obstacle(network: Any) -> str:
 
 
 def _project(visual: Any, tokens: Tensor) -> Tensor:
+    """The embeddings, of length 1, of tokens that leave the last block of the vision tower."""
     return normalize(visual.ln_post(tokens) @ visual.proj, dim=-1)
 
 
 def _value_path(block: Any, hidden: Tensor) -> Tensor:
-    """What leaves a block whose attention hands every token its own value."""
+    """The output of a block where the attention gives each token only its own value."""
     attention, width = block.attn, hidden.shape[-1]
     value = linear(block.ln_1(hidden), attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :])
     hidden = hidden + block.ls_1(attention.out_proj(value))
@@ -237,6 +255,7 @@ def _value_path(block: Any, hidden: Tensor) -> Tensor:
 
 
 def _matrices(prefix: str, blocks: Any) -> Mapping[str, tuple[Matrix, ...]]:
+    """The matrices of all blocks by the type of weight. `prefix`: the name of the blocks in the network."""
     width = blocks[0].attn.out_proj.weight.shape[0]
 
     def of_every_block(tensor: str, part: int | None = None) -> tuple[Matrix, ...]:
@@ -255,9 +274,12 @@ def _matrices(prefix: str, blocks: Any) -> Mapping[str, tuple[Matrix, ...]]:
 
 @dataclass(frozen=True)
 class CutTokenizer:
-    """A tokenizer for a network that keeps some rows of its vocabulary; it gives their places among the kept.
+    """A tokenizer for a network that keeps only some rows of the vocabulary. Its tokens are places among these rows.
 
-    kept: ids of the whole vocabulary, ascending, so that the highest of a text, its end, stays the highest.
+    whole: the tokenizer of the whole vocabulary.
+    kept: the token ids of the whole vocabulary that are kept, ascending. So the end of a text, which has the highest
+        id, has the highest place, too.
+    model: the id of the model, for messages.
     """
 
     whole: Any
@@ -265,7 +287,7 @@ class CutTokenizer:
     model: str
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """Tokens (n, L) of n texts. Raises ModelError, naming it, for a word that was cut."""
+        """Tokens (n, L) of n texts. Raises ModelError, with the word, where a word needs a token that is not kept."""
         for word in " ".join(texts).split():
             if not set(self.whole.encode(word)) <= set(self.kept):
                 raise ModelError(f"{self.model} knows no {word!r}; its vocabulary was cut to: {', '.join(self.words)}")
@@ -273,43 +295,49 @@ class CutTokenizer:
 
     @property
     def words(self) -> list[str]:
-        special = {0, *self.whole.all_special_ids}  # 0 fills a text up
-        return [self.whole.decode([model_id]).strip() for model_id in self.kept if model_id not in special]
+        """The texts of the kept tokens, without special ones."""
+        special = {0, *self.whole.all_special_ids}  # texts are filled up with 0
+        return [self.whole.decode([token]).strip() for token in self.kept if token not in special]
 
 
 def load_zero_shot(
     model_id: str, entry: ModelEntry, device: torch.device, class_names: Sequence[str]
 ) -> ZeroShotClassifier:
-    """The open_clip model of an entry, for classes of these names.
+    """The open_clip model of an entry.
 
-    The source, after `open-clip:`, is `hf-hub:OWNER/NAME`, `local-dir:PATH` from the entry's file, or
-    `ARCHITECTURE/TAG` with one of open_clip's own tags, such as ViT-B-16/openai. A local folder holds
-    open_clip_config.json and open_clip_model.safetensors; where the config has a `vocabulary` (token ids, ascending),
-    the network keeps these rows of open_clip's vocabulary alone.
+    The entry's source, after `open-clip:`, is `hf-hub:OWNER/NAME`, `local-dir:PATH` from the entry's file, or
+    `ARCHITECTURE/TAG` with one of open_clip's tags, such as ViT-B-16/openai. A local folder holds
+    open_clip_config.json and open_clip_model.safetensors. Where the config has a `vocabulary` (token ids, ascending),
+    the network keeps only these rows of open_clip's vocabulary.
 
-    No pickle is run: of a local folder safetensors alone is read. From the Hub, open_clip takes safetensors where there
-    are any, and else lets torch read the pickle with `weights_only`, which builds tensors and runs nothing; many
+    No pickle is run. In a local folder only safetensors are read. From the Hub, open_clip takes safetensors where
+    there are some; else torch reads the pickle with `weights_only`, which builds tensors and runs no code. Many
     published checkpoints have no other form.
-    Raises ModelError when the checkpoint is missing or damaged, or a prompt holds a word that its vocabulary lacks.
+
+    model_id: the id of the model, for messages.
+    entry: its entry.
+    device: where the network runs.
+    class_names: a word for each of the C classes.
+    Raises ModelError where the checkpoint is missing or damaged, or its vocabulary lacks a word of a prompt.
     """
     try:
-        import open_clip  # here, since it is an extra and slow to import
+        import open_clip  # here, since it is an optional package and slow to import
     except ImportError as error:
         raise ModelError(
             f'model {model_id}: {entry.source} needs open_clip: pip install "ood-benchmark[clip]"'
         ) from error
     try:
-        network, tokenizer = _checkpoint(model_id, entry)
+        network, tokenizer = _load_checkpoint(model_id, entry)
         config = open_clip.transform.PreprocessCfg(**network.visual.preprocess_cfg)
         transform = open_clip.transform.image_transform_v2(config, is_train=False)
-    except Exception as error:  # open_clip, safetensors and the Hub's client raise many kinds
+    except Exception as error:  # open_clip, safetensors and the Hub's client raise many kinds of errors
         reason = str(error) or type(error).__name__
         raise ModelError(
             f"model {model_id}: cannot load {entry.source} (named in {entry.file}): {reason}", entry.remedy(model_id)
         ) from error
     if not class_names or len(set(class_names)) < len(class_names):
         raise ModelError(
-            f"model {model_id}: its head is made of the classes' names, which are {', '.join(class_names) or 'none'}; "
+            f"model {model_id}: its head is made from the class names, which are {', '.join(class_names) or 'none'}; "
             "give the training image set different `class_names`"
         )
     prompts = [entry.prompt.replace("{}", name) for name in class_names]
@@ -321,7 +349,7 @@ def load_zero_shot(
         {
             **json.loads(json.dumps(asdict(config))),
             "input_size": list(config.input_size),
-            "prompts": prompts,  # which make the head, as weights make that of other networks
+            "prompts": prompts,  # the head is made from them, as that of other networks from weights
             "transform": " | ".join(map(str, transform.transforms)),
         },
         device,
@@ -333,15 +361,15 @@ def load_zero_shot(
     return model
 
 
-def _checkpoint(model_id: str, entry: ModelEntry) -> tuple[Any, Callable[[list[str]], Tensor]]:
-    """The network and the tokenizer that a source names."""
+def _load_checkpoint(model_id: str, entry: ModelEntry) -> tuple[Any, Callable[[list[str]], Tensor]]:
+    """The network and the tokenizer that the source of an entry names."""
     import open_clip
 
     source = entry.source.removeprefix(OPEN_CLIP)
     kind, _, place = source.partition(":")
     if kind == "local-dir":
-        return _local_checkpoint(model_id, (entry.file.parent / place).resolve())
-    # Without require_pretrained a checkpoint that cannot be fetched gives random weights, with a line in a log.
+        return _load_local_checkpoint(model_id, (entry.file.parent / place).resolve())
+    # Without require_pretrained, open_clip gives random weights and only logs that a checkpoint cannot be fetched.
     if kind == "hf-hub":
         return open_clip.create_model(source, require_pretrained=True), open_clip.get_tokenizer(source)
     architecture, _, tag = source.rpartition("/")
@@ -353,13 +381,14 @@ def _checkpoint(model_id: str, entry: ModelEntry) -> tuple[Any, Callable[[list[s
     network = open_clip.create_model(
         architecture,
         tag,
-        force_quick_gelu=published.get("quick_gelu", False),  # the plain architectures have GELU, OpenAI's weights not
+        force_quick_gelu=published.get("quick_gelu", False),  # OpenAI's weights need it, the architectures have GELU
         require_pretrained=True,
     )
     return network, open_clip.get_tokenizer(architecture)
 
 
-def _local_checkpoint(model_id: str, folder: Path) -> tuple[Any, Callable[[list[str]], Tensor]]:
+def _load_local_checkpoint(model_id: str, folder: Path) -> tuple[Any, Callable[[list[str]], Tensor]]:
+    """The network and the tokenizer in a folder. Raises FileNotFoundError or ValueError where it is not complete."""
     import open_clip
 
     if not (folder / WEIGHTS).is_file():
@@ -369,7 +398,7 @@ def _local_checkpoint(model_id: str, folder: Path) -> tuple[Any, Callable[[list[
     vocabulary = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("vocabulary")
     if vocabulary is None:
         return network, tokenizer
-    whole = all(type(token) is int and token >= 0 for token in vocabulary)
-    if not whole or len(vocabulary) != network.vocab_size or vocabulary != sorted(set(vocabulary)):
+    are_tokens = all(type(token) is int and token >= 0 for token in vocabulary)
+    if not are_tokens or len(vocabulary) != network.vocab_size or vocabulary != sorted(set(vocabulary)):
         raise ValueError(f"vocabulary in {CONFIG} must be {network.vocab_size} ascending ids, as vocab_size says")
     return network, CutTokenizer(tokenizer, tuple(vocabulary), model_id)

@@ -1,4 +1,4 @@
-"""Suites of what the options of a command line name."""
+"""The suite that the options of a command line describe: a built-in one, a file, or a user's network and images."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,18 @@ from detectors import available
 
 @dataclass(frozen=True)
 class Named:
-    """What the options of a command line name, as they were given. detectors: the ids that the user's files define."""
+    """The values of the options of a command line, as the user gave them.
+
+    suite: the name of a built-in suite, or the path of a suite file (--suite).
+    data_dir: the data folder (--data-dir).
+    models: an id, a checkpoint or a function each (--model).
+    id: the in-distribution test images (--id); None where the suite names them.
+    train: the training images (--train).
+    val: the validation images (--val).
+    ood: the OOD sets (--ood).
+    outputs: a folder of precomputed outputs in place of networks and images (--outputs).
+    detectors: the ids of the detectors that the user's files define (--detectors).
+    """
 
     suite: str
     data_dir: Path
@@ -39,22 +50,23 @@ class Named:
     detectors: Collection[str] = ()
 
     def make_suite(self) -> Suite:
-        """The suite of it all. Raises ValueError, naming the option, for what is missing or does not fit."""
-        self._check()
+        """The suite of these options. Raises UserError, which names the option, where one is missing or wrong."""
+        self._check_options()
         if self.outputs is not None:
             return suite_of_outputs(*split_name(self.outputs))
         if self.id is not None:
-            suite = self._of_images(self.id)
+            suite = self._suite_of_images(self.id)
         else:
             suite = load_suite(self.suite, self.data_dir)
-            suite = self._with_models(suite) if self.models else suite
+            suite = self._replace_models(suite) if self.models else suite
         return replace(
             suite,
-            detectors=_joined(suite.detectors, self.detectors),
-            unit_test_detectors=_joined(suite.unit_test_detectors, self.detectors),
+            detectors=_join_ids(suite.detectors, self.detectors),
+            unit_test_detectors=_join_ids(suite.unit_test_detectors, self.detectors),
         )
 
-    def _check(self) -> None:
+    def _check_options(self) -> None:
+        """Raises UserError where options exclude each other, or one needs another."""
         if self.suite != DEFAULT_SUITE and (self.id or self.outputs):
             raise UserError(f"--suite {self.suite}: it has images of its own: leave it out, or --id and --outputs")
         sets = {"--id": self.id, "--train": self.train, "--val": self.val, "--ood": self.ood}
@@ -62,11 +74,11 @@ class Named:
         if self.outputs is not None and given:
             raise UserError(f"--outputs: a run has either precomputed outputs or {' and '.join(given)}: leave one out")
         if self.id is not None and not self.models:
-            raise UserError(f"--id {self.id}: name the network that meets these images with --model")
+            raise UserError(f"--id {self.id}: name the network that is run on these images with --model")
         if self.id is None and (alone := [option for option in given if option != "--model"]):
             raise UserError(f"{' and '.join(alone)}: name the in-distribution test images with --id, too")
 
-    def _models(self, known: dict[str, ModelEntry]) -> dict[str, ModelEntry]:
+    def _find_models(self, known: dict[str, ModelEntry]) -> dict[str, ModelEntry]:
         found: dict[str, ModelEntry] = {}
         for text in self.models:
             model_id, entry = named_model(text, known)
@@ -77,9 +89,9 @@ class Named:
             found[model_id] = entry
         return found
 
-    def _with_models(self, suite: Suite) -> Suite:
-        """A suite that was written for others, with these models, of which its baselines know nothing."""
-        models = self._models(suite.known_models)
+    def _replace_models(self, suite: Suite) -> Suite:
+        """The suite with the user's models in place of its own, and without baselines, which hold only for those."""
+        models = self._find_models(suite.known_models)
         entry = suite.entry.model_copy(
             update={
                 "models": tuple(models),
@@ -90,10 +102,11 @@ class Named:
         )
         return make_suite(suite.id, entry, suite.known_models | models, suite.image_sets)
 
-    def _of_images(self, text: str) -> Suite:
+    def _suite_of_images(self, text: str) -> Suite:
+        """The suite of the user's models and images. `text`: the value of --id."""
         known_models = read_entries(MODELS, ModelEntry, data_dir=self.data_dir)
         known_sets = read_entries(IMAGE_SETS, ImageSetEntry, data_dir=self.data_dir)
-        models = self._models(known_models)
+        models = self._find_models(known_models)
         find = partial(named_set, known=known_sets, data_dir=self.data_dir)
         test, ood = find("--id", text), [find("--ood", other) for other in self.ood]
         named = {"train": self.train, "val": self.val}
@@ -120,15 +133,17 @@ class Named:
         }
         sets = {given.id: given.entry for given in (test, *splits.values(), *ood)}
         entry = SuiteEntry.parse(table, FILE, "", self.data_dir)
+        # Records of such suites exist, so that the prefix stays "own-".
         return make_suite(f"own-{_suite_name(text, test)}", entry, known_models | models, known_sets | sets)
 
 
 def _suite_name(text: str, test: "NamedSet") -> str:
-    """What tells a suite of these ID images from others: the name that they were given, or their folder and its own."""
+    """The name of a suite of these ID images: the name that the user gives, else their folder with its parent."""
     if test.path is None or split_name(text)[0]:
         return test.id
     return id_of("-".join(test.path.resolve().with_suffix("").parts[-2:]))
 
 
-def _joined(some: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
+def _join_ids(some: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
+    """All ids in order, each of them once."""
     return tuple(dict.fromkeys((*some, *more)))

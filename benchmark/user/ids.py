@@ -1,4 +1,4 @@
-"""Names and ids of what a user names."""
+"""Ids of the networks and images that a user names on a command line."""
 
 import re
 
@@ -6,11 +6,12 @@ from benchmark.records import ID_PATTERN
 
 
 def split_name(text: str) -> tuple[str | None, str]:
-    """The two parts of NAME=WHAT, and no name where there is only WHAT."""
+    """NAME and WHAT of a text NAME=WHAT; None and the text where it has no NAME."""
     name, equals, what = text.partition("=")
     return (name, what) if equals and re.fullmatch(ID_PATTERN, name) else (None, text)
 
 
 def id_of(text: str) -> str:
-    """An id made of a text: each run of other characters becomes a hyphen."""
+    """An id made from a text. Characters that an id cannot have become a hyphen, several in a row only one."""
+    # Records with the id "own" may exist, so that it stays the id of a text without any usable character.
     return re.sub(r"[^A-Za-z0-9.+_-]+", "-", text).strip(".+_-") or "own"

@@ -1,4 +1,4 @@
-"""Image sets that a user names: a folder, Parquet files, or an id."""
+"""Image sets that a user names: by a folder, by Parquet files, or by the id of a built-in set."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmark.errors import UserError
-from benchmark.images.entries import Columns, ImageSetEntry, Part
+from benchmark.images.entries import ClassPart, Columns, ImageSetEntry
 from benchmark.images.image_set import ImageSet
 from benchmark.images.readers import shards_of
 from benchmark.user.ids import id_of, split_name
@@ -21,12 +21,9 @@ from detectors import did_you_mean
 
 _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
 
-# Of each class, one ID image in so many is held out as val where nobody names one, and at most so many.
+# Where the user names no val images, one ID image in VAL_SHARE of each class is held out, but at most VAL_PER_CLASS.
 VAL_SHARE, VAL_PER_CLASS = 5, 50
-SIZED_IMAGES = 20
-
-
-# --- Image sets. ---
+SIZED_IMAGES = 20  # so many ID images are opened to find the size of the unit tests
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +68,7 @@ def named_set(option: str, text: str, known: dict[str, ImageSetEntry], data_dir:
 
 
 def _shards(path: Path) -> list[Path]:
-    """The Parquet files at a path: itself, or those in the folder."""
+    """The Parquet files at a path: the file itself, or those of the folder. Empty where it is no such place."""
     return [path] if path.suffix == ".parquet" and path.is_file() else shards_of(path)
 
 
@@ -80,7 +77,7 @@ def _is_image(name: str) -> bool:
 
 
 def _parquet_columns(option: str, path: Path) -> dict[str, Any]:
-    """How the columns of Parquet files are called, of an entry."""
+    """The fields of an entry that name the columns of Parquet files. Raises UserError where there are no images."""
     try:
         present = pq.read_schema(_shards(path)[0]).names
     except (OSError, ValueError) as error:
@@ -97,7 +94,10 @@ def _parquet_columns(option: str, path: Path) -> dict[str, Any]:
 
 
 def _label_values(path: Path, column: str) -> tuple[list[str], bool]:
-    """The classes of Parquet files in the order of their indices, and whether rows hold indices, not names."""
+    """The classes of Parquet files in the order of their indices, and whether the rows hold indices, not names.
+
+    Raises UserError where a row has no class, or a negative number in its place.
+    """
     schema = pq.read_schema(_shards(path)[0])
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     if names := features.get(column, {}).get("names"):
@@ -111,17 +111,17 @@ def _label_values(path: Path, column: str) -> tuple[list[str], bool]:
         raise UserError(f"{path}: column {column}: each image needs a class, and one has none or a negative number")
     if all(isinstance(value, int) for value in values):
         return [str(index) for index in range(max(values) + 1)], True
-    return _in_order(map(str, values)), False
+    return _sort_names(map(str, values)), False
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
-    """Sorted, numerically where all are numbers."""
+def _sort_names(names: Iterable[str]) -> list[str]:
+    """The names in order; by their values where all of them are numbers."""
     names = list(names)
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
 
 
 def _class_names(given: NamedSet) -> list[str]:
-    """The classes that the files of an ID set name."""
+    """The classes that the files of an ID set name. Raises UserError where images have no class."""
     path = given.path
     assert path is not None
     if _shards(path):
@@ -139,16 +139,20 @@ def _class_names(given: NamedSet) -> list[str]:
             raise UserError(
                 f"{given}: {folder.name} holds folders, not images: name the folder whose folders are the classes"
             )
-    return _in_order(folder.name for folder in folders)
+    return _sort_names(folder.name for folder in folders)
 
 
 def classes_of(test: NamedSet, splits: Collection[NamedSet]) -> tuple[str, ...]:
-    """The classes in the order of their indices: of an image set that has an entry, of train, or of the test images."""
+    """The classes of the in-distribution images, in the order of their indices.
+
+    They come from the entry of a built-in set where one is named, else from the training images, else from the test
+    images. Raises UserError where a set has a class that is not one of them.
+    """
     sets = sorted([test, *splits], key=lambda given: given.option != "--train")
     written = [listed for given in sets if given.path is None and (listed := given.entry.with_classes().classes)]
-    own = {given: _class_names(given) for given in sets if given.path is not None}
-    classes = tuple(written[0] if written else next(iter(own.values()), ()))
-    for given, names in own.items():
+    found = {given: _class_names(given) for given in sets if given.path is not None}
+    classes = tuple(written[0] if written else next(iter(found.values()), ()))
+    for given, names in found.items():
         if unknown := [name for name in names if name not in classes]:
             raise UserError(
                 f"{given}: unknown classes {', '.join(unknown[:5])}: the {len(classes)} classes are those of "
@@ -158,10 +162,10 @@ def classes_of(test: NamedSet, splits: Collection[NamedSet]) -> tuple[str, ...]:
 
 
 def check_apart(splits: Sequence[NamedSet], ood: Sequence[NamedSet]) -> None:
-    """Raises ValueError where two sets are the same images, or share an id, as far as their places tell."""
-    met: list[NamedSet] = []
+    """Raises UserError where two sets have an id or a place in common. No image is read for that."""
+    earlier: list[NamedSet] = []
     for given in (*splits, *ood):
-        for other in met:
+        for other in earlier:
             if _same_place(given, other) and not (given in ood and other in ood):
                 kind = "what is in-distribution cannot be OOD" if given in ood else "each split needs images of its own"
                 raise UserError(f"{given}: these are images of {other}: {kind}")
@@ -169,7 +173,7 @@ def check_apart(splits: Sequence[NamedSet], ood: Sequence[NamedSet]) -> None:
                 raise UserError(
                     f"{given}: {other} is called {given.id}, too: name one, as in {given.option} NAME={given.path}"
                 )
-        met.append(given)
+        earlier.append(given)
 
 
 def _same_place(one: NamedSet, other: NamedSet) -> bool:
@@ -182,14 +186,21 @@ def _same_place(one: NamedSet, other: NamedSet) -> bool:
 def hold_out(
     test: NamedSet, splits: dict[str, NamedSet], images: ImageSet
 ) -> tuple[NamedSet, dict[str, NamedSet], str]:
-    """The test images without the first of each class, which become val, and what is to be said of that."""
+    """Makes the first test images of each class val images, and keeps the others as test images.
+
+    test: the test images.
+    splits: the other splits by role.
+    images: the test images, loaded.
+    Returns the test images, the splits with val, and a sentence on it for the suite. Where nothing can be held out,
+    test images and splits are returned as they are, and the sentence says why.
+    """
     smallest = min(Counter([] if images.labels is None else images.labels.tolist()).values(), default=0)
     count = 0 if test.entry.part else min(VAL_PER_CLASS, smallest // VAL_SHARE)
     if not count:
         why = "it is a part of a set already" if test.entry.part else f"its smallest class has {smallest} images"
         return test, splits, f"Nothing of {test.id} is held out as val: {why}."
     first, others = (
-        test.entry.model_copy(update={"part": Part(per_class=count, others=others), "images": None})
+        test.entry.model_copy(update={"part": ClassPart(per_class=count, others=others), "images": None})
         for others in (False, True)
     )
     val = replace(test, id=f"{test.id}-val", entry=first)
@@ -202,7 +213,11 @@ def hold_out(
 
 
 def median_size(images: ImageSet, most: Sequence[int]) -> tuple[int, int]:
-    """Height and width of the unit tests: the median of some ID images, or `most` where those are larger."""
+    """Height and width of the unit tests, in pixels: the median over some ID images.
+
+    images: the ID images.
+    most: height and width to take where the ID images are larger.
+    """
     sample = [images[index].size for index in range(0, len(images), -(-len(images) // SIZED_IMAGES))]
     width, height = (int(statistics.median(sides)) for sides in zip(*sample, strict=True))
     return (most[0], most[1]) if min(height, width) > min(most) else (height, width)

@@ -1,4 +1,4 @@
-"""Models that a user names: an id, a checkpoint, or a function of theirs."""
+"""Models that a user names: by the id of a built-in model, by a checkpoint, or by a function that makes one."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,9 +9,6 @@ from benchmark.user.ids import id_of, split_name
 from detectors import did_you_mean
 
 _KINDS = ("hf-hub:", "local-dir:", OPEN_CLIP, MODULE)
-
-
-# --- Models. ---
 
 
 def named_model(text: str, known: dict[str, ModelEntry]) -> tuple[str, ModelEntry]:
@@ -49,7 +46,7 @@ def _folder_of(source: str) -> Path:
 
 
 def _id_of_source(source: str) -> str:
-    """The last part of a folder or of a hub repository, and all of what is neither."""
+    """The id of a model: the last part of a folder or of a Hub repository; of other sources the whole."""
     place = source.removeprefix(OPEN_CLIP).removeprefix(MODULE)
     if place.startswith("local-dir:"):
         place = _folder_of(place).resolve().name

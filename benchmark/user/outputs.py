@@ -1,13 +1,13 @@
-"""Outputs that somebody else's network made: a folder of tensors in place of images and weights.
+"""Precomputed outputs: a folder of features and logits, in place of a network and images.
 
-    DIR/head.safetensors        weight (C, D), bias (C,)
-    DIR/train.safetensors       features (N, D), logits (N, C), labels (N,): for the detectors that learn
-    DIR/val.safetensors         the same, of a split that is neither train nor test: for the detectors that choose
+    DIR/head.safetensors        weight (C, D) and bias (C,) of the network's last layer
+    DIR/train.safetensors       features (N, D), logits (N, C), labels (N,), for detectors that learn
+    DIR/val.safetensors         the same for other images than train and test, for detectors that choose an option
     DIR/test.safetensors        features, logits and, for the ID accuracy, labels
     DIR/ood/NAME.safetensors    features and logits of an OOD set
 
-Each file may also hold `ids` (N,), and each may be an .npz file instead, where ids may be texts. Safetensors files are
-memory-mapped, npz files are read whole.
+Each file may also hold `ids` (N,). Each may be an .npz file instead, whose ids may be texts. Safetensors files are
+memory-mapped, npz files are read into memory.
 """
 
 import zipfile
@@ -38,21 +38,27 @@ from benchmark.user.suite_table import FILE, left_out
 from detectors import Head, Outputs, available, describe, did_you_mean
 
 ENDINGS = (".safetensors", ".npz")
-NOT_KEPT = ("model", "images", "patches", "text")  # what detectors may need, and outputs do not hold
-CHECKED_ROWS = 256  # of each file, evenly spaced, are held to the head's equation
-BATCH_ROWS = 4096
-# Of the largest logit: the error of half precision stays below, that of another head, order or transform does not.
+NOT_KEPT = ("model", "images", "patches", "text")  # what a detector may need, and a folder of outputs lacks
+CHECKED_ROWS = 256  # so many rows of each file, evenly spaced, must agree with features @ weight.T + bias
+BATCH_ROWS = 4096  # so many rows are checked for NaN at a time
+# A share of the largest logit. Half precision causes smaller errors; another head, order or transform larger ones.
 HEAD_TOLERANCE = 0.02
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class PrecomputedError(UserError):
-    """A file of outputs that cannot be used; the message names it, and what is wrong in it."""
+    """A file of outputs that cannot be used; the message names the file and says what is wrong in it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What a file says of N images."""
+    """The outputs of N images.
+
+    features: (N, D).
+    logits: (N, C).
+    labels: the class index of each image, int64 (N,); None where they are unknown.
+    ids: the id of each image.
+    """
 
     features: Tensor
     logits: Tensor
@@ -67,10 +73,10 @@ class OutputsFolder:
         if not path.is_dir():
             raise PrecomputedError(f"--outputs {path}: there is no such folder")
         self.path = path
-        _needed(path, "test")
-        self.splits = {role: file for role in ("train", "val", "test") if (file := _file(path, role))}
+        _require_file(path, "test")
+        self.splits = {role: file for role in ("train", "val", "test") if (file := _find_file(path, role))}
         names = sorted({file.stem for file in (path / "ood").glob("*") if file.suffix in ENDINGS})
-        self.ood = {id_of(name): _needed(path / "ood", name) for name in names}
+        self.ood = {id_of(name): _require_file(path / "ood", name) for name in names}
         if len(self.ood) < len(names):
             raise PrecomputedError(f"{path / 'ood'}: two of {', '.join(names)} make one id; rename one of the files")
         if not self.ood:
@@ -78,7 +84,7 @@ class OutputsFolder:
         if same := sorted(self.splits.keys() & self.ood.keys()):
             raise PrecomputedError(f"{self.ood[same[0]]}: {same[0]} is the name of a split; rename the file")
         self.files = self.splits | self.ood
-        self.head = _head(_needed(path, "head"))
+        self.head = _head(_require_file(path, "head"))
         self.rows = {set_id: _rows(set_id, file, self.head) for set_id, file in self.files.items()}
 
 
@@ -117,7 +123,7 @@ def suite_of_outputs(name: str | None, place: str) -> Suite:
 
 
 class LoadedOutputs(LoadedSuite):
-    """A suite of precomputed outputs at work: its image sets are rows of tensors, and its model is a head."""
+    """A loaded suite of precomputed outputs. Its image sets are rows of tensors, and its model is only a head."""
 
     def __init__(self, suite: Suite, folder: OutputsFolder) -> None:
         super().__init__(suite, OutputsStore(folder.path, folder), torch.device("cpu"))
@@ -132,7 +138,9 @@ class LoadedOutputs(LoadedSuite):
         weight, bias = self._folder.head.weight, self._folder.head.bias
         layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], dtype=weight.dtype)
         layer.load_state_dict({"weight": weight, "bias": bias})
-        return HeadAlone(model_id, self.suite.models[model_id], layer.requires_grad_(False), _refuse, {}, self.device)
+        return HeadAlone(
+            model_id, self.suite.models[model_id], layer.requires_grad_(False), _refuse_images, {}, self.device
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,7 @@ class OutputsStore(Store):
     rows_of: OutputsFolder
 
     def outputs(self, model: Model, image_set: ImageSet) -> Outputs:
-        """The outputs of a set. Raises PrecomputedError where a value is NaN or infinite."""
+        """The outputs of an image set. Raises PrecomputedError where a value is NaN or infinite."""
         rows = self.rows_of.rows[image_set.id]
         for name, values in (("features", rows.features), ("logits", rows.logits)):
             for start in range(0, len(values), BATCH_ROWS):
@@ -156,12 +164,12 @@ class OutputsStore(Store):
         return Outputs(features=rows.features, logits=rows.logits, labels=rows.labels)
 
     def forward_ms_per_image(self, model: Model, outputs: Outputs) -> None:
-        """Nobody knows how long it took."""
+        """None: the network is not here, so that its time per image cannot be measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeadAlone(Model):
-    """The last layer of a network that stayed where it was."""
+    """A model of which only the last layer is known. It takes no images: that raises PrecomputedError."""
 
     @property
     def head(self) -> Head:
@@ -173,21 +181,21 @@ class HeadAlone(Model):
         return "not stated"
 
     def __call__(self, images: Tensor) -> Tensor:
-        return _refuse(images)
+        return _refuse_images(images)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        return _refuse(images)
+        return _refuse_images(images)
 
     def features(self, images: Tensor) -> Tensor:
-        return _refuse(images)
+        return _refuse_images(images)
 
 
-def _refuse(images: Any) -> NoReturn:
+def _refuse_images(images: Any) -> NoReturn:
     raise PrecomputedError("precomputed outputs come without the network: it takes no images")
 
 
 def _image_set(set_id: str, entry: ImageSetEntry, rows: Rows) -> ImageSet:
-    """Rows as images, of which all that is known are their outputs."""
+    """Rows as an image set. The content of an image is its outputs, since nothing else of it is known."""
     return ImageSet(
         id=set_id,
         title=entry.title,
@@ -214,25 +222,32 @@ class _BytesOfRow:
         return b"".join(value.contiguous().view(torch.uint8).numpy().tobytes() for value in values)
 
 
-def _file(folder: Path, name: str) -> Path | None:
+def _find_file(folder: Path, name: str) -> Path | None:
+    """The file of a name, .safetensors or .npz; None where there is none. Raises PrecomputedError for two."""
     found = [file for ending in ENDINGS if (file := folder / f"{name}{ending}").is_file()]
     if len(found) > 1:
         raise PrecomputedError(f"{folder}: {found[0].name} and {found[1].name}: which one counts? Remove the other")
     return found[0] if found else None
 
 
-def _needed(folder: Path, name: str) -> Path:
-    if file := _file(folder, name):
+def _require_file(folder: Path, name: str) -> Path:
+    """The file of a name, .safetensors or .npz. Raises PrecomputedError where there is none."""
+    if file := _find_file(folder, name):
         return file
     raise PrecomputedError(f"{folder}: there is neither {' nor '.join(name + ending for ending in ENDINGS)}")
 
 
-def _read(file: Path, needed: Collection[str], allowed: Collection[str]) -> dict[str, Any]:
-    """The tensors of a file, and arrays of texts as they are."""
+def _read_tensors(file: Path, needed: Collection[str], allowed: Collection[str]) -> dict[str, Any]:
+    """The tensors of a file by name; arrays of texts stay arrays.
+
+    needed: names that the file must hold.
+    allowed: further names that it may hold.
+    Raises PrecomputedError where the file cannot be read, or holds other names.
+    """
     try:
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
-                found = {name: _unless_text(arrays[name]) for name in arrays.files}
+                found = {name: _tensor_unless_text(arrays[name]) for name in arrays.files}
         else:
             found = load_file(file)
     except (OSError, ValueError, TypeError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
@@ -245,12 +260,12 @@ def _read(file: Path, needed: Collection[str], allowed: Collection[str]) -> dict
     return found
 
 
-def _unless_text(array: np.ndarray) -> Any:
+def _tensor_unless_text(array: np.ndarray) -> Any:
     return array if array.dtype.kind == "U" else torch.from_numpy(array)
 
 
 def _head(file: Path) -> Head:
-    found = _read(file, ("weight", "bias"), ())
+    found = _read_tensors(file, ("weight", "bias"), ())
     try:
         head = Head(found["weight"], found["bias"]).double()
     except ValueError as error:
@@ -261,14 +276,16 @@ def _head(file: Path) -> Head:
 
 
 def _rows(set_id: str, file: Path, head: Head) -> Rows:
-    """The rows of a file. Raises PrecomputedError where they do not fit each other or the head."""
+    """The rows of a file. Raises PrecomputedError where its tensors do not fit to each other or to the head."""
     needed = ("features", "logits", *(("labels",) if set_id in ("train", "val") else ()))
-    found = _read(file, needed, ("labels", "ids"))
+    found = _read_tensors(file, needed, ("labels", "ids"))
     features, logits, labels, ids = found["features"], found["logits"], found.get("labels"), found.get("ids")
     classes, width = head.weight.shape
     for name, values, size in (("features", features, width), ("logits", logits, classes)):
         if not isinstance(values, Tensor) or values.ndim != 2 or not values.is_floating_point() or not len(values):
-            raise PrecomputedError(f"{file}: {name} must be floating-point (rows, {size}), not {_kind(values)}")
+            raise PrecomputedError(
+                f"{file}: {name} must be floating-point (rows, {size}), not {_describe_tensor(values)}"
+            )
         if values.shape[1] != size:
             raise PrecomputedError(
                 f"{file}: {name} {tuple(values.shape)} do not fit the head's weight {classes, width}"
@@ -278,7 +295,7 @@ def _rows(set_id: str, file: Path, head: Head) -> Rows:
         raise PrecomputedError(f"{file}: {rows} rows of features, {len(logits)} of logits")
     if labels is not None:
         if not isinstance(labels, Tensor) or labels.shape != (rows,) or labels.dtype not in _INTEGERS:
-            raise PrecomputedError(f"{file}: labels must be integers ({rows},), not {_kind(labels)}")
+            raise PrecomputedError(f"{file}: labels must be integers ({rows},), not {_describe_tensor(labels)}")
         labels = labels.to(torch.int64)
         if labels.min() < 0 or labels.max() >= classes:
             raise PrecomputedError(
@@ -286,13 +303,13 @@ def _rows(set_id: str, file: Path, head: Head) -> Rows:
             )
     names = tuple(f"{set_id}-{row:07d}" for row in range(rows)) if ids is None else tuple(map(str, ids.tolist()))
     if len(names) != rows or len(set(names)) != rows:
-        raise PrecomputedError(f"{file}: {len(set(names))} different ids for {rows} rows; each row has one of its own")
+        raise PrecomputedError(f"{file}: {len(set(names))} different ids for {rows} rows; each row needs another id")
     _check_head(file, features, logits, head)
     return Rows(features, logits, labels, names)
 
 
 def _check_head(file: Path, features: Tensor, logits: Tensor, head: Head) -> None:
-    """Raises PrecomputedError where the head does not explain the logits of a sample of rows."""
+    """Raises PrecomputedError where the logits of some rows differ from what the head gives for their features."""
     step = -(-len(features) // CHECKED_ROWS)
     given = logits[::step].double()
     explained = features[::step].double() @ head.weight.T + head.bias
@@ -305,5 +322,5 @@ def _check_head(file: Path, features: Tensor, logits: Tensor, head: Head) -> Non
         )
 
 
-def _kind(values: Any) -> str:
+def _describe_tensor(values: Any) -> str:
     return f"{values.dtype} {tuple(values.shape)}"
