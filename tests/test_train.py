@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmark.images.image_set import ImageSet, load_image_set
 from benchmark.training import from_scratch as train
-from benchmark.training.augmentation import PREPROCESSING
+from benchmark.training.augmentation import BLACK, PREPROCESSING, augment_affine
 from benchmark.training.from_scratch import CHECKPOINTS, RECIPES
 from benchmark.training.sharpness_aware import Perturbation, SharpnessAware
 
@@ -114,9 +114,9 @@ def test_training_learns_and_a_learning_rate_of_zero_does_not(small_set: ImageSe
 
 def test_augmentation_moves_the_digit_and_keeps_the_ground_black(small_set: ImageSet) -> None:
     images, _ = _tensors(small_set, PREPROCESSING)
-    black = torch.full_like(images, train.BLACK)
-    torch.testing.assert_close(train.augment(black), black)
-    moved = train.augment(images)
+    black = torch.full_like(images, BLACK)
+    torch.testing.assert_close(augment_affine(black), black)
+    moved = augment_affine(images)
     assert moved.shape == images.shape
     assert moved.min() >= -1.0001
     assert moved.max() <= 1.0001

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from benchmark.models.devices import choose_device
 from benchmark.suites.loading import load_suite
 from benchmark.training.from_scratch import THREADS
-from benchmark.variants.making import edit_folder, make
+from benchmark.variants.making import edit_folder, make_edit
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".progress.lock", blocking=False):
-            edit = make(options.variant, suite, choose_device(options.device), folder / ".progress.safetensors")
+            edit = make_edit(options.variant, suite, choose_device(options.device), folder / ".progress.safetensors")
             edit.save(folder)
             for file in folder.glob(".progress*"):
                 file.unlink()

@@ -1,4 +1,4 @@
-"""From the recipe of a model entry to the edit: the base and the images loaded, the method at work."""
+"""Makes the edit of a variant: reads its recipe, loads the base and the images, and runs the method."""
 
 from pathlib import Path
 
@@ -17,13 +17,17 @@ from benchmark.variants.methods import METHODS
 from detectors import did_you_mean
 
 
-def make(model_id: str, suite: Suite, device: torch.device, progress_file: Path | None = None) -> Edit:
-    """The edit that the recipe of a variant gives on the training images of a suite.
+def make_edit(model_id: str, suite: Suite, device: torch.device, progress_file: Path | None = None) -> Edit:
+    """Makes the edit of a variant, by its recipe, from the training images of a suite.
 
-    progress_file: where the work keeps what is finished, to go on there after an interruption.
-    Raises ValueError, naming the entry, for a recipe, a model or images that it cannot be made of.
+    model_id: the id of the variant.
+    suite: the suite that gives the images and knows the models.
+    device: where the networks run.
+    progress_file: where the state of the computation is saved, so that it can be continued; None saves nothing.
+
+    Raises ValueError, which names the entry, where the recipe, the model or the images are not usable.
     """
-    method = recipe_of(model_id, suite)
+    method = method_of(model_id, suite)
     train = load_image_set(suite.train, suite.image_sets)
     entries = suite.known_models
     base = load_model(base_of(model_id, entries), entries, device, train.class_names)
@@ -32,21 +36,21 @@ def make(model_id: str, suite: Suite, device: torch.device, progress_file: Path 
     key = {
         **method.about(base, **{role: images.content_sha256 for role, images in sets.items() if images}),
         "preprocessing": base.preprocessing,
-        "computed_by": [torch.__version__, device.type, torch.get_num_threads()],  # what the last bits hang on
+        "computed_by": [torch.__version__, device.type, torch.get_num_threads()],  # the last bits depend on these
     }
     try:
-        return method.make(base, data, Progress(progress_file, key))
+        return method.make_edit(base, data, Progress(progress_file, key))
     except ValueError as error:
         raise ValueError(f"{entries[model_id].file}: {model_id}: {error}") from error
 
 
 def edit_folder(model_id: str, suite: Suite) -> Path:
-    """Where the edit of a variant lies. Raises ValueError where the suite knows no such variant."""
+    """The folder of the edit of a variant. Raises ValueError where the suite has no such variant."""
     entries = suite.known_models
     edited = {known: entry.edit for known, entry in entries.items() if entry.edit}
     if model_id in entries and model_id not in edited:
         raise ValueError(
-            f"{model_id} is no edit of another model; what makes it is: {entries[model_id].recipe or 'not said'}"
+            f"{model_id} is no edit of another model; its recipe is: {entries[model_id].recipe or 'not stated'}"
         )
     if model_id not in edited:
         raise ValueError(
@@ -55,12 +59,15 @@ def edit_folder(model_id: str, suite: Suite) -> Path:
     return edited[model_id]
 
 
-def recipe_of(model_id: str, suite: Suite) -> Method:
-    """The method of a variant with its settings. Raises ValueError, naming entry and setting, where they are none."""
+def method_of(model_id: str, suite: Suite) -> Method:
+    """The method that the recipe of a variant names, with its settings.
+
+    Raises ValueError, which names the entry and the setting, where the recipe names no method or a setting is wrong.
+    """
     entry = suite.known_models[model_id]
     place = f"{entry.file}: {model_id}: recipe"
     if not entry.recipe:
-        raise ValueError(f"{entry.file}: {model_id}: no recipe makes it; its files are data that came with the entry")
+        raise ValueError(f"{entry.file}: {model_id}: it has no recipe; its files came with the entry")
     if not isinstance(entry.recipe, dict) or "method" not in entry.recipe:
         raise ValueError(f'{place}: it needs `recipe = {{ method = "...", ... }}`; methods: {", ".join(METHODS)}')
     settings = dict(entry.recipe)
@@ -78,7 +85,10 @@ def recipe_of(model_id: str, suite: Suite) -> Method:
 
 
 def _outliers(suite: Suite) -> ImageSet | None:
-    """The suite's outliers. Raises ValueError where one of their images is also in a set that the suite evaluates."""
+    """The outliers of a suite; None where it has none.
+
+    Raises ValueError where one of their images is also in a set that the suite evaluates.
+    """
     if suite.entry.outliers is None:
         return None
     outliers = load_image_set(suite.entry.outliers, suite.image_sets)
