@@ -16,7 +16,7 @@ from benchmark import records
 from benchmark.__main__ import main
 from benchmark.commands.published import table
 from benchmark.limits.comparisons import Comparison, compare, comparisons, counts, published_records, verdict
-from benchmark.limits.curate_published import FILES, Curated, write
+from benchmark.limits.curate_published import FILES, Curated, write_files
 from benchmark.records import Case, ClassValue, Estimate, Metrics, PublishedRecord, Record, append_record, read_records
 from benchmark.running.session import Draft
 from benchmark.running.summary import summary
@@ -46,7 +46,7 @@ def exactly(value: float) -> Estimate:
 
 @pytest.mark.skipif(not TRANSCRIPTS.is_dir(), reason="needs the transcripts of the papers, ../shared/published")
 def test_the_shipped_files_are_what_the_script_writes(tmp_path: Path) -> None:
-    for file in write(TRANSCRIPTS, tmp_path):
+    for file in write_files(TRANSCRIPTS, tmp_path):
         shipped = ROOT / "benchmark" / "limits" / "published" / file.name
         assert shipped.read_bytes() == file.read_bytes(), "make them with python -m benchmark.limits.curate_published"
     assert {path.stem for path in (ROOT / "benchmark" / "limits" / "published").iterdir()} == set(FILES)
