@@ -5,17 +5,15 @@ project.
 
 An FPR@95 is taken where our models, detectors and image sets should give the same figure. The following is left out:
 
-* Figures that the transcripts mark as doubtful (SUSPECT, CONFLICT, CAUTION), or that could be read only from the look
-of
-  the page.
+* Figures that the transcripts mark as doubtful (SUSPECT, CONFLICT, CAUTION), and figures in a damaged text that no
+  printed mean confirms.
 * Networks without published weights that can be loaded here: HIMPLoS's ResNet-18, the fine-tuned networks of Unleashing
   Mask and SeTAR, the supervised-contrastive ResNet-50 of Mahalanobis++.
 * Detectors whose options are not stated: OPNP; BATS; LAPS on CIFAR; HIMPLoS and LINe on MobileNetV2.
 * Detectors that have the name of another method here. Mahalanobis in the CIFAR papers combines several layers by a
   regression. Cosine on CLIP takes the cosine to texts.
 * NINCO's "full" samples of 400 images, since our images are not the same; and its unit tests, since its files are not
-our
-  arrays.
+  our arrays.
 
 A tolerance is the sum of the following, in percentage points:
 
@@ -24,8 +22,7 @@ A tolerance is the sum of the following, in percentage points:
   difference of two samples: 1.96 sqrt(2 p (1 - p) / n). For a mean of k sets, it is the root of the sum of their
   squares, divided by k, at the p of the mean. It is 0 where the images are the same.
 * The spread of trainings, where the checkpoint is another training of the same network: 1.96 sqrt(2) standard
-deviations
-  of such trainings. The standard deviation is the one that is printed for the cell. It is at least the root mean square
+  deviations of such trainings. The standard deviation is the one that is printed for the cell. It is at least the root mean square
   of those that Unleashing Mask prints for MSP, ODIN and Energy (Tables 2, 10, 20 and 24: 2.3 for a set, 0.9 for a
   mean).
 * A margin of 2, for effects that move a few images over the threshold: other versions of timm, torch and the image
