@@ -22,9 +22,9 @@ A tolerance is the sum of the following, in percentage points:
   difference of two samples: 1.96 sqrt(2 p (1 - p) / n). For a mean of k sets, it is the root of the sum of their
   squares, divided by k, at the p of the mean. It is 0 where the images are the same.
 * The spread of trainings, where the checkpoint is another training of the same network: 1.96 sqrt(2) standard
-  deviations of such trainings. The standard deviation is the one that is printed for the cell. It is at least the root mean square
-  of those that Unleashing Mask prints for MSP, ODIN and Energy (Tables 2, 10, 20 and 24: 2.3 for a set, 0.9 for a
-  mean).
+  deviations of such trainings. The standard deviation is the one that is printed for the cell. It is at least the root
+  mean square of those that Unleashing Mask prints for MSP, ODIN and Energy (Tables 2, 10, 20 and 24: 2.3 for a set, 0.9
+  for a mean).
 * A margin of 2, for effects that move a few images over the threshold: other versions of timm, torch and the image
   decoder; a threshold at the recall nearest to 95 % instead of at least 95 %; the arithmetic of a GPU. NINCO and
   Mahalanobis++ print 63 cells of the same networks, detectors and images: 95 % of them differ by at most 1.9, and two
