@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmark.records import DetectorRecord, Estimate, ModelRecord
 from leaderboard.changes import Figure, FigureChange, Variant, VariantLine, mean_over_seeds, variant_lines
-from leaderboard.results import Suite
+from leaderboard.results import SuiteResults
 from leaderboard.view import ModelTable, Row, model_tables
 
 MatrixRow = tuple[str, list[Row | None]]
@@ -41,7 +41,7 @@ class Board:
     variant_lines: the variants beside their bases.
     """
 
-    suite: Suite
+    suite: SuiteResults
     tables: dict[str, ModelTable]
     bases: list[ModelTable]
     matrix: list[MatrixRow]
@@ -102,7 +102,7 @@ class Board:
         return [(line, line.means[detector]) for line in self.variant_lines if detector in line.means]
 
 
-def make_board(suite: Suite) -> tuple[Board, list[str]]:
+def make_board(suite: SuiteResults) -> tuple[Board, list[str]]:
     """The board of a suite, and notes on what could not be compared."""
     tables, problems = model_tables(suite)
     by_id = {table.model: table for table in tables}
@@ -118,7 +118,7 @@ def _is_seed_or_variant(record: ModelRecord | None) -> bool:
     return record is not None and bool(record.group or record.base)
 
 
-def matrix_rows(suite: Suite, tables: Sequence[ModelTable]) -> list[MatrixRow]:
+def matrix_rows(suite: SuiteResults, tables: Sequence[ModelTable]) -> list[MatrixRow]:
     """Each detector with its row in each table; None where it has no row.
 
     First come the detectors with a mean on every model, the lowest mean first. The others follow by name.
@@ -134,7 +134,7 @@ def _rank_key(means: Sequence[Estimate | Figure | None], name: str) -> tuple[boo
     return not complete, sum(values) if complete else 0.0, name
 
 
-def seed_groups(suite: Suite, tables: Mapping[str, ModelTable]) -> list[SeedGroup]:
+def seed_groups(suite: SuiteResults, tables: Mapping[str, ModelTable]) -> list[SeedGroup]:
     """The groups of base models that differ only in their seed, by name."""
     members: dict[str, list[ModelRecord]] = {}
     for model_id in tables:

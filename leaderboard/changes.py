@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 from benchmark.metrics import Difference
 from benchmark.records import Estimate, ModelRecord
 from leaderboard.ranking import Comparisons
-from leaderboard.results import Result, Suite
+from leaderboard.results import Result, SuiteResults
 from leaderboard.view import Cell, ModelTable, Row, results_of
 
 Finding = Literal["better", "worse", "no difference found", "not compared"]
@@ -113,7 +113,7 @@ class VariantLine:
         return [(finding, findings.count(finding)) for finding in FINDINGS if finding in findings]
 
 
-def variant_lines(suite: Suite, tables: Mapping[str, ModelTable]) -> tuple[list[VariantLine], list[str]]:
+def variant_lines(suite: SuiteResults, tables: Mapping[str, ModelTable]) -> tuple[list[VariantLine], list[str]]:
     """The lines of the table of variants, by base and name, and why scores could not be compared."""
     variants, problems = [], []
     for model_id in tables:
@@ -131,7 +131,7 @@ def variant_lines(suite: Suite, tables: Mapping[str, ModelTable]) -> tuple[list[
 
 
 def _compare_variant(
-    suite: Suite, tables: Mapping[str, ModelTable], record: ModelRecord, base: str, comparisons: Comparisons
+    suite: SuiteResults, tables: Mapping[str, ModelTable], record: ModelRecord, base: str, comparisons: Comparisons
 ) -> Variant:
     problem = None
     if base not in tables:
@@ -233,7 +233,7 @@ def _accuracy_change(base: ModelRecord | None, record: ModelRecord, problem: str
     return FigureChange(_figure(before), _figure(after), finding)
 
 
-def _variant_line(suite: Suite, model_id: str, variants: list[Variant]) -> VariantLine:
+def _variant_line(suite: SuiteResults, model_id: str, variants: list[Variant]) -> VariantLine:
     first = variants[0]
     estimates = [
         v.record.network_accuracy for v in variants if v.record.classified_by_base and v.record.network_accuracy

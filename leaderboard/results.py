@@ -16,11 +16,11 @@ from benchmark.records import (
     RecordError,
     Run,
     SetRecord,
-    read_records,
 )
+from benchmark.results import ResultsFolder, RunId
 
 CaseKey = tuple[str, str, str]
-_Part = TypeVar("_Part")
+_Described = TypeVar("_Described", ModelRecord, DetectorRecord, SetRecord)
 _ROLES = (*OOD_ROLES, "unit-test", "test", "shifted", "val", "train", "tuning")
 
 
@@ -28,8 +28,11 @@ _ROLES = (*OOD_ROLES, "unit-test", "test", "shifted", "val", "train", "tuning")
 class Result:
     """A case and where it comes from.
 
-    folder: what the path of its scores is relative to. stale: how its model, detector or image set differs from the
-    newest one of that name, so that it does not compare; null where it does.
+    case: its record.
+    run: the record of its run.
+    folder: the folder that the path of its scores is relative to.
+    stale: how its model, detector or image set differs from the newest one of that name, so that it does not compare.
+        None where it compares.
     """
 
     case: Case
@@ -39,12 +42,19 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Suite:
-    """The newest results of a suite, by (model, detector, set), and the newest record of each part.
+class SuiteResults:
+    """The newest results of a suite, and the newest record of each model, detector and image set.
 
-    runs: those that a result comes from, newest first. outdated: models whose record was made with other images or
-    another base than the newest, and with which. published: what papers report of means and of groups of classes,
-    beside what a run measured; it is left out where a case of it is stale, or shown from another run.
+    id: the suite's id.
+    runs: the runs that a result comes from, newest first.
+    models: the newest record of each model, by its id.
+    detectors: the newest record of each detector, by its id.
+    sets: the newest record of each image set, by its id.
+    results: the newest result of each case, by (model, detector, set).
+    outdated: by id of the model, why a model's record does not compare: it was made with other images, or with another
+        base, than the newest ones.
+    published: what papers report of means and of groups of classes, beside what a run measured. A record is left out
+        where a case of it is stale, or shown from another run.
     """
 
     id: str
@@ -93,9 +103,14 @@ class Suite:
 
 @dataclass(frozen=True)
 class Results:
-    """damage: files that could not be read, and why. notes: what else is not shown. Both name files and lines."""
+    """What a results folder holds.
 
-    suites: list[Suite]
+    suites: the suites with results, by id.
+    damage: the files that could not be read, with the line and the reason.
+    notes: what else is not shown, with the file.
+    """
+
+    suites: list[SuiteResults]
     damage: list[str]
     notes: list[str]
 
@@ -120,7 +135,17 @@ class Results:
 
 @dataclass(frozen=True)
 class _RunRecords:
-    """What one run recorded in one suite; a later record of the same thing has replaced the earlier one."""
+    """What one run recorded in one suite. A later record of the same thing has replaced the earlier one.
+
+    run: the record of the run.
+    started: when it began.
+    folder: the folder of its file of records.
+    models: the records of models, by id.
+    detectors: the records of detectors, by id.
+    sets: the records of image sets, by id.
+    cases: the records of cases, by (model, detector, set).
+    published: the records of published figures of several cases.
+    """
 
     run: Run
     started: datetime
@@ -133,14 +158,16 @@ class _RunRecords:
 
 
 def read_results(folder: Path) -> Results:
-    """The newest result of each case in `folder/*/*.jsonl`, by the start of its run. An unreadable file is left out."""
+    """The newest result of each case in a results folder, by the start of its run. An unreadable file is left out."""
+    results = ResultsFolder(folder)
     runs: list[_RunRecords] = []
     damage: list[str] = []
     notes: list[str] = []
-    for path in sorted(folder.glob("*/*.jsonl")):
+    for run in results.runs():
+        path = results.file(run)
         name = path.relative_to(folder).as_posix()
         try:
-            runs += _read_runs(path)
+            runs += _read_runs(results, run)
             if not path.read_bytes().endswith(b"\n"):
                 notes.append(f"{name}: its last line was cut off by a kill and is left out")
         except OSError as error:
@@ -149,7 +176,7 @@ def read_results(folder: Path) -> Results:
             damage.append(str(error).replace(str(path), name))
     runs.sort(key=lambda records: (records.started, records.run.run), reverse=True)
     suites = [
-        _suite(suite_id, [records for records in runs if records.run.suite == suite_id])
+        _suite_results(suite_id, [records for records in runs if records.run.suite == suite_id])
         for suite_id in _suite_ids(runs)
     ]
     return Results([suite for suite in suites if suite.results], damage, notes)
@@ -159,10 +186,15 @@ def _suite_ids(runs: list[_RunRecords]) -> list[str]:
     return sorted({records.run.suite for records in runs})
 
 
-def _read_runs(path: Path) -> list[_RunRecords]:
+def _read_runs(results: ResultsFolder, run: RunId) -> list[_RunRecords]:
+    """What a file of records holds: usually of the one run that it is named after, of each run that it has a record of.
+
+    Raises RecordError for a record that is damaged, or whose run has no record.
+    """
+    path = results.file(run)
     runs: dict[tuple[str, str], _RunRecords] = {}
     others: list[ModelRecord | DetectorRecord | SetRecord | Case | PublishedRecord] = []
-    for record in read_records(path):
+    for record in results.records(run):
         if isinstance(record, Run):
             started = _started(record, path)
             runs[record.suite, record.run] = _RunRecords(record, started, path.parent, {}, {}, {}, {}, [])
@@ -190,6 +222,7 @@ def _read_runs(path: Path) -> list[_RunRecords]:
 
 
 def _started(run: Run, path: Path) -> datetime:
+    """When a run began, in UTC where it does not say. Raises RecordError, naming the file, for what is no date."""
     try:
         started = datetime.fromisoformat(run.started)
     except ValueError:
@@ -197,7 +230,8 @@ def _started(run: Run, path: Path) -> datetime:
     return started if started.tzinfo else started.replace(tzinfo=UTC)
 
 
-def _suite(suite_id: str, newest_first: list[_RunRecords]) -> Suite:
+def _suite_results(suite_id: str, newest_first: list[_RunRecords]) -> SuiteResults:
+    """What the runs of a suite say together."""
     newest = _RunRecords(newest_first[0].run, newest_first[0].started, newest_first[0].folder, {}, {}, {}, {}, [])
     origin: dict[CaseKey, _RunRecords] = {}
     for records in newest_first:
@@ -206,15 +240,15 @@ def _suite(suite_id: str, newest_first: list[_RunRecords]) -> Suite:
         }
     for records in newest_first:
         origin |= {key: records for key in records.cases if key not in origin}  # what was only ever skipped
-        _fill(newest.models, records.models)
-        _fill(newest.detectors, records.detectors)
-        _fill(newest.sets, records.sets)
+        _add_missing(newest.models, records.models)
+        _add_missing(newest.detectors, records.detectors)
+        _add_missing(newest.sets, records.sets)
     results = {
         key: Result(records.cases[key], records.run, records.folder, _stale(records.cases[key], records, newest))
         for key, records in sorted(origin.items(), key=lambda item: item[0])
     }
     shown = {result.run.run for result in results.values()}
-    return Suite(
+    return SuiteResults(
         id=suite_id,
         runs=[records.run for records in newest_first if records.run.run in shown],
         models=dict(sorted(newest.models.items())),
@@ -226,9 +260,10 @@ def _suite(suite_id: str, newest_first: list[_RunRecords]) -> Suite:
     )
 
 
-def _fill(newest: dict[str, _Part], older: dict[str, _Part]) -> None:
-    for part_id, part in older.items():
-        newest.setdefault(part_id, part)
+def _add_missing(newest: dict[str, _Described], older: dict[str, _Described]) -> None:
+    """Adds the older records of what the newest ones do not have."""
+    for record_id, record in older.items():
+        newest.setdefault(record_id, record)
 
 
 def _is_of_shown(record: PublishedRecord, results: dict[CaseKey, Result]) -> bool:
@@ -239,12 +274,18 @@ def _is_of_shown(record: PublishedRecord, results: dict[CaseKey, Result]) -> boo
 
 
 def _stale(case: Case, then: _RunRecords, now: _RunRecords) -> str | None:
+    """How what a case was made with differs from the newest of it, in words. None where it does not.
+
+    then: the records of the case's own run.
+    now: the newest records.
+    """
     newest = _hashes(case, now)
     changed = [what for what, value in _hashes(case, then).items() if value != newest.get(what)]
     return f"made with {' and '.join(f'an older {what}' for what in changed)}" if changed else None
 
 
 def _outdated(newest_first: list[_RunRecords], newest: _RunRecords) -> dict[str, str]:
+    """By id of the model, with what older images or base its newest record was made."""
     outdated = {}
     for model_id, model in newest.models.items():
         then = next(records for records in newest_first if records.models.get(model_id) is model)

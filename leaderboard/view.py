@@ -10,7 +10,7 @@ from typing import Any, Literal
 from benchmark.metrics import mean
 from benchmark.records import Case, ClassValue, DetectorRecord, Estimate, PublishedValue
 from leaderboard.ranking import Comparisons, Standing
-from leaderboard.results import Result, Suite
+from leaderboard.results import Result, SuiteResults
 
 Verdict = Literal["passed", "known failure", "failed", "error", "skipped", "not run"]
 VERDICTS: tuple[Verdict, ...] = ("passed", "known failure", "failed", "error", "skipped", "not run")
@@ -129,7 +129,7 @@ class ModelTable:
     rows: one row a detector: those with a mean first, the lowest first, then the others by name.
     """
 
-    suite: Suite
+    suite: SuiteResults
     model: str
     rows: list[Row]
 
@@ -149,7 +149,7 @@ def count_verdicts(results: Sequence[Result]) -> list[tuple[Verdict, int]]:
     return [(name, counts[name]) for name in VERDICTS if counts[name]]
 
 
-def model_tables(suite: Suite) -> tuple[list[ModelTable], list[str]]:
+def model_tables(suite: SuiteResults) -> tuple[list[ModelTable], list[str]]:
     """A table for each model of a suite, and why some detectors could not be compared."""
     tables, problems = [], []
     for model in suite.model_ids:
@@ -159,7 +159,7 @@ def model_tables(suite: Suite) -> tuple[list[ModelTable], list[str]]:
     return tables, problems
 
 
-def _model_table(suite: Suite, model: str, comparisons: Comparisons) -> ModelTable:
+def _model_table(suite: SuiteResults, model: str, comparisons: Comparisons) -> ModelTable:
     grid = {
         detector: [Cell(set_id, suite.results.get((model, detector, set_id))) for set_id in suite.ood_set_ids]
         for detector in suite.detector_ids
@@ -195,7 +195,7 @@ def _model_table(suite: Suite, model: str, comparisons: Comparisons) -> ModelTab
     return ModelTable(suite, model, sorted(rows, key=_rank_key))
 
 
-def _track_of(suite: Suite, model: str, detector: str, sets: Sequence[str]) -> Track:
+def _track_of(suite: SuiteResults, model: str, detector: str, sets: Sequence[str]) -> Track:
     cells = [Cell(set_id, suite.results.get((model, detector, set_id))) for set_id in sets]
     return Track(cells, _mean_of_cells(cells))
 
@@ -280,7 +280,7 @@ class ClassTable:
     rows: list[tuple[str, int, list[Estimate | None]]]
 
 
-def class_tables(columns: Mapping[str, Row], suite: Suite) -> list[ClassTable]:
+def class_tables(columns: Mapping[str, Row], suite: SuiteResults) -> list[ClassTable]:
     """A table for each OOD set that has classes. Groups of classes come first.
 
     columns: a row of results for each column of the tables, by the name of the column.
@@ -339,7 +339,7 @@ class PublishedRow:
     published: PublishedValue
 
 
-def published_rows(suite: Suite) -> list[PublishedRow]:
+def published_rows(suite: SuiteResults) -> list[PublishedRow]:
     """Every published figure, by model and detector: first those of cases, then those of means and class groups."""
     of_cases = [
         PublishedRow(model, detector, set_id, [set_id], result.case, Cell(set_id, result).fpr, value)

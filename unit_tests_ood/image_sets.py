@@ -1,5 +1,6 @@
 """The unit tests as image sets of a suite."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -17,18 +18,30 @@ def unit_test_set(name: str, suite: LoadedSuite) -> ImageSet:
     suite: the suite. The two permutation tests permute its ID test images, as the paper permutes those of ImageNet.
     """
     settings = suite.suite.entry.unit_tests
+    source = suite.image_set(suite.suite.entry.in_distribution.test)
     return image_set_of_pixels(
         name,
         name.replace("-", " "),
         settings.images,
-        lambda index: _pixels(name, suite)[index],
+        _Generated(name, settings.images, settings.size, source),
         licence="Apache-2.0",
         source=f"unit_tests_ood.generate({name!r}, {settings.images}, {settings.size})",
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Generated:
+    """Gives image i of a unit test; size: (height, width). source: what the permutation tests permute."""
+
+    name: str
+    images: int
+    size: tuple[int, int]
+    source: ImageSet
+
+    def __call__(self, index: int) -> np.ndarray:
+        return _pixels(self)[index]
+
+
 @lru_cache(maxsize=2)  # at 224 x 224 one set takes 60 MB
-def _pixels(name: str, suite: LoadedSuite) -> np.ndarray:
-    settings = suite.suite.entry.unit_tests
-    source = suite.image_set(suite.suite.entry.in_distribution.test)
-    return generate(name, settings.images, settings.size, source)
+def _pixels(of: _Generated) -> np.ndarray:
+    return generate(of.name, of.images, of.size, of.source)

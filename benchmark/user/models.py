@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmark.errors import UserError
 from benchmark.models.entries import MODULE, OPEN_CLIP, ModelEntry
 from benchmark.user.ids import id_of, split_name
 from detectors import did_you_mean
@@ -23,10 +24,10 @@ def named_model(text: str, known: dict[str, ModelEntry]) -> tuple[str, ModelEntr
     elif not source.startswith(_KINDS):
         source = f"{MODULE}{source}"
     if source.startswith("local-dir:") and not (_folder_of(source) / "config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"--model {text}: there is no {_folder_of(source) / 'config.json'}: name a folder in timm's hub format"
         )
-    return name or _id_of_source(source), ModelEntry(title=source, source=source, file=Path("--model"))
+    return name or _id_of_source(source), ModelEntry.in_file(Path("--model"), title=source, source=source)
 
 
 def _check_timm_name(source: str, known: Iterable[str]) -> None:
@@ -35,9 +36,9 @@ def _check_timm_name(source: str, known: Iterable[str]) -> None:
     if timm.is_model(source):
         return
     if Path(source).is_dir():
-        raise ValueError(f"--model {source}: of a folder in timm's hub format, say local-dir:{source}")
+        raise UserError(f"--model {source}: of a folder in timm's hub format, say local-dir:{source}")
     hint = did_you_mean(source, [*known, *timm.list_models()])
-    raise ValueError(
+    raise UserError(
         f"--model {source}: no model of benchmark/models/models.toml or of timm is called so{hint}; or name "
         "hf-hub:OWNER/NAME, local-dir:PATH, open-clip:NAME/TAG or a function of yours, MODULE:FUNCTION"
     )

@@ -1,6 +1,6 @@
 """Variants: changed networks. Each is a base model that a method edited or trained further.
 
-    python -m benchmark.variants digits-resnet+umap       makes a variant that a model file names, by its recipe
+    python -m benchmark variant digits-resnet+umap        makes a variant that a model file names, by its recipe
 
 A `Method` is a class whose fields are its settings. From a base model and the suite's training data it makes an `Edit`,
 which is written as a folder with an `edit.json` and an `edit.safetensors`. A model entry with `base` and `edit` is the
