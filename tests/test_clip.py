@@ -634,14 +634,14 @@ def test_a_training_that_was_killed_and_continued_gives_the_same_bits(
     progress = Progress(tmp_path / "progress.safetensors", {"recipe": "this"})
     steps = 0
 
-    def counting(*arguments: Any, augment: Any = train_clip.augment) -> Tensor:
+    def counting(*arguments: Any, augment: Any = train_clip.augment_affine) -> Tensor:
         nonlocal steps
         steps += 1
         if steps == 8:
             raise KeyboardInterrupt
         return augment(*arguments)
 
-    monkeypatch.setattr(train_clip, "augment", counting)
+    monkeypatch.setattr(train_clip, "augment_affine", counting)
     with pytest.raises(KeyboardInterrupt):
         train_clip.train(recipe, small_set, progress)
     again, _ = train_clip.train(recipe, small_set, progress)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from benchmark.commands.app import main
 from benchmark.limits.comparison_table import table
 from benchmark.limits.comparisons import Comparison, compare, comparisons, counts, in_words, published_records
-from benchmark.limits.curate_published import FILES, Curated, write
+from benchmark.limits.curate_published import FILES, Curated, write_files
 from benchmark.records import Case, ClassValue, Estimate, Metrics, PublishedRecord, Record, read_records
 from benchmark.results import ResultsFolder
 from benchmark.running.session import Draft
@@ -45,7 +45,7 @@ def exactly(value: float) -> Estimate:
 
 @pytest.mark.skipif(not TRANSCRIPTS.is_dir(), reason="needs the transcripts of the papers, ../shared/published")
 def test_the_shipped_files_are_what_the_script_writes(tmp_path: Path) -> None:
-    for file in write(TRANSCRIPTS, tmp_path):
+    for file in write_files(TRANSCRIPTS, tmp_path):
         shipped = ROOT / "benchmark" / "limits" / "published" / file.name
         assert shipped.read_bytes() == file.read_bytes(), "make them with python -m benchmark.limits.curate_published"
     assert {path.stem for path in (ROOT / "benchmark" / "limits" / "published").iterdir()} == set(FILES)

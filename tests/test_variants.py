@@ -34,7 +34,7 @@ from benchmark.training.from_scratch import RECIPES
 from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.user.messages import told
 from benchmark.variants import making
-from benchmark.variants.making import make, recipe_of
+from benchmark.variants.making import make_edit, method_of
 from benchmark.variants.method import Method, TrainingData
 from tests.conftest import IMAGE_SET
 from unit_tests_ood import names
@@ -81,7 +81,7 @@ class BiasTimes(Method):
     def uses_outliers(self) -> bool:
         return True
 
-    def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
+    def make_edit(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
         assert data.outliers is not None
         about = self.about(base, **self.about_outliers(data.outliers))
         return Edit(about, weights={"fc.bias": base.head.bias * self.factor})
@@ -454,7 +454,7 @@ def test_an_outlier_that_is_also_evaluated_is_found_by_its_content(variants: Pat
     folder = variants.parent / "images"
     (folder / "outliers" / "copied.png").write_bytes(next((folder / "noise").rglob("*.png")).read_bytes())
     with pytest.raises(ValueError, match=r"outliers shares 1 images with noise.*copied.png"):
-        make("net+double", load(variants), CPU)
+        make_edit("net+double", load(variants), CPU)
 
 
 def test_sets_overlap_where_their_rows_or_folders_may() -> None:
@@ -486,14 +486,14 @@ def test_a_wrong_recipe_is_named(variants: Path, recipe: str, says: str) -> None
     text = variants.read_text()
     variants.write_text(text.replace('{ method = "bias-times", factor = 2.0 }', recipe))
     with pytest.raises(ValueError, match=says):
-        recipe_of("net+double", load(variants))
+        method_of("net+double", load(variants))
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
         ("net+dubble", "no model is called 'net+dubble' (did you mean 'net+double'?)"),
-        ("net", "net is no edit of another model; what makes it is: see tests/conftest.py"),
+        ("net", "net is no edit of another model; its recipe is: see tests/conftest.py"),
         ("net+double+blind", "it needs `recipe = "),
     ],
 )

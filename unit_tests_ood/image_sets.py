@@ -12,9 +12,10 @@ from unit_tests_ood import generate
 
 @lru_cache
 def unit_test_set(name: str, suite: LoadedSuite) -> ImageSet:
-    """A unit test at the size and count that the suite asks for.
+    """A unit test as an image set, with the size and the count that the suite states.
 
-    The permutation tests permute the suite's in-distribution test images, as the paper permutes ImageNet's.
+    name: the id of the unit test.
+    suite: the suite. The two permutation tests permute its ID test images, as the paper permutes those of ImageNet.
     """
     settings = suite.suite.entry.unit_tests
     source = suite.image_set(suite.suite.entry.in_distribution.test)
