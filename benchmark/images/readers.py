@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -24,12 +25,13 @@ class Images:
     """The images of a place, in order.
 
     names: for each the names that may be its class, the likeliest first. integers: whether they are integers of a
-    Parquet file. `encoded(i)` reads the bytes of one. files: all files that they lie in.
+    Parquet file. `encoded(i)` reads the bytes of one, or gives its pixels, uint8 (height, width, 3), where it has none.
+    files: all files that they lie in.
     """
 
     ids: Sequence[str]
     names: Sequence[Sequence[str]]
-    encoded: Callable[[int], bytes]
+    encoded: Callable[[int], bytes | np.ndarray]
     coding: str
     files: Callable[[], list[str]]
     integers: bool = False
@@ -164,12 +166,10 @@ def in_parquet(
         return bytes(content["bytes"])
 
     return Images(
-        ids=list(map(str, table.column(id_column).to_pylist()))
-        if id_column in wanted
-        else _numbered(name, len(images)),
+        ids=list(map(str, table.column(id_column).to_pylist())) if id_column in wanted else numbered(name, len(images)),
         names=[names[value] for value in labels],
         encoded=encoded,
-        coding=_codings(encoded, len(images)),
+        coding=codings(encoded, len(images)),
         files=lambda: [str(shard) for shard in shards],
         integers=label is not None and pa.types.is_integer(table.column(label).type),
     )
@@ -205,11 +205,12 @@ def _columns(shards: list[Path], needed: list[str]) -> list[str]:
     return common
 
 
-def _numbered(name: str, count: int) -> list[str]:
+def numbered(name: str, count: int) -> list[str]:
+    """Ids of images that have none."""
     return [f"{name}-{row:07d}" for row in range(count)]
 
 
-def _codings(encoded: Callable[[int], bytes], count: int) -> str:
+def codings(encoded: Callable[[int], bytes], count: int) -> str:
     """The kinds of a sample of the images, since a table does not name them."""
     kinds = {_coding(encoded(index)) for index in range(0, count, -(-count // _SAMPLE))}
     return ", ".join(sorted(kinds - {""})) or "unknown"

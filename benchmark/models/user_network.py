@@ -1,5 +1,6 @@
 """A user's own network: made by a function in a module of theirs, and given the interface that timm's networks have."""
 
+import copy
 import hashlib
 import importlib
 import inspect
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmark.models.entries import MODULE, ModelEntry, ModelError
+from benchmark.models.entries import MODULE, ModelEntry, ModelError, Preprocessing
 from benchmark.models.preprocessing import Transform, described, timm_transform
 
 TRIAL_SIZES = ((96, 64), (50, 80))  # of images that no preprocessing leaves as they are, and which are not alike
@@ -70,15 +71,36 @@ def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[n
         if not isinstance(network, nn.Module):
             raise UserNetworkError(f"{function}() gives {type(network).__name__}; return a torch.nn.Module")
         network.eval()
-        transform, preprocessing = _preprocessing(entry, network, transform)
+        transform, preprocessing = _preprocessing(entry.preprocessing, network, transform)
         # The hash of the weights does not know the code that the network and the transform are made of.
         code = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
-        if not all(hasattr(network, name) for name in ("forward_features", "forward_head", "get_classifier")):
-            network = _headed(network, transform)
+        network = _with_timms_interface(network, transform)
     except Exception as error:  # anything may happen in a user's module
         what = str(error) if isinstance(error, UserNetworkError) else f"{type(error).__name__}: {error}"
         raise ModelError(f"model {model_id}: cannot use {entry.source} (named in {entry.file}): {what}") from error
     return network, transform, {**preprocessing, "code_sha256": code}
+
+
+def given_network(
+    model_id: str, network: nn.Module, transform: Transform | None
+) -> tuple[nn.Module, Transform, dict[str, Any]]:
+    """A copy of a network that a program holds, on the CPU, with its transform and what that does.
+
+    transform: from a PIL image to a tensor; None for that of the network's own `pretrained_cfg`, which timm's have.
+    Raises ModelError.
+    """
+    try:
+        network = copy.deepcopy(network).cpu().eval()  # a copy: whoever goes on training it finds it as it was
+        if transform is None and not getattr(network, "pretrained_cfg", None):
+            raise UserNetworkError("it does not say how images are prepared: give it with its transform")
+        transform, preprocessing = _preprocessing(None, network, transform, _name_at_least)
+        network = _with_timms_interface(network, transform)
+        # A program may change the code of the network and of the transform, which the hash of the weights does not
+        # know and which no file may hold: what they make of two images stands for it.
+        return network, transform, {**preprocessing, "trial_sha256": _trial_sha256(network, transform)}
+    except Exception as error:  # anything may happen in a user's module
+        what = str(error) if isinstance(error, UserNetworkError) else f"{type(error).__name__}: {error}"
+        raise ModelError(f"model {model_id}: cannot use this {type(network).__name__}: {what}") from error
 
 
 @contextmanager
@@ -109,10 +131,15 @@ def _called(function: Callable[..., Any], classes: int) -> Any:
     return function(classes) if needed else function()
 
 
-def _preprocessing(entry: ModelEntry, network: nn.Module, transform: Any) -> tuple[Transform, dict[str, Any]]:
-    """What the entry states, else the transform that came with the network, else what its checkpoint asks for."""
-    if entry.preprocessing is not None or (transform is None and getattr(network, "pretrained_cfg", None)):
-        return timm_transform(entry.preprocessing, network)
+def _preprocessing(
+    stated: Preprocessing | None, network: nn.Module, transform: Any, describe: Callable[[Any], str] = described
+) -> tuple[Transform, dict[str, Any]]:
+    """What is stated, else the transform that came with the network, else what its checkpoint asks for.
+
+    describe: puts a transform in words; a ValueError where it cannot.
+    """
+    if stated is not None or (transform is None and getattr(network, "pretrained_cfg", None)):
+        return timm_transform(stated, network)
     if transform is None:
         raise UserNetworkError(
             "it does not say how images are prepared: return a pair of network and transform, or state `preprocessing` "
@@ -124,12 +151,35 @@ def _preprocessing(entry: ModelEntry, network: nn.Module, transform: Any) -> tup
     if not torch.equal(first, transform(_trial_images()[0])):
         raise UserNetworkError("its transform gives one image twice otherwise: leave random steps to training")
     try:
-        return transform, {"input_size": list(first.shape), "transform": described(transform)}
+        return transform, {"input_size": list(first.shape), "transform": describe(transform)}
     except ValueError as error:
         raise UserNetworkError(
             f"its transform's {error}, so stored outputs could not be told from those of another: "
             "give it a __repr__ with all its settings, or state `preprocessing` in the entry"
         ) from None
+
+
+def _name_at_least(transform: Any) -> str:
+    """A transform in words, or the name of one that does not tell what it does."""
+    try:
+        return described(transform)
+    except ValueError:
+        return str(getattr(transform, "__qualname__", type(transform).__qualname__))
+
+
+def _trial_sha256(network: nn.Module, transform: Transform) -> str:
+    """A hash of the logits (2, C) of the trial images, to three digits of the largest: the rest is the machine's."""
+    with torch.no_grad():
+        logits = network(torch.stack([transform(image) for image in _trial_images()])).double()
+    scale = logits.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    digits = (logits / scale * 1000).round().to(torch.int64)
+    return hashlib.sha256(f"{float(scale):.2e} {digits.tolist()}".encode()).hexdigest()
+
+
+def _with_timms_interface(network: nn.Module, transform: Transform) -> nn.Module:
+    if all(hasattr(network, name) for name in ("forward_features", "forward_head", "get_classifier")):
+        return network
+    return _headed(network, transform)
 
 
 def _headed(network: nn.Module, transform: Transform) -> HeadedNetwork:
