@@ -18,7 +18,8 @@ from benchmark.records import (
 )
 
 CaseKey = tuple[str, str, str]
-_Key, _Part = TypeVar("_Key"), TypeVar("_Part")
+_Key = TypeVar("_Key")
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Newest:
 
 
 @dataclass(frozen=True)
-class ResultsFolder:
+class RecordedRuns:
     """All runs of a results folder.
 
     runs: newest first, by their start and then by their id.
@@ -84,7 +85,7 @@ class ResultsFolder:
         return {suite: newest([records for records in self.runs if records.run.suite == suite]) for suite in ids}
 
 
-def read_folder(folder: Path) -> ResultsFolder:
+def read_folder(folder: Path) -> RecordedRuns:
     """The runs of `folder/*/*.jsonl`. A file that cannot be read is left out."""
     runs: list[RunRecords] = []
     damage: list[str] = []
@@ -100,7 +101,7 @@ def read_folder(folder: Path) -> ResultsFolder:
         except RecordError as error:
             damage.append(str(error).replace(str(path), name))
     runs.sort(key=lambda records: (records.started, records.run.run), reverse=True)
-    return ResultsFolder(runs, damage, notes)
+    return RecordedRuns(runs, damage, notes)
 
 
 def newest(newest_first: Sequence[RunRecords]) -> Newest:

@@ -25,7 +25,6 @@ WINGS = (
     "records",
     "run_records",
     "metrics",
-    "results",
     "images",
     "models",
     "suites",

@@ -6,14 +6,19 @@ from pathlib import Path
 import torch
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name, by default a GPU where there is one. ValueError on a name without a device."""
+def choose_device(name: str | None, option: str = "--device") -> torch.device:
+    """The device of that name, by default a GPU where there is one.
+
+    option: what the caller calls it, for messages.
+
+    Raises ValueError on a name without a device.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name is None else None
     try:
         device = device or torch.device(str(name))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{option} {name}: {str(error).splitlines()[0]}") from None
     return device
 
 

@@ -56,11 +56,14 @@ class Draft:
 
 @dataclass(frozen=True)
 class Session:
-    """A suite at work in one process: it takes a case from its images to its verdict."""
+    """A suite at work in one process: it takes a case from its images to its verdict.
+
+    results: the folder of the scores, None where they are not written.
+    """
 
     evaluation: Evaluation
     limits: Limits
-    results: Path
+    results: Path | None
     run: str
     _told: set[tuple[str, str]] = field(default_factory=set)
 
@@ -123,7 +126,8 @@ class PreparedCase:
         """Measures and judges the scores. Returns one line for a case that failed, None for one that passed."""
         draft, session = self.draft, self.session
         metrics = self.detector.metrics(scores)
-        draft.parts["scores"] = self.detector.save(session.results, session.run, scores)
+        if session.results is not None:
+            draft.parts["scores"] = self.detector.save(session.results, session.run, scores)
         draft.parts |= {"metrics": metrics, "shifted_accepted": self.detector.shifted_accepted}
         if draft.case.role != "unit-test":
             draft.parts["full_spectrum"] = self.detector.full_spectrum(scores)

@@ -237,8 +237,8 @@ def hold_out(
     val = replace(test, id=f"{test.id}-val", entry=first)
     held_out = count * len(images.classes)
     told = (
-        f"Without {words.val}, the first {count} images of each class of {test.id}, {held_out} in all, are held out as val; "
-        f"the other {len(images) - held_out} are the test images."
+        f"Without {words.val}, the first {count} images of each class of {test.id}, {held_out} in all, are held out "
+        f"as val; the other {len(images) - held_out} are the test images."
     )
     return replace(test, entry=others), splits | {"val": val}, told
 

@@ -23,9 +23,8 @@ def named_model(text: str, known: dict[str, ModelEntry], words: Words = COMMAND_
     elif not source.startswith(_KINDS):
         source = f"{MODULE}{source}"
     if source.startswith("local-dir:") and not (_folder_of(source) / "config.json").is_file():
-        raise ValueError(
-            f"{words.model} {text}: there is no {_folder_of(source) / 'config.json'}: name a folder in timm's hub format"
-        )
+        missing = _folder_of(source) / "config.json"
+        raise ValueError(f"{words.model} {text}: there is no {missing}: name a folder in timm's hub format")
     return name or _id_of_source(source), ModelEntry(title=source, source=source, file=Path(words.model))
 
 
