@@ -147,7 +147,10 @@ def _preprocessing(
         )
     first, second = (transform(image) for image in _trial_images())
     if not isinstance(first, Tensor) or first.ndim != 3 or first.shape != second.shape:
-        raise UserNetworkError("its transform must give tensors (channels, height, width) of one shape for all images")
+        raise UserNetworkError(
+            "its transform must give tensors (channels, height, width) of one shape for all images: begin it with a "
+            "resize to (height, width)"
+        )
     if not torch.equal(first, transform(_trial_images()[0])):
         raise UserNetworkError("its transform gives one image twice otherwise: leave random steps to training")
     try:
