@@ -6,7 +6,12 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file, or makes it, in one step, after its content is on the disk."""
+    """Replaces a file, or makes it, in one step, once its content is on the disk.
+
+    path: the file, whose folder is there.
+    content: all that it shall hold.
+    Raises OSError where it cannot be written. The old file then stays.
+    """
     temporary = path.with_name(f".writing-{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:

@@ -6,11 +6,11 @@
 Nothing is pickled. The network's weights stay where its entry says; the gate knows their hash.
 """
 
-import argparse
 import hashlib
 import json
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from benchmark.entries import DATA_DIR
+from benchmark.errors import UserError
 from benchmark.files import write_atomically
 from benchmark.images.decoding import Decoding, to_rgb
 from benchmark.images.image_set import ImageSet
@@ -39,7 +40,7 @@ from benchmark.running.evaluation import Evaluation
 from benchmark.running.fitted_detector import FittedDetector, source_sha256
 from benchmark.running.forward import BATCH_ROWS
 from benchmark.running.loaded_suite import LoadedSuite
-from benchmark.running.provenance import git_state, package_versions
+from benchmark.running.provenance import package_git_state, package_version, package_versions
 from benchmark.running.store import Store
 from benchmark.suites.loading import load_suite
 from benchmark.suites.suite import Suite
@@ -51,14 +52,21 @@ SCHEMA: Literal[1] = 1
 AnImage = str | Path | bytes | Image.Image
 
 
-class GateError(ValueError):
+class GateError(UserError):
     """A gate that cannot be saved or loaded; the message names the folder or the file, and the remedy."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a gate says of an image. accepted: score >= threshold. label, class_name, probability: what the network
-    takes it for, and its softmax there; they mean little where the image is not accepted."""
+    """What a gate says of an image.
+
+    accepted: whether its score is at least the threshold.
+    score: its score. Higher means more in-distribution.
+    threshold: the score from which an image is accepted.
+    label: the index of the class that the network takes it for. It means little where the image is not accepted.
+    class_name: the name of that class.
+    probability: the softmax of that class, from 0 to 1.
+    """
 
     accepted: bool
     score: float
@@ -73,8 +81,12 @@ class _Table(BaseModel):
 
 
 class SavedEntry(_Table):
-    """A model's entry: its table, and where its paths start from, seen from the gate's folder: the file that it stands
-    in (null for the built-in one) and the data folder."""
+    """A model's entry.
+
+    table: its table.
+    file: the file that it stands in, seen from the gate's folder. Null for the built-in file.
+    data_dir: the data folder, seen from the gate's folder.
+    """
 
     table: dict[str, Any]
     file: str | None
@@ -82,7 +94,13 @@ class SavedEntry(_Table):
 
 
 class SavedModel(_Table):
-    """entries: of the model and, where it is a variant, of its bases. preprocessing: what the network's images are."""
+    """The model of a gate.
+
+    id: the model's id.
+    entries: the entry of the model and, where it is a variant, those of its bases, by id.
+    weights_sha256: of its weights, with all edits.
+    preprocessing: what is done to an image before the network sees it.
+    """
 
     id: str
     entries: dict[str, SavedEntry]
@@ -91,6 +109,13 @@ class SavedModel(_Table):
 
 
 class SavedSet(_Table):
+    """An image set that a gate learned from, or was measured on.
+
+    id: the set's id.
+    images: how many images it has.
+    content_sha256: of every image's id, content and label, in order.
+    """
+
     id: str
     images: Count
     content_sha256: Sha256
@@ -99,10 +124,19 @@ class SavedSet(_Table):
 class SavedGate(_Table):
     """The content of gate.json.
 
-    detector: its state but the tensors, whose file has the hash tensors_sha256. threshold: the largest score that at
-    least 95 % of the ID test images reach; "inf" and "-inf" stand for what JSON cannot write. accepted: the share of
-    them that does, with its 95 % sampling interval. sets: by role, what it learned from and was measured on. made: by
-    what code, when and where. sha256: of all of this.
+    schema_version: the schema that it is written in.
+    model: the model.
+    class_names: the name of each class, in the order of the network's.
+    decoding: what was decided about files that decoders treat differently.
+    detector: the detector's state but its tensors.
+    tensors_sha256: of the file of the tensors.
+    threshold: the largest score that at least 95 % of the ID test images reach. "inf" and "-inf" stand for what JSON
+        cannot write.
+    accepted: the share of the ID test images that reach it, with its 95 % sampling interval.
+    sets: what it learned from and was measured on, by role.
+    made: by what code, when and where.
+
+    The file has a key `sha256` too: of all of this.
     """
 
     schema_version: Literal[1] = SCHEMA
@@ -123,11 +157,18 @@ class SavedGate(_Table):
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """A model with a fitted detector and the threshold above which an image is accepted.
+    """A model with a fitted detector and the threshold from which an image is accepted.
 
-    classifier: the network that names the class: the model itself, or its base where that goes on classifying.
-    entries: of the model and its bases. accepted: the share of ID test images that is accepted. sets: by role, what it
-    learned from and was measured on. made: by what code, when and where.
+    model: the network that the detector scores.
+    classifier: the network that names the class: the model itself, or its base where the base goes on classifying.
+    entries: the entries of the model and of its bases, by id.
+    class_names: the name of each class, in the order of the network's.
+    decoding: what was decided about files that decoders treat differently.
+    detector: the fitted detector.
+    threshold: the score from which an image is accepted.
+    accepted: the share of ID test images that is accepted, with its 95 % sampling interval.
+    sets: what it learned from and was measured on, by role.
+    made: by what code, when and where.
     """
 
     model: Model
@@ -152,8 +193,14 @@ class Gate:
         store: Path | str = ".store",
         device: str | None = None,
     ) -> Self:
-        """A model and a detector of a suite, as a run of the suite fits them; what a run has stored is used again.
+        """A model and a detector of a suite, as a run of the suite fits them. What a run has stored is used again.
 
+        model: the model's id.
+        detector: the detector's id.
+        suite: a suite by name, or the path of its TOML file.
+        data_dir: the folder of downloaded images and weights.
+        store: the folder for the outputs of networks.
+        device: where networks run, as torch names it. None for a GPU where there is one.
         Raises ValueError for what the suite lacks, and what loading a model or an image set raises.
         """
         known = load_suite(suite, Path(data_dir))
@@ -165,7 +212,7 @@ class Gate:
 
     @classmethod
     def of(cls, fitted: FittedDetector) -> Self:
-        """The same of a detector that is fitted already."""
+        """The gate of a detector that is fitted already."""
         loaded, model = fitted.model.suite, fitted.model.model
         threshold = threshold_at_tpr(fitted.id_scores.values)
         accepted = int((fitted.id_scores.values >= threshold).sum())
@@ -209,7 +256,7 @@ class Gate:
             logits = outputs["logits"] if self.classifier is self.model else self.classifier(pixels)
         scores = self.detector.score(Outputs(**outputs, images=pixels)).tolist()
         if any(map(math.isnan, scores)):
-            raise ValueError(f"{self.model.id}/{self.detector.id}: the score of an image is NaN")
+            raise UserError(f"{self.model.id}/{self.detector.id}: the score of an image is NaN")
         probabilities, labels = logits.double().softmax(dim=1).max(dim=1)
         return [
             Decision(score >= self.threshold, score, self.threshold, label, self.class_names[label], probability)
@@ -217,7 +264,10 @@ class Gate:
         ]
 
     def save(self, folder: Path | str) -> None:
-        """Writes the two files; a folder without gate.json, which is written last, holds no gate."""
+        """Writes the two files. A folder without gate.json, which is written last, holds no gate.
+
+        Raises GateError, naming the folder, where they cannot be written.
+        """
         folder = Path(folder)
         tensors, state = self.detector.state()
         content = save(tensors)
@@ -247,8 +297,10 @@ class Gate:
 
     @classmethod
     def load(cls, folder: Path | str, device: str | None = None, data_dir: Path | str | None = None) -> Self:
-        """The gate in a folder, on a device as torch names it.
+        """The gate in a folder.
 
+        folder: the folder.
+        device: where the networks run, as torch names it. None for a GPU where there is one.
         data_dir: where downloaded weights lie, if not where they lay when the gate was saved.
         Raises GateError where a file is missing, was changed, or is of a newer version, and where the model is not the
         one that the detector was fitted on; ModelError where its weights are not there.
@@ -264,7 +316,7 @@ class Gate:
         try:
             detector = restore(tensors, about.detector, model=model)
         except ValueError as error:
-            raise GateError(f"{folder}: {error}; {_REMEDY}") from None
+            raise GateError(f"{folder}: {error}; {_remedy(folder)}") from None
         return cls(
             model=model,
             classifier=load_model(base_of(model_id, entries), entries, on, about.class_names)
@@ -284,14 +336,20 @@ class Gate:
 def _image_set(images: Sequence[AnImage], decoding: Decoding) -> ImageSet:
     """Images as the loader of image sets sees them, so that they are decoded as those of the suite are."""
     names = tuple(_name(image) or f"image {place}" for place, image in enumerate(images))
+    return ImageSet("gate", "", "", "", "", names, None, (), _GivenImages(images), decoding=decoding)
 
-    def encoded(index: int) -> bytes | np.ndarray:
-        image = images[index]
+
+@dataclass(frozen=True)
+class _GivenImages:
+    """Reads image i of those that somebody gave: pictures, bytes or files."""
+
+    images: Sequence[AnImage]
+
+    def __call__(self, index: int) -> bytes | np.ndarray:
+        image = self.images[index]
         if isinstance(image, Image.Image):
             return np.asarray(to_rgb(image))
         return image if isinstance(image, bytes) else Path(image).read_bytes()
-
-    return ImageSet("gate", "", "", "", "", names, None, (), encoded, decoding=decoding)
 
 
 def _name(image: AnImage) -> str:
@@ -309,7 +367,7 @@ def _with_bases(model_id: str, entries: Mapping[str, ModelEntry]) -> dict[str, M
 
 
 def _saved_entry(entry: ModelEntry, folder: Path) -> SavedEntry:
-    table = entry.model_dump(mode="json", exclude={"file", "data_dir"}, exclude_defaults=True)
+    table = entry.model_dump(mode="json", exclude_defaults=True)
     if entry.edit is not None:
         table["edit"] = _seen_from(entry.file.parent, entry.edit)
     file = None if entry.file == BUILT_IN else _seen_from(folder, entry.file)
@@ -317,55 +375,67 @@ def _saved_entry(entry: ModelEntry, folder: Path) -> SavedEntry:
 
 
 def _entry(model_id: str, saved: SavedEntry, folder: Path, data_dir: Path | str | None) -> ModelEntry:
-    file = BUILT_IN if saved.file is None else _from(folder, saved.file)
-    return ModelEntry.parse(saved.table, file, model_id, Path(data_dir or _from(folder, saved.data_dir)))
+    file = BUILT_IN if saved.file is None else _path_from(folder, saved.file)
+    return ModelEntry.parse(saved.table, file, model_id, Path(data_dir or _path_from(folder, saved.data_dir)))
 
 
 def _seen_from(folder: Path, path: Path) -> str:
+    """A path as it is written into a file of a folder, so that both can be moved together."""
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
-def _from(folder: Path, path: str) -> Path:
+def _path_from(folder: Path, path: str) -> Path:
+    """The path that is written so into a file of a folder."""
     return Path(os.path.normpath(folder / path))
 
 
 def _provenance(suite: Suite, model: Model, detector: Detector) -> dict[str, Any]:
-    commit, dirty = git_state(Path(__file__).parent)
+    """By what code, when and where a gate is made now. The version and the commit are those of this package."""
+    package = package_git_state()
     return {
         "suite": suite.id,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": commit,
-        "git_dirty": dirty,
+        "package_version": package_version(),
+        "git_commit": package.commit,
+        "git_dirty": package.dirty,
         "packages": package_versions(),
         "device": device_name(model.device),
         "detector_source_sha256": source_sha256(type(detector)),
     }
 
 
-_REMEDY = "save it again with: python -m benchmark save"
+def _remedy(folder: Path) -> str:
+    """What to do where a gate cannot be used, as the end of a message: what it was made of may not be readable."""
+    return f"save it again with: {shlex.join(['python', '-m', 'benchmark', 'save', 'MODEL', 'DETECTOR', str(folder)])}"
 
 
 def _read(folder: Path) -> tuple[SavedGate, dict[str, Tensor]]:
-    """The content of a gate's two files, checked."""
+    """The content of a gate's two files, checked. Raises GateError for what is missing, damaged or changed."""
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         content = (folder / TENSORS).read_bytes()
     except FileNotFoundError as error:
-        raise GateError(f"{folder} holds no gate: there is no {Path(error.filename).name}; {_REMEDY}") from None
+        raise GateError(f"{folder} holds no gate: there is no {Path(error.filename).name}; {_remedy(folder)}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise GateError(f"{folder}: {ABOUT} or {TENSORS} cannot be read: {error}; {_REMEDY}") from None
+        raise GateError(f"{folder}: {ABOUT} or {TENSORS} cannot be read: {error}; {_remedy(folder)}") from None
     if not isinstance(about, dict) or about.get("schema_version") != SCHEMA:
         raise GateError(f"{folder / ABOUT} is no gate of schema {SCHEMA}; load it with the version that saved it")
     if about.pop("sha256", None) != _digest(about):
-        raise GateError(f"{folder / ABOUT} was changed after it was saved: its SHA-256 is another one; {_REMEDY}")
+        raise GateError(
+            f"{folder / ABOUT} was changed after it was saved: its SHA-256 is another one; {_remedy(folder)}"
+        )
     try:
         saved = SavedGate.model_validate(about)
         if hashlib.sha256(content).hexdigest() != saved.tensors_sha256:
-            raise GateError(f"{folder / TENSORS} is not the file that {ABOUT} names: its SHA-256 is another; {_REMEDY}")
+            raise GateError(
+                f"{folder / TENSORS} is not the file that {ABOUT} names: its SHA-256 is another; {_remedy(folder)}"
+            )
         return saved, load(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise GateError(f"{folder / ABOUT}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {_REMEDY}") from None
+        raise GateError(
+            f"{folder / ABOUT}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {_remedy(folder)}"
+        ) from None
 
 
 def _digest(about: dict[str, Any]) -> str:
@@ -387,33 +457,3 @@ def _check_model(model: Model, saved: SavedModel, folder: Path) -> None:
             f"{folder}: {model.id} prepares images otherwise than when the detector was fitted: {name} is "
             f"{now.get(name)!r}, not {then.get(name)!r}; bring that back, or save the gate again"
         )
-
-
-def add_command(commands: Any) -> None:
-    parser = commands.add_parser("save", help="fit a detector and save it as a gate for single images")
-    parser.add_argument("model")
-    parser.add_argument("detector")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--suite", default="digits", help="a suite by name, or the path of its TOML file")
-    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder of downloaded images and weights")
-    parser.add_argument("--store", type=Path, default=Path(".store"), help="folder for the outputs of networks")
-    parser.add_argument("--device", help="as torch names it (default: cuda where there is one, else cpu)")
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> None:
-    gate = Gate.fit(
-        options.model,
-        options.detector,
-        suite=options.suite,
-        data_dir=options.data_dir,
-        store=options.store,
-        device=options.device,
-    )
-    gate.save(options.folder)
-    accepted, test = gate.accepted, gate.sets["test"]
-    print(
-        f"{options.folder}: {gate.model.id} with {gate.detector.id} accepts scores from {gate.threshold:.6g}: "
-        f"{accepted.value:.1%} of the {test.images} images of {test.id} (95 % interval {accepted.low:.1%} to "
-        f"{accepted.high:.1%})"
-    )

@@ -35,36 +35,58 @@ _SMALLEST_NORMAL_KEY = 2 << 52  # of the scores that `auroc` scales, those of sm
 
 
 def threshold_at_tpr(id_scores: ArrayLike, tpr: float = _TPR) -> float:
-    """The largest observed ID score from which on at least a share `tpr` of the ID images is accepted."""
+    """The largest observed ID score from which on at least a share of the ID images is accepted.
+
+    id_scores: (n_id,).
+    tpr: the share, above 0 and at most 1.
+    """
     scores = _scores("id_scores", id_scores)
     rejected = _most_rejected(len(scores), tpr)
     return float(np.partition(scores, rejected)[rejected])
 
 
 def fpr_at_tpr(id_scores: ArrayLike, ood_scores: ArrayLike, tpr: float = _TPR) -> float:
-    """The share of OOD images accepted at the threshold that accepts a share `tpr` of ID images; lower is better."""
+    """The share of OOD images accepted at the threshold that accepts a given share of ID images. Lower is better.
+
+    id_scores: (n_id,).
+    ood_scores: (n_ood,).
+    tpr: the share of ID images, above 0 and at most 1.
+    """
     return _share_accepted(_scores("ood_scores", ood_scores), threshold_at_tpr(id_scores, tpr))
 
 
 def fpr_at_tpr_ood_positive(id_scores: ArrayLike, ood_scores: ArrayLike, tpr: float = _TPR) -> float:
-    """The other convention: the share of ID images flagged when at least a share `tpr` of the OOD images is.
+    """The other convention: the share of ID images that are flagged when at least a share of the OOD images is.
 
     Images at or below the smallest OOD score that suffices are flagged.
+
+    id_scores: (n_id,).
+    ood_scores: (n_ood,).
+    tpr: the share of OOD images, above 0 and at most 1.
     """
     return fpr_at_tpr(-_scores("ood_scores", ood_scores), -_scores("id_scores", id_scores), tpr)
 
 
 def auroc(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
-    """The probability that an ID image scores above an OOD image, a tie counting half; higher is better."""
+    """The probability that an ID image scores above an OOD image, a tie counting half. Higher is better.
+
+    id_scores: (n_id,).
+    ood_scores: (n_ood,).
+    """
     id_scores, ood_scores = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
     half_wins = _half_wins(_ranking_keys(id_scores, ood_scores), len(id_scores))
     return half_wins / (2 * len(id_scores) * len(ood_scores))
 
 
 def aupr(id_scores: ArrayLike, ood_scores: ArrayLike, positive: Literal["id", "ood"]) -> float:
-    """Average precision: the mean over positive images of the precision at their score; higher is better.
+    """Average precision: the mean over positive images of the precision at their score. Higher is better.
 
-    No interpolation, tied images share one threshold. It depends on how many ID images there are for one OOD image.
+    Nothing is interpolated, and tied images share one threshold. It depends on how many ID images there are for one OOD
+    image.
+
+    id_scores: (n_id,).
+    ood_scores: (n_ood,).
+    positive: which images are the positive class.
     """
     id_scores, ood_scores = np.sort(_scores("id_scores", id_scores)), np.sort(_scores("ood_scores", ood_scores))
     if positive == "id":
@@ -80,7 +102,11 @@ def oscr(id_scores: ArrayLike, id_correct: ArrayLike, ood_scores: ArrayLike) -> 
     """The probability that an ID image is classified right and scores above an OOD image, a tie counting half.
 
     It is the area under the share of ID images that are accepted and classified right, over the share of OOD images
-    accepted: AUROC where every image is classified right, at most the accuracy. id_correct: (n_id,) booleans.
+    accepted. It is AUROC where every image is classified right, and at most the accuracy.
+
+    id_scores: (n_id,).
+    id_correct: whether each ID image is classified right, (n_id,) booleans.
+    ood_scores: (n_ood,).
 
     Source: Dhamija, Günther and Boult, "Reducing network agnostophobia", NeurIPS 2018, who draw the curve.
     """
@@ -90,12 +116,16 @@ def oscr(id_scores: ArrayLike, id_correct: ArrayLike, ood_scores: ArrayLike) -> 
 
 
 def aurc(id_scores: ArrayLike, id_correct: ArrayLike, ood_scores: ArrayLike | None = None) -> float:
-    """The mean risk over all coverages: the area under the share of errors among the accepted; lower is better.
+    """The mean risk over all coverages: the area under the share of errors among the accepted. Lower is better.
 
-    Images are accepted from the highest score down; those that tie in random order, as at a threshold that is drawn.
-    An error is a misclassified ID image (id_correct: (n_id,) booleans) and, with ood_scores, an accepted OOD image. ID
-    and OOD images then have half of the weight each, however many there are, so that a detector and a classifier
-    without a fault reach (1 - ln 2) / 2 = 0.153 and constant scores the risk of accepting everything.
+    Images are accepted from the highest score down. Those that tie are accepted in random order, as at a threshold that
+    is drawn. An error is a misclassified ID image and, with `ood_scores`, an accepted OOD image. ID and OOD images then
+    have half of the weight each, however many there are. So a detector and a classifier without a fault reach
+    (1 - ln 2) / 2 = 0.153, and constant scores reach the risk of accepting everything.
+
+    id_scores: (n_id,).
+    id_correct: whether each ID image is classified right, (n_id,) booleans.
+    ood_scores: (n_ood,). None to look at ID images alone.
 
     Source: Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017. The mean of the
     risk at each image's own score, which is also in use, is larger by about risk / 2n.
@@ -106,22 +136,30 @@ def aurc(id_scores: ArrayLike, id_correct: ArrayLike, ood_scores: ArrayLike | No
 
 
 def accepted(id_scores: ArrayLike, other_scores: ArrayLike) -> Estimate:
-    """The share of other images that the threshold accepts which accepts 95 % of the ID images."""
+    """The share of other images that is accepted at the threshold that accepts 95 % of the ID images.
+
+    id_scores: (n_id,).
+    other_scores: (n,).
+    """
     return _fpr(np.sort(_scores("id_scores", id_scores)), _scores("other_scores", other_scores))
 
 
 def mean(estimates: Sequence[Estimate]) -> Estimate:
     """The unweighted mean over sets or classes.
 
-    Its interval is the mean of the intervals: the widest, as if all erred together, which they do as far as the
-    threshold does that they share.
+    Its interval is the mean of the intervals. That is the widest that it can be, as if all erred together. They do so
+    as far as the threshold errs, which they share.
     """
     value, low, high = (fmean(getattr(each, name) for each in estimates) for name in ("value", "low", "high"))
     return Estimate(value=value, low=low, high=high)
 
 
 def accuracy(correct: int, total: int) -> Estimate:
-    """The share of images classified correctly, with Wilson's interval."""
+    """The share of images that are classified right, with Wilson's interval.
+
+    correct: how many are.
+    total: how many images there are.
+    """
     if not 0 <= correct <= total or total == 0:
         raise ValueError(f"{correct} correct of {total} is no share: it takes 0 <= correct <= total and total > 0")
     return _wilson(correct / total, total)
@@ -136,9 +174,12 @@ def measure(
 ) -> Metrics:
     """Every metric of one detector on one OOD set, with its interval.
 
-    id_correct: whether each ID image is classified right, (n_id,) booleans; without them OSCR and AURC are None.
-    ood_classes: for a set with classes, the index into class_names of each OOD image, (n_ood,). FPR@95 is then the
-    unweighted mean over the classes that have images; a class without images is left out.
+    id_scores: (n_id,).
+    ood_scores: (n_ood,).
+    ood_classes: for a set with classes, the index into class_names of each OOD image, (n_ood,) integers. FPR@95 is then
+        the unweighted mean over the classes that have images.
+    class_names: the names of the classes.
+    id_correct: whether each ID image is classified right, (n_id,) booleans. Without them OSCR and AURC are None.
     """
     id_scores, ood_scores = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
     with_errors = {} if id_correct is None else _measure_with_errors(id_scores, id_correct, ood_scores)
@@ -182,7 +223,12 @@ def _measure_with_errors(id_scores: Floats, id_correct: ArrayLike, ood_scores: F
 
 
 class Difference(NamedTuple):
-    """A difference of two fractions with its 95 % interval; the two are tied where the interval holds 0."""
+    """A difference of two fractions with its 95 % interval. The two are tied where the interval holds 0.
+
+    value: the difference.
+    low: the lower end of the interval.
+    high: the upper end of the interval.
+    """
 
     value: float
     low: float
@@ -198,10 +244,15 @@ def paired_fpr_difference(
 ) -> Difference:
     """FPR@95 of detector A minus that of B, both of which scored the same images in the same order.
 
-    With ood_classes, integers (n_ood,), the FPRs are unweighted means over classes. Images that are easy or hard for
-    both cancel out. Both thresholds and both samples vary together, as they do over resamples of the images, but no
-    image is resampled: how many ID images both reject and how many OOD images only one accepts is all that the spread
-    depends on to first order. The interval is therefore cheap for 50,000 images too.
+    Images that are easy or hard for both cancel out. Both thresholds and both samples vary together, as they do over
+    resamples of the images, but no image is resampled: to first order the spread depends only on how many ID images
+    both reject, and on how many OOD images only one accepts. The interval is therefore cheap for 50,000 images too.
+
+    id_a: the scores of A on the ID images, (n_id,).
+    ood_a: the scores of A on the OOD images, (n_ood,).
+    id_b: the scores of B on the ID images, (n_id,).
+    ood_b: the scores of B on the OOD images, (n_ood,).
+    ood_classes: the class of each OOD image, (n_ood,) integers. The FPRs are then unweighted means over classes.
     """
     id_a, id_b = _scores("id_a", id_a), _scores("id_b", id_b)
     ood_a, ood_b = _scores("ood_a", ood_a), _scores("ood_b", ood_b)
@@ -342,7 +393,11 @@ def _half_below(scores: Floats, others: Floats) -> Ints:
 
 
 class _Retrieved(NamedTuple):
-    """For each positive image, ascending by score: how many positives and negatives score at least as high."""
+    """For each positive image, ascending by score, how many images score at least as high.
+
+    positives: how many positive ones, (n,).
+    negatives: how many negative ones, (n,).
+    """
 
     positives: Ints
     negatives: Ints
@@ -397,9 +452,11 @@ def _aupr(positives: Floats, negatives: Floats) -> Estimate:
 
 
 class _RiskCurve(NamedTuple):
-    """Area under the risk over the coverage, and what more weight on each of the ID and OOD images would do to it.
+    """The area under the risk over the coverage, and what more weight on an image would do to it.
 
-    influence_*: (n,), the derivatives of the area by those weights, ascending.
+    area: the area.
+    influence_id: the derivatives of the area by the weights of the ID images, (n_id,), ascending.
+    influence_ood: the derivatives of the area by the weights of the OOD images, (n_ood,), ascending.
     """
 
     area: float

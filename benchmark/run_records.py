@@ -14,8 +14,8 @@ from benchmark.records import (
     RecordError,
     Run,
     SetRecord,
-    read_records,
 )
+from benchmark.results import ResultsFolder, RunId
 
 CaseKey = tuple[str, str, str]
 _Key = TypeVar("_Key")
@@ -86,14 +86,16 @@ class RecordedRuns:
 
 
 def read_folder(folder: Path) -> RecordedRuns:
-    """The runs of `folder/*/*.jsonl`. A file that cannot be read is left out."""
+    """The runs of a results folder. A file that cannot be read is left out."""
+    results = ResultsFolder(folder)
     runs: list[RunRecords] = []
     damage: list[str] = []
     notes: list[str] = []
-    for path in sorted(folder.glob("*/*.jsonl")):
+    for run in results.runs():
+        path = results.file(run)
         name = path.relative_to(folder).as_posix()
         try:
-            runs += _read_runs(path)
+            runs += _read_runs(results, run)
             if not path.read_bytes().endswith(b"\n"):
                 notes.append(f"{name}: its last line was cut off by a kill and is left out")
         except OSError as error:
@@ -148,10 +150,15 @@ def _fill(newest: dict[_Key, _Part], older: Mapping[_Key, _Part]) -> None:
         newest.setdefault(key, part)
 
 
-def _read_runs(path: Path) -> list[RunRecords]:
+def _read_runs(results: ResultsFolder, run: RunId) -> list[RunRecords]:
+    """What a file of records holds: usually of the one run that it is named after, of each run that it has a record of.
+
+    Raises RecordError for a record that is damaged, or whose run has no record.
+    """
+    path = results.file(run)
     runs: dict[tuple[str, str], RunRecords] = {}
     others: list[ModelRecord | DetectorRecord | SetRecord | Case | PublishedRecord] = []
-    for record in read_records(path):
+    for record in results.records(run):
         if isinstance(record, Run):
             started = _started(record, path)
             runs[record.suite, record.run] = RunRecords(record, started, path.parent, {}, {}, {}, {}, [])
@@ -179,6 +186,7 @@ def _read_runs(path: Path) -> list[RunRecords]:
 
 
 def _started(run: Run, path: Path) -> datetime:
+    """When a run began, in UTC where it does not say. Raises RecordError, naming the file, for what is no date."""
     try:
         started = datetime.fromisoformat(run.started)
     except ValueError:

@@ -9,9 +9,9 @@ from benchmark.suites.suite import CaseId
 
 
 @pytest.fixture
-def prepared(ood_case: CaseId, session: Session, prepare: Callable[..., PreparedCase]) -> PreparedCase:
-    return prepare(ood_case, lambda: session.suite.image_set(ood_case.set))
+def prepared(ood_case: CaseId, ood_session: Session, prepare_ood_case: Callable[..., PreparedCase]) -> PreparedCase:
+    return prepare_ood_case(ood_case, lambda: ood_session.suite.image_set(ood_case.set))
 
 
-def test_case(prepared: PreparedCase, hold: Callable[[PreparedCase], None]) -> None:
-    hold(prepared)
+def test_case(prepared: PreparedCase, judge_ood_case: Callable[[PreparedCase], None]) -> None:
+    judge_ood_case(prepared)

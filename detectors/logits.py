@@ -133,7 +133,7 @@ class GEN(Detector):
 
     Formula: S = -sum_{m <= M} p_(m)^gamma (1 - p_(m))^gamma, p_(1) >= p_(2) >= ... = softmax(o) in descending order
     Paper: X. Liu, Y. Lochman, C. Zach, "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection",
-        CVPR 2023
+        CVPR 2023, not on arXiv
     Options:
     - gamma: above 0; the paper takes it from 0 to 1
     - top: M, at least 1; all classes where there are fewer. The paper takes a tenth of the classes on ImageNet (100)

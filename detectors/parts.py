@@ -6,9 +6,11 @@ comes out. So a combination is one line:
     registry.register(combination("dice+react", Energy, ReAct, DICE))
 """
 
-from abc import ABC, abstractmethod
+import copyreg
+from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, make_dataclass, replace
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -119,8 +121,21 @@ class Part(ABC):
         """The activations after the part."""
 
 
+class CombinationClass(ABCMeta):
+    """The class of the classes that `combination` makes, which no module holds: pickle makes such a class again."""
+
+    recipe: Callable[[], type["Combination"]]
+
+
+def _reduce_class(kind: CombinationClass) -> Any:
+    return (kind.recipe, ()) if "recipe" in vars(kind) else kind.__qualname__
+
+
+copyreg.pickle(CombinationClass, _reduce_class)
+
+
 @dataclass(kw_only=True, eq=False)
-class Combination(Detector):
+class Combination(Detector, metaclass=CombinationClass):
     """A score over the logits that parts have changed; `combination` makes its subclasses."""
 
     score_class: ClassVar[type[Detector]]
@@ -186,8 +201,11 @@ class Combination(Detector):
         return OptionError(self.id, self.option_names[kind].get(error.option, error.option), error.value, error.allowed)
 
 
+@lru_cache(maxsize=None, typed=True)
 def combination(detector_id: str, score: type[Detector], *parts: type[Part], **defaults: Any) -> type[Combination]:
     """The detector in which `score` reads the logits after `parts`, which are applied in their order.
+
+    The same arguments give the same class, in each process that unpickles it.
 
     Its options are those of the parts (and of the score) that its id names, joined by '+'. Those of the one that comes
     first in the id keep their names, those of the others begin with theirs: `percentile` and `react_percentile` in
@@ -197,6 +215,7 @@ def combination(detector_id: str, score: type[Detector], *parts: type[Part], **d
     that learns, or a part given twice.
     """
     named = detector_id.split("+")
+    recipe = partial(combination, detector_id, score, *parts, **defaults)
     _check_plan(detector_id, score, parts)
     option_names: dict[str, dict[str, str]] = {}
     options: list[tuple[str, Any, Any]] = []
@@ -227,6 +246,7 @@ def combination(detector_id: str, score: type[Detector], *parts: type[Part], **d
             "part_classes": parts,
             "option_names": option_names,
             "made_of": (score, *parts),
+            "recipe": recipe,
             "__doc__": join_descriptions(score, parts, meanings),
         },
         kw_only=True,

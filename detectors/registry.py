@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from detectors.base import NEEDS, Detector, option_fields
-from detectors.description import describe
+from detectors.description import check_description, describe
 from detectors.spelling import did_you_mean
 
 _DetectorClass = TypeVar("_DetectorClass", bound=type[Detector])
@@ -18,16 +18,19 @@ class Registry:
         self._classes: dict[str, type[Detector]] = {}
 
     def register(self, detector: _DetectorClass) -> _DetectorClass:
-        """Class decorator. Raises ValueError on an id that is taken, an unknown need or a gap in the docstring."""
+        """Class decorator. Raises ValueError on an id that is taken, an unknown need or a gap in the docstring.
+
+        To register a class again changes nothing.
+        """
         if "__dataclass_fields__" not in vars(detector):
             raise ValueError(f"{detector.__name__} needs @dataclass(kw_only=True, eq=False), under @registry.register")
         if missing := [name for name in ("id", "needs") if not hasattr(detector, name)]:
             raise ValueError(f"{detector.__name__} lacks {' and '.join(missing)}")
-        if detector.id in self._classes:
+        if self._classes.get(detector.id, detector) is not detector:
             raise ValueError(f"two detectors are called {detector.id!r}")
         if unknown := detector.needs - NEEDS:
             raise ValueError(f"{detector.id}: unknown needs {sorted(unknown)}; the known ones are {sorted(NEEDS)}")
-        describe(detector)
+        check_description(detector)
         self._classes[detector.id] = detector
         return detector
 

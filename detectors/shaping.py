@@ -305,7 +305,7 @@ class LAPS(_TypicalSet):
         c_d = a (mean_j mu_j - mu_d), e_d = b (mean_j sigma_j - sigma_d), mu_d and sigma_d = mean and standard deviation
         (1/N) of training feature d
     Paper: R. He, Y. Yuan, Z. Han, F. Wang, W. Su, Y. Yin, T. Liu, Y. Gong, "Exploring Channel-Aware Typical Features
-        for Out-of-Distribution Detection", AAAI 2024
+        for Out-of-Distribution Detection", AAAI 2024, not on arXiv
     Options:
     - lam: lambda, at least 0; 1.5 in the authors' code
     - mean_weight: a, at least 0; 13 for torchvision's ResNet-50 on ImageNet in the authors' code. By default

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from benchmark.records import DetectorRecord, Estimate, ModelRecord
 from leaderboard.changes import Change, Changed, Figure, Variant, changed_models, mean_over_seeds
-from leaderboard.results import Suite
+from leaderboard.results import SuiteResults
 from leaderboard.view import ModelTable, Row, model_tables
 
 MatrixRow = tuple[str, list[Row | None]]
@@ -25,7 +25,7 @@ class SeedGroup:
 class Board:
     """tables: of every model. bases: those shown in full. matrix: each detector with its row of each base, in order."""
 
-    suite: Suite
+    suite: SuiteResults
     tables: dict[str, ModelTable]
     bases: list[ModelTable]
     matrix: list[MatrixRow]
@@ -80,7 +80,7 @@ class Board:
         return [(line, line.means[detector]) for line in self.changed if detector in line.means]
 
 
-def make_board(suite: Suite) -> tuple[Board, list[str]]:
+def make_board(suite: SuiteResults) -> tuple[Board, list[str]]:
     """The board of a suite, and what could not be compared."""
     tables, problems = model_tables(suite)
     by_id = {table.model: table for table in tables}
@@ -96,7 +96,7 @@ def _grouped_or_changed(record: ModelRecord | None) -> bool:
     return record is not None and bool(record.group or record.base)
 
 
-def matrix_rows(suite: Suite, tables: Sequence[ModelTable]) -> list[MatrixRow]:
+def matrix_rows(suite: SuiteResults, tables: Sequence[ModelTable]) -> list[MatrixRow]:
     """Detectors by models: those with means on all models come first, the best on top, then the rest by name."""
     by_model = [table.by_detector for table in tables]
     rows = [(detector, [rows.get(detector) for rows in by_model]) for detector in suite.detector_ids]
@@ -109,7 +109,7 @@ def _rank(means: Sequence[Estimate | Figure | None], name: str) -> tuple[bool, f
     return not complete, sum(values) if complete else 0.0, name
 
 
-def seed_groups(suite: Suite, tables: Mapping[str, ModelTable]) -> list[SeedGroup]:
+def seed_groups(suite: SuiteResults, tables: Mapping[str, ModelTable]) -> list[SeedGroup]:
     members: dict[str, list[ModelRecord]] = {}
     for model_id in tables:
         record = suite.models.get(model_id)

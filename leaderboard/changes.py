@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 from benchmark.metrics import Difference
 from benchmark.records import Estimate, ModelRecord
 from leaderboard.ranking import Comparisons
-from leaderboard.results import Result, Suite
+from leaderboard.results import Result, SuiteResults
 from leaderboard.view import Cell, ModelTable, Row, results_of
 
 Finding = Literal["better", "worse", "no difference found", "not compared"]
@@ -94,7 +94,7 @@ class Changed:
         return [(finding, findings.count(finding)) for finding in FINDINGS if finding in findings]
 
 
-def changed_models(suite: Suite, tables: Mapping[str, ModelTable]) -> tuple[list[Changed], list[str]]:
+def changed_models(suite: SuiteResults, tables: Mapping[str, ModelTable]) -> tuple[list[Changed], list[str]]:
     """A line for every variant or group of them, by base and name; and why scores could not be compared."""
     variants, problems = [], []
     for model_id in tables:
@@ -112,7 +112,7 @@ def changed_models(suite: Suite, tables: Mapping[str, ModelTable]) -> tuple[list
 
 
 def _variant(
-    suite: Suite, tables: Mapping[str, ModelTable], record: ModelRecord, base: str, comparisons: Comparisons
+    suite: SuiteResults, tables: Mapping[str, ModelTable], record: ModelRecord, base: str, comparisons: Comparisons
 ) -> Variant:
     problem = None
     if base not in tables:
@@ -206,7 +206,7 @@ def _accuracy_change(base: ModelRecord | None, record: ModelRecord, problem: str
     return Change(_figure(before), _figure(after), finding)
 
 
-def _changed(suite: Suite, model_id: str, variants: list[Variant]) -> Changed:
+def _changed(suite: SuiteResults, model_id: str, variants: list[Variant]) -> Changed:
     first = variants[0]
     own = [v.record.network_accuracy for v in variants if v.record.classified_by_base and v.record.network_accuracy]
     network_accuracy = mean_over_seeds([accuracy.value for accuracy in own]) if own else None

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
+from benchmark.errors import UserError
 from benchmark.metrics import Difference, fpr_at_tpr, paired_fpr_difference
 from leaderboard.results import Result
 
@@ -16,7 +17,7 @@ Standing = Literal["best", "tied", "worse", "unknown"]
 _COLUMNS = pa.schema({"set": pa.string(), "image": pa.string(), "score": pa.float64()})
 
 
-class ScoresError(ValueError):
+class ScoresError(UserError):
     """Scores that are missing, or that do not belong to their record; the message names the file."""
 
 

@@ -14,8 +14,11 @@ _ROLES = (*OOD_ROLES, "unit-test", "test", "shifted", "val", "train", "tuning")
 class Result:
     """A case and where it comes from.
 
-    folder: what the path of its scores is relative to. stale: how its model, detector or image set differs from the
-    newest one of that name, so that it does not compare; null where it does.
+    case: its record.
+    run: the record of its run.
+    folder: the folder that the path of its scores is relative to.
+    stale: how its model, detector or image set differs from the newest one of that name, so that it does not compare.
+        None where it compares.
     """
 
     case: Case
@@ -25,12 +28,19 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Suite:
-    """The newest results of a suite, by (model, detector, set), and the newest record of each part.
+class SuiteResults:
+    """The newest results of a suite, and the newest record of each model, detector and image set.
 
-    runs: those that a result comes from, newest first. outdated: models whose record was made with other images or
-    another base than the newest, and with which. published: what papers report of means and of groups of classes,
-    beside what a run measured; it is left out where a case of it is stale, or shown from another run.
+    id: the suite's id.
+    runs: the runs that a result comes from, newest first.
+    models: the newest record of each model, by its id.
+    detectors: the newest record of each detector, by its id.
+    sets: the newest record of each image set, by its id.
+    results: the newest result of each case, by (model, detector, set).
+    outdated: by id of the model, why a model's record does not compare: it was made with other images, or with another
+        base, than the newest ones.
+    published: what papers report of means and of groups of classes, beside what a run measured. A record is left out
+        where a case of it is stale, or shown from another run.
     """
 
     id: str
@@ -79,9 +89,14 @@ class Suite:
 
 @dataclass(frozen=True)
 class Results:
-    """damage: files that could not be read, and why. notes: what else is not shown. Both name files and lines."""
+    """What a results folder holds.
 
-    suites: list[Suite]
+    suites: the suites with results, by id.
+    damage: the files that could not be read, with the line and the reason.
+    notes: what else is not shown, with the file.
+    """
+
+    suites: list[SuiteResults]
     damage: list[str]
     notes: list[str]
 
@@ -105,19 +120,20 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """The newest result of each case in `folder/*/*.jsonl`, by the start of its run. An unreadable file is left out."""
+    """The newest result of each case in a results folder, by the start of its run. An unreadable file is left out."""
     found = read_folder(folder)
-    suites = [_suite(suite_id, newest) for suite_id, newest in found.suites.items() if newest.origin]
+    suites = [_suite_results(suite_id, newest) for suite_id, newest in found.suites.items() if newest.origin]
     return Results(suites, found.damage, found.notes)
 
 
-def _suite(suite_id: str, newest: Newest) -> Suite:
+def _suite_results(suite_id: str, newest: Newest) -> SuiteResults:
+    """What the runs of a suite say together."""
     results = {
         key: Result(records.cases[key], records.run, records.folder, stale(records.cases[key], records, newest))
         for key, records in newest.origin.items()
     }
     shown = {result.run.run for result in results.values()}
-    return Suite(
+    return SuiteResults(
         id=suite_id,
         runs=[records.run for records in newest.runs if records.run.run in shown],
         models=dict(sorted(newest.models.items())),
@@ -137,6 +153,7 @@ def _is_of_shown(record: PublishedRecord, results: dict[CaseKey, Result]) -> boo
 
 
 def _outdated(newest: Newest) -> dict[str, str]:
+    """By id of the model, with what older images or base its newest record was made."""
     outdated = {}
     for model_id, model in newest.models.items():
         then = next(records for records in newest.runs if records.models.get(model_id) is model)

@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup, escape
 from pydantic import TypeAdapter
 
+from benchmark.errors import UserError
 from benchmark.metrics import Difference
 from benchmark.records import Estimate, Limit, Metrics, ModelRecord, Record, ScoresFile, Timing
 from leaderboard import plots, view
@@ -26,7 +27,7 @@ _DOWNLOADS = ("records.csv", "records.json", "schema.json")
 _ENDS = {"": "value", "_low": "low", "_high": "high"}
 
 
-class OutputError(RuntimeError):
+class OutputError(UserError, RuntimeError):
     """The output folder holds something that is not a site of ours."""
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from benchmark.metrics import mean
 from benchmark.records import Case, ClassValue, DetectorRecord, Estimate, PublishedValue
 from leaderboard.ranking import Comparisons, Standing
-from leaderboard.results import Result, Suite
+from leaderboard.results import Result, SuiteResults
 
 Verdict = Literal["passed", "known failure", "failed", "error", "skipped", "not run"]
 VERDICTS: tuple[Verdict, ...] = ("passed", "known failure", "failed", "error", "skipped", "not run")
@@ -97,7 +97,7 @@ class Row:
 class ModelTable:
     """All detectors on one model: complete means first, the lowest on top, then the rest by name."""
 
-    suite: Suite
+    suite: SuiteResults
     model: str
     rows: list[Row]
 
@@ -117,7 +117,7 @@ def count_verdicts(results: Sequence[Result]) -> list[tuple[Verdict, int]]:
     return [(name, counts[name]) for name in VERDICTS if counts[name]]
 
 
-def model_tables(suite: Suite) -> tuple[list[ModelTable], list[str]]:
+def model_tables(suite: SuiteResults) -> tuple[list[ModelTable], list[str]]:
     """A table for each model of a suite, and why detectors could not be compared where they could not."""
     tables, problems = [], []
     for model in suite.model_ids:
@@ -127,7 +127,7 @@ def model_tables(suite: Suite) -> tuple[list[ModelTable], list[str]]:
     return tables, problems
 
 
-def _model_table(suite: Suite, model: str, comparisons: Comparisons) -> ModelTable:
+def _model_table(suite: SuiteResults, model: str, comparisons: Comparisons) -> ModelTable:
     grid = {
         detector: [Cell(set_id, suite.results.get((model, detector, set_id))) for set_id in suite.ood_set_ids]
         for detector in suite.detector_ids
@@ -163,7 +163,7 @@ def _model_table(suite: Suite, model: str, comparisons: Comparisons) -> ModelTab
     return ModelTable(suite, model, sorted(rows, key=_rank))
 
 
-def _track(suite: Suite, model: str, detector: str, sets: Sequence[str]) -> Track:
+def _track(suite: SuiteResults, model: str, detector: str, sets: Sequence[str]) -> Track:
     cells = [Cell(set_id, suite.results.get((model, detector, set_id))) for set_id in sets]
     return Track(cells, _mean(cells))
 
@@ -241,7 +241,7 @@ class ClassTable:
     rows: list[tuple[str, int, list[Estimate | None]]]
 
 
-def class_tables(columns: Mapping[str, Row], suite: Suite) -> list[ClassTable]:
+def class_tables(columns: Mapping[str, Row], suite: SuiteResults) -> list[ClassTable]:
     """A table for each OOD set with classes, groups of them first; every row of results becomes a column."""
     tables = []
     for cells in zip(*(row.cells for row in columns.values()), strict=True):
@@ -287,7 +287,7 @@ class PublishedRow:
     published: PublishedValue
 
 
-def published_rows(suite: Suite) -> list[PublishedRow]:
+def published_rows(suite: SuiteResults) -> list[PublishedRow]:
     """Every published figure, by model and detector: of cases in their order, then of means and groups of classes."""
     of_cases = [
         PublishedRow(model, detector, set_id, [set_id], result.case, Cell(set_id, result).fpr, value)

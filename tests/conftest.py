@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
-from PIL import Image
-from timm.models import save_for_hf
+
+# torch, timm and Pillow are imported where they are used: pytest reads this file for `--help`, too.
 
 SUITE = """
 title = "Colours"
@@ -74,6 +72,8 @@ def _world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _write_images(folder: Path, count: int, colour: np.ndarray, spread: int, random: np.random.Generator) -> None:
+    from PIL import Image
+
     folder.mkdir(parents=True)
     for index in range(count):
         pixels = colour + random.integers(-spread, spread, (32, 32, 3), endpoint=False)
@@ -81,6 +81,10 @@ def _write_images(folder: Path, count: int, colour: np.ndarray, spread: int, ran
 
 
 def save_network(folder: Path, classes: int) -> None:
+    import timm
+    import torch
+    from timm.models import save_for_hf
+
     torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=classes)
     network.pretrained_cfg |= {"input_size": (3, 32, 32), "crop_pct": 1.0, "test_input_size": None}
@@ -103,6 +107,8 @@ def user_world(_world: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Threads only get in each other's way on matrices this small, and most on a busy machine."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

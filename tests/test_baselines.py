@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.limits.baselines import Baseline, read_baselines, write_baselines
-from benchmark.limits.limits import FPR_MARGIN, judge, limit_of_baseline, limit_of_goal, limit_of_published
-from benchmark.records import Timing
+from benchmark.limits.limits import FPR_MARGIN, Limits, judge, limit_of_baseline, limit_of_goal, limit_of_published
+from benchmark.records import Role, Timing
+from benchmark.suites.loading import load_suite
 from benchmark.suites.published import PublishedFigure
+from benchmark.suites.suite import CaseId
 
 FAST = Timing(device="d", fit_s=0, score_ms_per_image=0.01, forward_ms_per_image=1, forward_ratio=0.01)
 SLOW = FAST.model_copy(update={"forward_ratio": 3.0, "score_ms_per_image": 3.0})
@@ -53,6 +55,31 @@ def test_without_a_baseline_an_ood_case_fails_and_says_how_to_record_one() -> No
     assert verdict.status == "failed"
     assert "--record-baselines" in str(verdict.reason)
     assert judge(0.0, FAST, limit_of_goal(0.1, "goal"), None).status == "passed"
+
+
+def verdict_of(detector: str, set_id: str, role: Role, recorded: float, measured: float, timing: Timing = FAST) -> str:
+    case = CaseId("digits-vit", detector, set_id, role)
+    limits = Limits(load_suite("digits"), {str(case): Baseline(recorded, 0.01, "run 1", "d")}, None, None, False)
+    verdict = limits.verdict(case, measured, timing)
+    return "known" if verdict.expected else verdict.status
+
+
+@pytest.mark.parametrize(
+    ("set_id", "role", "recorded", "measured", "expected"),
+    [
+        ("letters", "far", 0.955, 0.932, "known"),  # as two machines drew it
+        ("letters", "far", 0.932, 0.955, "known"),
+        ("black", "unit-test", 0.0, 1.0, "known"),  # one score for all images: all or none are accepted
+        ("black", "unit-test", 1.0, 0.0, "passed"),
+    ],
+)
+def test_no_draw_of_chance_is_news(set_id: str, role: Role, recorded: float, measured: float, expected: str) -> None:
+    assert verdict_of("random", set_id, role, recorded, measured) == expected
+    assert verdict_of("msp", set_id, role, recorded, measured) == "failed"  # the twin
+
+
+def test_what_is_drawn_by_chance_takes_no_longer_than_it_may() -> None:
+    assert verdict_of("random", "letters", "far", 0.955, 0.955, SLOW) == "failed"
 
 
 def published(measured: float, goal: float, *figures: tuple[float, float]) -> str:

@@ -84,7 +84,7 @@ def test_it_is_used_like_timms_own_networks(name: str) -> None:
 def test_a_checkpoint_of_timms_hub_format_is_loaded_by_its_architecture(tmp_path: Path) -> None:
     network = untrained("cifar_resnet20", classes=4)
     save_for_hf(network, tmp_path / "net", model_config={"num_classes": 4}, safe_serialization=True)
-    entry = ModelEntry(file=tmp_path / "models.toml", title="Net", source="local-dir:net")
+    entry = ModelEntry.in_file(tmp_path / "models.toml", title="Net", source="local-dir:net")
     model = load_model("net", {"net": entry}, CPU, "0123")
     torch.testing.assert_close(model(images()), network(images()))
     assert model.architecture == "cifar_resnet20"

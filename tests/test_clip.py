@@ -72,7 +72,7 @@ def network_of(custom: bool = False, **settings: Any) -> Any:
 def model_of(network: nn.Module, prompt: str = "a photo of a {}") -> ZeroShotClassifier:
     return ZeroShotClassifier(
         "net",
-        ModelEntry(file=Path("models.toml"), title="Net", source="open-clip:local-dir:net", prompt=prompt),
+        ModelEntry.in_file(Path("models.toml"), title="Net", source="open-clip:local-dir:net", prompt=prompt),
         network,
         lambda image: torch.zeros(3, 16, 16),
         {"input_size": [3, 16, 16]},
@@ -299,8 +299,8 @@ def save(folder: Path, network: Any, vocabulary: list[int] | None = None, **sett
 
 
 def load(folder: Path, class_names: tuple[str, ...] = COLOURS, source: str = "local-dir:net", **more: Any) -> Any:
-    entry = ModelEntry(
-        file=folder / "models.toml", title="Net", source=f"open-clip:{source}", recipe="make it so", **more
+    entry = ModelEntry.in_file(
+        folder / "models.toml", title="Net", source=f"open-clip:{source}", recipe="make it so", **more
     )
     return load_model("net", {"net": entry}, CPU, class_names)
 
@@ -653,11 +653,11 @@ def quick_command(small_set: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_command")
-def test_the_command_writes_a_folder_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_writes_a_folder_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     train = train_clip.train
     monkeypatch.setattr(train_clip, "train", lambda *arguments: made.append(train(*arguments)) or made[0])
-    train_clip.main(["--output", str(tmp_path / "net")])
+    train_clip.train_and_save(tmp_path / "net")
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
     names = load_image_set("digits-train").class_names
     assert same_weights(load(tmp_path, names, prompt="the number {}").network, made[0][0])
@@ -669,7 +669,7 @@ def test_an_interruption_leaves_the_folder_as_it_was(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "net"
-    train_clip.main(["--output", str(folder)])
+    train_clip.train_and_save(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def interrupt(*_: object) -> None:
@@ -677,5 +677,5 @@ def test_an_interruption_leaves_the_folder_as_it_was(
 
     monkeypatch.setattr(train_clip, moment, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train_clip.main(["--output", str(folder)])
+        train_clip.train_and_save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

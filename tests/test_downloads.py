@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmark.__main__ import main
+from benchmark.commands.app import main
 from benchmark.images.archives import ArchiveError, unpack
 from benchmark.images.downloads import DownloadError, fetch, fetched, mark_verified
 from benchmark.images.sources import ManualSource, UrlSource
@@ -685,11 +685,6 @@ def test_a_set_of_a_list_is_complete_by_the_list(commands: Commands) -> None:
     assert len(commands.server.requests) == 1
 
 
-def test_sets_starts_without_torch() -> None:
-    check = "import sys; from benchmark.__main__ import main; main(['sets']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, check=False).returncode == 0
-
-
 def test_the_table_names_everything_and_fits(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     for columns in (80, 120):
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -757,7 +752,7 @@ def test_one_source_alone(commands: Commands) -> None:
     code, _, err = commands("fetch", "fetched", "--from", "2")
     assert code == 1
     assert "by hand: draw them" in err
-    assert "--from 3: it has 2 sources" in commands("fetch", "fetched", "--from", "3")[2]
+    assert "there is no source 3: it has 2 sources" in commands("fetch", "fetched", "--from", "3")[2]
     assert commands("fetch", "fetched", "--from", "1")[0] == 0
 
 
@@ -793,7 +788,7 @@ def test_an_interruption_is_taken_up(commands: Commands) -> None:
     threading.Thread(target=interrupt).start()
     code, _, err = commands("fetch", "trained")
     assert code == 130
-    assert "trained: interrupted; what is downloaded is kept, and the same command goes on with it" in err
+    assert "interrupted; trained: what is downloaded is kept, and the same command goes on with it" in err
     served.pause_s = 0
     commands("fetch", "trained")
     assert (commands.data / "nets" / "net.safetensors").read_bytes() == served.content

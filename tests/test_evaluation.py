@@ -14,6 +14,7 @@ from benchmark.images.image_set import ImageSetError, MissingImageSetError
 from benchmark.limits.limits import Limits
 from benchmark.metrics import accepted, accuracy, fpr_at_tpr, measure
 from benchmark.records import Case, ModelRecord, Record
+from benchmark.results import ResultsFolder, ResultsInMemory, RunId
 from benchmark.running.evaluation import Evaluation
 from benchmark.running.loaded_model import LoadedModel
 from benchmark.running.loaded_suite import LoadedSuite
@@ -64,9 +65,8 @@ def session_of(folder: Path, shifted: str, change: tuple[str, str] = ("", "")) -
             (two / colour / image.name).write_bytes(image.read_bytes())
     suite = load_suite(str(file), folder)
     limits = Limits(suite, {}, 1.0, None, recording=False)
-    return Session(
-        Evaluation(LoadedSuite(suite, Store(folder / "store"), torch.device("cpu"))), limits, folder / "results", "run"
-    )
+    evaluation = Evaluation(LoadedSuite(suite, Store(folder / "store"), torch.device("cpu")))
+    return Session(evaluation, limits, ResultsFolder(folder / "results"), "run")
 
 
 def records_of(session: Session, detector: str = "msp", set_id: str = "noise") -> list[Record]:
@@ -127,7 +127,7 @@ def test_the_records_hold_the_shifted_sets_and_their_scores(user_world: Path) ->
     roles = {record.id: record.role for record in records if record.kind == "set"}
     assert roles["dark"] == roles["two"] == "shifted"
     case = records[-1]
-    table = pq.read_table(session.results / case.scores.path)
+    table = pq.read_table(user_world / "results" / "colours" / case.scores.path)
     assert {set_id: table["set"].to_pylist().count(set_id) for set_id in ("colours-test", "dark", "two", "noise")} == {
         "colours-test": 36,
         "dark": 36,
@@ -135,6 +135,30 @@ def test_the_records_hold_the_shifted_sets_and_their_scores(user_world: Path) ->
         "noise": 20,
     }
     assert case.tuned is None
+
+
+def test_results_in_memory_are_those_of_a_folder(user_world: Path) -> None:
+    session = session_of(user_world, '["dark"]')
+    before = case_of(session)
+    folder = (user_world / "results").rename(user_world / "away")
+    memory = ResultsInMemory()
+    case = case_of(replace(session, results=memory, evaluation=Evaluation(session.suite)))
+    assert (case.scores, case.metrics) == (before.scores, before.metrics)
+    kept, written = (one.scores(RunId("colours", "run"), case.scores.path) for one in (memory, ResultsFolder(folder)))
+    assert kept.equals(written)
+    assert not (user_world / "results").exists()
+
+
+def test_a_detector_that_is_fitted_anew_keeps_the_scores_of_the_first(user_world: Path) -> None:
+    session = session_of(user_world, "[]")
+    case_of(session, set_id="noise")
+    again = replace(session, evaluation=Evaluation(session.suite))
+    scores = case_of(again, set_id="greys").scores
+    assert set(session.results.scores(RunId("colours", "run"), scores.path)["set"].to_pylist()) == {
+        "colours-test",
+        "noise",
+        "greys",
+    }
 
 
 def test_a_shifted_set_that_nobody_has_fetched_stops_no_case(user_world: Path) -> None:

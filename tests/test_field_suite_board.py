@@ -20,8 +20,8 @@ from benchmark.records import (
     Run,
     SetRecord,
     Tuned,
-    append_record,
 )
+from benchmark.results import ResultsFolder
 from leaderboard import view
 from leaderboard.results import read_results
 from tests.test_leaderboard import HOSTILE, Page, build, pages, set_record, write_suite
@@ -94,10 +94,9 @@ def _case(case: Case) -> Case:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
-    path = write_suite(folder, suite="field", models=["digits-resnet"], change=of_the_field)
-    append_record(path, set_record("digits-noisy", "shifted", run="run-1", suite="field"))
-    for record in (MEAN, GROUP):
-        append_record(path, record)
+    write_suite(folder, suite="field", models=["digits-resnet"], change=of_the_field)
+    for record in (set_record("digits-noisy", "shifted", run="run-1", suite="field"), MEAN, GROUP):
+        ResultsFolder(folder).add(record)
     return folder
 
 
@@ -145,9 +144,9 @@ def test_means_and_groups_of_classes_stand_with_the_cases_of_their_model_and_det
 
 def another_run(folder: Path, change: Callable[[Record], Record | None], *others: PublishedRecord) -> list[str]:
     """The names of the means and groups that are shown when a later run recorded what `change` leaves."""
-    path = write_suite(folder, "field", "run-0", "2026-06-01", ["digits-resnet"], ["energy", "knn"], change)
+    write_suite(folder, "field", "run-0", "2026-06-01", ["digits-resnet"], ["energy", "knn"], change)
     for record in others:
-        append_record(path, record.model_copy(update={"run": "run-0"}))
+        ResultsFolder(folder).add(record.model_copy(update={"run": "run-0"}))
     return [record.name for record in read_results(folder).suites[0].published]
 
 

@@ -1,6 +1,5 @@
 """A gate gives single images the scores of the suite's run, and refuses what is not as it was saved."""
 
-import argparse
 import hashlib
 import io
 import json
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from benchmark import gate as module
+from benchmark.commands.app import main
 from benchmark.gate import ABOUT, TENSORS, Decision, Gate, GateError
 from benchmark.images.decoding import Decoding
 from benchmark.images.image_set import ImageSetError
@@ -28,6 +28,7 @@ from benchmark.models.entries import ModelError
 from benchmark.running.evaluation import Evaluation
 from benchmark.running.fitted_detector import FittedDetector
 from benchmark.running.loaded_suite import LoadedSuite
+from benchmark.running.provenance import package_git_state, package_version
 from benchmark.running.store import Store
 from benchmark.suites.loading import load_suite
 from detectors import create
@@ -282,6 +283,14 @@ def test_what_does_not_fit_is_refused(saved: Path, edit: Callable[[dict[str, Any
     assert "\n" not in str(error.value)
 
 
+def test_a_gate_says_which_version_made_it_and_older_ones_that_do_not_are_loaded(saved: Path) -> None:
+    made = Gate.load(saved).made
+    assert made["package_version"] == package_version() is not None
+    assert (made["git_commit"], made["git_dirty"]) == package_git_state()
+    change(saved, lambda about: about["made"].pop("package_version"), sign=True)
+    assert Gate.load(saved).made == {name: value for name, value in made.items() if name != "package_version"}
+
+
 def test_other_weights_are_refused(saved: Path, user_world: Path) -> None:
     shutil.rmtree(user_world / "net")
     with pytest.raises(ModelError, match="model net: cannot load local-dir:net"):
@@ -315,16 +324,10 @@ def test_a_folder_that_cannot_be_written_is_named(saved: Path, tmp_path: Path) -
 # --- The command and the document. ---
 
 
-def run(*arguments: str) -> None:
-    parser = argparse.ArgumentParser()
-    module.add_command(parser.add_subparsers())
-    options = parser.parse_args(arguments)
-    options.run(options)
-
-
 def test_the_command_saves_a_gate(user_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite, store, folder = (str(user_world / name) for name in ("colours.toml", "store", "gate"))
-    run("save", "net", "mahalanobis", folder, "--suite", suite, "--store", store, "--device", "cpu")
+    options = ["--suite", suite, "--store", store, "--device", "cpu"]
+    assert main(["save", "net", "mahalanobis", folder, *options]) == 0
     gate = Gate.load(folder)
     assert "net with mahalanobis accepts scores from" in (said := capsys.readouterr().out)
     assert f"{gate.accepted.value:.1%} of the 36 images of colours-test" in said

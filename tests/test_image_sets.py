@@ -31,7 +31,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def folder_set(folder: Path, **values: object) -> dict[str, ImageSetEntry]:
-    entry = ImageSetEntry(file=folder / "sets.toml", title="t", licence="l", source="s", folder=folder, **values)
+    entry = ImageSetEntry.in_file(folder / "sets.toml", title="t", licence="l", source="s", folder=folder, **values)
     return {"set": entry}
 
 
@@ -137,7 +137,7 @@ def test_pixels_without_files_are_an_image_set() -> None:
 
 def local_set(data_dir: Path, local: str, **values: object) -> dict[str, ImageSetEntry]:
     about = {"title": "t", "licence": "l", "source": "s", "local": local}
-    return {"set": ImageSetEntry(file=BUILT_IN, data_dir=data_dir, **about, **values)}
+    return {"set": ImageSetEntry.in_file(BUILT_IN, data_dir, **about, **values)}
 
 
 def load(data_dir: Path, local: str, **values: object) -> ImageSet:

@@ -35,9 +35,9 @@ from benchmark.records import (
     ScoresFile,
     SetRecord,
     Timing,
-    append_record,
     read_records,
 )
+from benchmark.results import ResultsFolder
 from leaderboard import site, view
 from leaderboard.__main__ import main
 from leaderboard.results import read_results
@@ -67,7 +67,7 @@ def write_suite(
 
     def write(record: Record) -> None:
         if changed := change(record):
-            append_record(path, changed)
+            ResultsFolder(folder).add(changed)
 
     write(run_record(started, **ids))
     for set_id, role in {"digits-test": "test", **OOD, **dict.fromkeys(UNIT_TESTS, "unit-test")}.items():
@@ -86,8 +86,11 @@ def run_record(started: str, **ids: str) -> Run:
         suite_option="some folder/suite.toml",
         started=started,
         command=f"pytest {HOSTILE}",
+        package_version="0.9",
         git_commit="0123456789abcdef0123456789abcdef01234567",
         git_dirty=True,
+        user_git_commit="fedcba9876543210fedcba9876543210fedcba98",
+        user_git_dirty=False,
         packages={"numpy": "2.0", "torch": "2.6"},
         python="3.11.9",
         platform=HOSTILE,
@@ -622,7 +625,7 @@ def test_intervals_of_a_mean_average_the_ends(built: Path, results: Path) -> Non
 
 
 def _newer_schema(record: dict) -> None:
-    record["schema_version"] = 2
+    record["schema_version"] = 3
 
 
 def _no_run(record: dict) -> None:
@@ -642,10 +645,10 @@ def _path_out(record: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_newer_schema, "digits/bad.jsonl:1: not a record of schema 1"),
+        (_newer_schema, "digits/bad.jsonl:1: not a record of schema 2"),
         (_no_run, "digits/bad.jsonl: no record of kind 'run' for run 'another'"),
         (_no_date, "digits/bad.jsonl: run 'bad' started at 'yesterday'"),
-        (_path_out, "digits/bad.jsonl:25: not a record of schema 1: case.scores.path"),
+        (_path_out, "digits/bad.jsonl:25: not a record of schema 2: case.scores.path"),
     ],
 )
 def test_a_damaged_file_is_named_and_left_out(small: Path, change: Callable[[dict], None], says: str) -> None:
@@ -664,7 +667,7 @@ def test_the_others_are_shown_when_a_file_is_damaged(
     assert build(small.parent.parent, tmp_path / "site") == 1
     found = pages(tmp_path / "site")
     for text in (found["index.html"].text, capsys.readouterr().err):
-        assert "digits/bad.jsonl:1: not a record of schema 1" in text
+        assert "digits/bad.jsonl:1: not a record of schema 2" in text
     assert "models/digits-vit.html" in found
     assert "models/digits-resnet.html" not in found
 
@@ -684,7 +687,7 @@ def test_without_results_nothing_is_built_and_the_old_site_stays(
     assert build(tmp_path / "nowhere", tmp_path / "site") == 2
     message = capsys.readouterr().err
     assert str(tmp_path / "nowhere") in message
-    assert "tox -e benchmark" in message
+    assert "python -m benchmark run" in message
     assert files(tmp_path / "site") == before
 
 
@@ -719,11 +722,31 @@ def test_a_folder_of_something_else_is_not_replaced(
     assert "is not a site of this leaderboard" in capsys.readouterr().err
 
 
+def test_runs_show_the_version_and_both_commits(built: Path) -> None:
+    (runs,) = (table for table in pages(built)["index.html"].tables if "run-1" in table)
+    expected = "0.9, 0123456789 with uncommitted changes; run in a repository at fedcba9876"
+    assert " ".join(runs["run-1"][3].split()) == expected
+
+
+def test_runs_of_an_older_schema_are_shown(tmp_path: Path) -> None:
+    old = Path(__file__).parent / "data" / "schema-1"
+    assert build(old, tmp_path / "site") == 0
+    found = pages(tmp_path / "site")
+    (runs,) = (table for table in found["index.html"].tables if "checkout" in table)
+    assert runs["checkout"][3].split() == ["unknown", "version,", "e7d84c7348", "clean"]
+    assert "msp" in found["suites/colours.html"].text
+    (suite,) = read_results(old).suites
+    assert {key: result.case.status for key, result in suite.results.items()} == {
+        ("net", "msp", "greys"): "error",  # of the run `elsewhere`, which is newer
+        ("net", "msp", "noise"): "failed",  # of the run `checkout`, since `elsewhere` skipped it
+    }
+
+
 def test_models_without_a_record_have_a_page(small: Path, tmp_path: Path) -> None:
     records = [record for record in read_records(small) if isinstance(record, Run | Case)]
     small.unlink()
     for record in records:
-        append_record(small, record)
+        ResultsFolder(small.parents[1]).add(record)
     assert build(small.parent.parent, tmp_path / "site") == 0
     assert "There is no record of this model" in pages(tmp_path / "site")["models/digits-vit.html"].text
     assert broken_links(tmp_path / "site") == []

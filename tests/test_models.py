@@ -31,7 +31,7 @@ COLOURS = ("blue", "green", "red")
 
 
 def entry(folder: Path, source: str = "local-dir:net") -> ModelEntry:
-    return ModelEntry(file=folder / "models.toml", title="Net", source=source, recipe="train it")
+    return ModelEntry.in_file(folder / "models.toml", title="Net", source=source, recipe="train it")
 
 
 def load(folder: Path, source: str = "local-dir:net", class_names: Sequence[str] = COLOURS) -> Classifier:
@@ -549,7 +549,7 @@ def test_what_cannot_be_used_is_refused_with_what_to_do(
 @pytest.mark.parametrize("source", ["module:no_such_module:make", "module:make", "module:"])
 def test_a_module_that_is_not_there_is_refused(tmp_path: Path, source: str) -> None:
     with pytest.raises(ModelError, match=f"model net: cannot use {source}"):
-        load_entry(ModelEntry(file=tmp_path / "suite.toml", title="Own", source=source))
+        load_entry(ModelEntry.in_file(tmp_path / "suite.toml", title="Own", source=source))
 
 
 def test_two_modules_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
@@ -557,7 +557,7 @@ def test_two_modules_of_one_name_are_not_taken_for_each_other(tmp_path: Path) ->
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same_name.py").write_text(USER)
     entries = [
-        ModelEntry(file=tmp_path / folder / "suite.toml", title="Own", source="module:same_name:plain")
+        ModelEntry.in_file(tmp_path / folder / "suite.toml", title="Own", source="module:same_name:plain")
         for folder in ("one", "two")
     ]
     load_entry(entries[0])

@@ -182,7 +182,7 @@ def base() -> Model:
 
     model = Classifier(
         "toy",
-        ModelEntry(file=Path("here.toml"), title="Toy", source="nowhere"),
+        ModelEntry.in_file(Path("here.toml"), title="Toy", source="nowhere"),
         network,
         transform,
         {"input_size": (3, 8, 8)},

@@ -12,19 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark import records
-from benchmark.__main__ import main
-from benchmark.commands.published import table
-from benchmark.limits.comparisons import Comparison, compare, comparisons, counts, published_records, verdict
+from benchmark.commands.app import main
+from benchmark.limits.comparison_table import table
+from benchmark.limits.comparisons import Comparison, compare, comparisons, counts, in_words, published_records
 from benchmark.limits.curate_published import FILES, Curated, write
-from benchmark.records import Case, ClassValue, Estimate, Metrics, PublishedRecord, Record, append_record, read_records
+from benchmark.records import Case, ClassValue, Estimate, Metrics, PublishedRecord, Record, read_records
+from benchmark.results import ResultsFolder
 from benchmark.running.session import Draft
 from benchmark.running.summary import summary
 from benchmark.suites.loading import load_suite
 from benchmark.suites.published import COLUMNS, PublishedFigure, read_published
 from benchmark.suites.suite import CaseId, Suite
-from leaderboard.results import Suite as BoardSuite
-from leaderboard.results import read_results
+from leaderboard.results import SuiteResults, read_results
 from leaderboard.view import published_rows, rerun_command
 
 pytest_plugins = "pytester"
@@ -175,8 +174,8 @@ def test_three_verdicts() -> None:
     assert compare(told, exactly(0.49)).status == "reproduced"
     assert compare(told, exactly(0.53)).status == "differs"
     assert compare(told, exactly(0.47)).status == "differs"
-    assert verdict(compare(told, exactly(0.53))) == "differs by +3.0 points"
-    assert verdict(compare(told, exactly(0.45))) == "differs by -5.0 points"
+    assert in_words(compare(told, exactly(0.53))) == "differs by +3.0 points"
+    assert in_words(compare(told, exactly(0.45))) == "differs by -5.0 points"
 
 
 percents = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
@@ -441,7 +440,7 @@ def test_means_reach_the_site_from_the_run_whose_cases_are_shown(user_world: Pat
     with_figures(user_world, ["net,msp,both,50,1,T,", "net,msp,noise,80,20,T,"])
     without_goals(user_world)
 
-    def newest() -> BoardSuite:
+    def newest() -> SuiteResults:
         return read_results(user_world / "results").suites[0]
 
     def shown() -> dict[str, float | None]:
@@ -473,14 +472,16 @@ def test_means_reach_the_site_from_the_run_whose_cases_are_shown(user_world: Pat
 def test_a_disk_that_is_full_at_the_end_of_a_run_does_not_cost_its_summary(
     user_world: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def append(path: Path, record: Record) -> None:
+    add = ResultsFolder.add
+
+    def add_unless_full(self: ResultsFolder, record: Record) -> None:
         if isinstance(record, PublishedRecord):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        append_record(path, record)
+        add(self, record)
 
     with_figures(user_world, ["net,msp,both,50,1,T,"])
     without_goals(user_world)
-    monkeypatch.setattr(records, "append_record", append)
+    monkeypatch.setattr(ResultsFolder, "add", add_unless_full)
     result = pytester.runpytest_inprocess(*options(user_world), "-k", "msp and greys")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*published figures: 0 reproduced, 0 differ, 1 not run", "records: *"])

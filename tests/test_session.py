@@ -1,6 +1,7 @@
 """What a pytest user gets: verdicts, records, messages and options, on a suite of colours."""
 
 import errno
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from benchmark.limits.baselines import read_baselines, write_baselines
 from benchmark.records import Case, Record, read_records
 from benchmark.running.fitted_detector import FittedDetector, source_sha256
+from benchmark.running.provenance import git_state
 from benchmark.running.session import TIME_RETRIES
 from detectors import create
 from detectors.gaussian import Mahalanobis
@@ -104,6 +106,15 @@ def test_the_records_of_a_run_hold_all_that_a_reader_needs(run: Runs) -> None:
     assert table["score"].type == "double"
     rows = table.filter(np.isin(table["set"], ["colours-test"])).num_rows
     assert rows == cases["net/mahalanobis/greys"].metrics.id_images == 36
+
+
+def test_the_run_says_which_version_of_this_package_ran(run: Runs) -> None:
+    run(OOD, "-k", "msp and greys", "--fpr-limit", "1")
+    record = run.records()[0]
+    assert record.package_version == importlib.metadata.version("ood-benchmark")
+    state = git_state(ROOT)
+    assert record.git_commit == state.commit
+    assert (record.user_git_commit, record.user_git_dirty) == (None, None)
 
 
 def test_the_hash_of_a_detectors_source_covers_all_that_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from scipy.stats import kendalltau
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
+from benchmark.commands.app import main
 from benchmark.training import sharpness as module
 from benchmark.training.sharpness import (
     Measured,
@@ -463,15 +464,16 @@ def test_the_definitions_are_those_of_the_paper() -> None:
 def test_the_command_prints_a_line_for_each_value(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["worst-linf-adaptive-normalised", "average-l2-standard"]
     few = ["--images", "16", "--batch", "8", "--steps", "2", "--draws", "2", "--device", "cpu"]
-    module.main(["digits-resnet", "--definition", *names, "--rho", "0.001", "0.002", *few])
+    chosen = [text for name in names for text in ("--definition", name)]
+    assert main(["sharpness", "digits-resnet", *chosen, "--rho", "0.001", "--rho", "0.002", *few]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[:3] for line in lines] == [
         ["digits-resnet", name, rho] for name in names for rho in ("0.001", "0.002")
     ]
-    with pytest.raises(SystemExit):
-        module.main(["digits-resnet", "--definition", "worst-linf"])
-    with pytest.raises(ValueError, match="digits-resnet"):
-        module.main(["digits-resnt"])
+    assert main(["sharpness", "digits-resnet", "--definition", "worst-linf"]) == 1
+    assert "no definition is called 'worst-linf' (did you mean 'worst-l" in capsys.readouterr().err
+    assert main(["sharpness", "digits-resnt"]) == 1
+    assert "no model is called 'digits-resnt' (did you mean 'digits-resnet'?)" in capsys.readouterr().err
 
 
 # --- Correlation. ---

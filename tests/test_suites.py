@@ -78,7 +78,7 @@ def test_an_unknown_suite_names_the_closest() -> None:
         ("near = 0.5", "near = 1.5", "goals.near: Input should be less than or equal to 1"),
         ("size = [32, 32]", "size = [32]", "unit_tests.size"),
         ('title = "Colours"', "", "title: Field required"),
-        ('title = "Colours"', 'title = "Colours"\ncolour = 1', "colour: Extra inputs are not permitted"),
+        ('title = "Colours"', 'title = "Colours"\ncolour = 1', "colours.toml: colour: unknown key"),
         ('title = "Colours"', 'title = "Colours', "not valid TOML"),
         ('title = "Colours"', 'title = "Colours"\n[options.knn]\nk = 0', "no detector of the suite is called 'knn'"),
         ('title = "Colours"', 'title = "Colours"\n[options.mahalanobis]\nkk = 5', "mahalanobis has no option 'kk'"),

@@ -44,6 +44,8 @@ class SecondLargest(Detector):
 
     Formula: S = o_1 + 0.1 o_2, the logits in falling order
     Paper: none
+    Verified:
+    - nothing yet
     """
 
     id = "my-detector"

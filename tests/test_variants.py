@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn.functional import mse_loss
 
+from benchmark.commands.app import main
 from benchmark.entries import read_entries
 from benchmark.images.entries import ImageSetEntry
 from benchmark.models.edits import Edit, EditError, load_edit
@@ -32,7 +33,6 @@ from benchmark.training.data import IN_MEMORY_BYTES, TrainingSet
 from benchmark.training.from_scratch import RECIPES
 from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.variants import making
-from benchmark.variants.__main__ import main
 from benchmark.variants.making import make, recipe_of
 from benchmark.variants.method import Method, TrainingData
 from tests.conftest import IMAGE_SET
@@ -99,7 +99,7 @@ def variants(user_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file.write_text(
         head + VARIANTS.partition("\n[variants]")[0] + "\n" + unit_tests + rest + VARIANTS.partition("\n\n")[2]
     )
-    main(["net+double", "--suite", str(file), "--device", "cpu"])
+    main(["variant", "net+double", "--suite", str(file), "--device", "cpu"])
     mask = torch.zeros(32, 3, 3, 3, dtype=torch.bool)
     suite = load_suite(str(file))
     first = dict(load_model("net", suite.known_models, CPU, COLOURS).network.named_parameters())["conv1.0.weight"]
@@ -374,7 +374,7 @@ def test_an_edit_of_other_weights_is_refused_with_what_makes_it_anew(variants: P
 
 def test_a_missing_edit_is_refused_with_what_makes_it(variants: Path) -> None:
     (variants.parent / "edits" / "double" / "edit.json").unlink()
-    says = r"there is no .*edit.json; make it again with: python -m benchmark.variants net\+double --suite .*colours"
+    says = r"there is no .*edit.json; make it again with: python -m benchmark variant net\+double --suite .*colours"
     with pytest.raises(ModelError, match=says):
         load_model("net+double", load(variants).known_models, CPU, COLOURS)
 
@@ -457,7 +457,7 @@ def test_an_outlier_that_is_also_evaluated_is_found_by_its_content(variants: Pat
 
 def test_sets_overlap_where_their_rows_or_folders_may() -> None:
     def rows(**which: str) -> ImageSetEntry:
-        return ImageSetEntry(file=Path("f"), title="", licence="", source="", parquet=Path("p"), rows=which)
+        return ImageSetEntry.in_file(Path("f"), title="", licence="", source="", parquet=Path("p"), rows=which)
 
     assert rows(set="a").may_overlap(rows(set="a", split="train"))
     assert rows(split="train").may_overlap(rows(set="a"))
@@ -498,14 +498,12 @@ def test_a_wrong_recipe_is_named(variants: Path, recipe: str, says: str) -> None
 def test_the_command_refuses_what_it_cannot_make(
     variants: Path, name: str, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as refusal:
-        main([name, "--suite", str(variants), "--device", "cpu"])
-    assert refusal.value.code == 2
+    assert main(["variant", name, "--suite", str(variants), "--device", "cpu"]) == 1
     assert says in capsys.readouterr().err
 
 
 def test_the_command_writes_the_edit_and_leaves_no_progress(variants: Path, tmp_path: Path) -> None:
-    main(["net+double", "--suite", str(variants), "--output", str(tmp_path / "mine"), "--device", "cpu"])
+    main(["variant", "net+double", "--suite", str(variants), "--output", str(tmp_path / "mine"), "--device", "cpu"])
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"edit.json", "edit.safetensors"}
     shipped, made = load_edit(variants.parent / "edits" / "double"), load_edit(tmp_path / "mine")
     assert made.about == shipped.about
@@ -513,8 +511,9 @@ def test_the_command_writes_the_edit_and_leaves_no_progress(variants: Path, tmp_
 
 
 def test_two_makings_at_once_do_not_meet(variants: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with FileLock(tmp_path / ".progress.lock"), pytest.raises(SystemExit):
-        main(["net+double", "--suite", str(variants), "--output", str(tmp_path), "--device", "cpu"])
+    with FileLock(tmp_path / ".progress.lock"):
+        code = main(["variant", "net+double", "--suite", str(variants), "--output", str(tmp_path), "--device", "cpu"])
+    assert code == 1
     assert "another process is making it" in capsys.readouterr().err
 
 
@@ -525,8 +524,8 @@ def test_a_full_disk_is_named_with_what_to_do(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(SystemExit):
-        main(["net+double", "--suite", str(variants), "--output", str(tmp_path), "--device", "cpu"])
+    arguments = ["--suite", str(variants), "--output", str(tmp_path), "--device", "cpu"]
+    assert main(["variant", "net+double", *arguments]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert f"cannot write to {tmp_path}: No space left on device; free some space, or name another folder" in said
 
@@ -539,6 +538,6 @@ def test_training_images_are_decoded_once_where_they_fit(variants: Path, monkeyp
     rows = torch.tensor([5, 0, 5])
     expected = torch.stack([model.transform(image_set[row]) for row in rows.tolist()])
     assert torch.equal(TrainingSet(model, image_set).images(rows), expected)
-    monkeypatch.setattr("benchmark.variants.method.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("benchmark.training.data.IN_MEMORY_BYTES", 0)
     assert IN_MEMORY_BYTES > 0
     assert torch.equal(TrainingSet(model, image_set).images(rows), expected)

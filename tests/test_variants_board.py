@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmark.metrics import accuracy
-from benchmark.records import Case, ModelRecord, Record, ScoresFile, SetRecord, append_record
+from benchmark.records import Case, ModelRecord, Record, ScoresFile, SetRecord
+from benchmark.results import ResultsFolder, scores_path
 from leaderboard import trace
 from leaderboard.board import Board, make_board
 from leaderboard.changes import difference_over_seeds
@@ -115,7 +116,7 @@ def write(
 
     def append(record: Record) -> None:
         if changed := change(record):
-            append_record(path, changed)
+            ResultsFolder(folder).add(changed)
 
     append(run_record(started, **ids))
     for model_id, role in {"digits-test": "test", **OOD}.items():
@@ -125,7 +126,7 @@ def write(
         for detector in detectors:
             append(detector_record(detector, **ids))
             scores = scores_of(model, detector, apart)
-            file = ScoresFile(path=f"{run}/{model}/{detector}.parquet", sha256=sha256(model))
+            file = ScoresFile(path=scores_path(run, model, detector), sha256=sha256(model))
             write_scores(path.parent / file.path, scores)
             for set_id, role in OOD.items():
                 keys = {"model": model, "detector": detector, "set": set_id, "role": role, **ids}

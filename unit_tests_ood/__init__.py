@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from detectors import did_you_mean
 from unit_tests_ood.random_bits import RandomBits
 from unit_tests_ood.recipes import PERMUTATIONS, RECIPES, Recipe, Source
 
@@ -45,6 +44,8 @@ def generate(
 
 def _recipe(name: str, source: Source | None) -> Recipe:
     if name not in RECIPES:
+        from detectors import did_you_mean  # here, since it loads torch, which no image needs
+
         raise ValueError(
             f"no unit test is called {name!r}{did_you_mean(str(name), names)}; there are: {', '.join(names)}"
         )

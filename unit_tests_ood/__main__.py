@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,6 +15,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    except ImportError:  # perhaps of another `benchmark` or `detectors`; ours lie beside this package
+        ours = runpy.run_path(str(Path(__file__).parents[1] / "benchmark" / "packages.py"))
+        if problem := ours["foreign_package"]("benchmark", "detectors"):
+            sys.exit(f"error: {problem}")
+        raise
     except ValueError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

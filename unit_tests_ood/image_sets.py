@@ -1,6 +1,7 @@
 """The unit tests as image sets of a suite."""
 
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,39 +19,46 @@ class UnitTestSets:
     def __init__(self, suite: LoadedSuite) -> None:
         self._suite = suite
         self._made: dict[str, ImageSet] = {}
-        self._pixels = lru_cache(maxsize=2)(self._generate)  # at 224 x 224 one set takes 60 MB
 
     def __call__(self, name: str) -> ImageSet:
         """The unit test of that name."""
         if name not in self._made:
-            self._made[name] = self._image_set(name)
+            settings = self._suite.suite.entry.unit_tests
+            source = self._suite.image_set(self._suite.suite.entry.in_distribution.test)
+            self._made[name] = image_set_of_pixels(
+                name,
+                name.replace("-", " "),
+                settings.images,
+                _Generated(name, settings.images, settings.size, source),
+                licence="Apache-2.0",
+                source=f"unit_tests_ood.generate({name!r}, {settings.images}, {settings.size})",
+            )
         return self._made[name]
 
-    def _image_set(self, name: str) -> ImageSet:
-        settings = self._suite.suite.entry.unit_tests
-        return image_set_of_pixels(
-            name,
-            name.replace("-", " "),
-            settings.images,
-            partial(self._image, name),
-            licence="Apache-2.0",
-            source=f"unit_tests_ood.generate({name!r}, {settings.images}, {settings.size})",
-        )
 
-    def _image(self, name: str, index: int) -> np.ndarray:
-        return self._pixels(name)[index]
-
-    def _generate(self, name: str) -> np.ndarray:
-        settings = self._suite.suite.entry.unit_tests
-        source = self._suite.image_set(self._suite.suite.entry.in_distribution.test)
-        return generate(name, settings.images, settings.size, source)
-
-
-@lru_cache(maxsize=1)  # a session has one suite
+@lru_cache(maxsize=1)  # a session of pytest has one suite
 def _sets_of(suite: LoadedSuite) -> UnitTestSets:
     return UnitTestSets(suite)
 
 
 def unit_test_set(name: str, suite: LoadedSuite) -> ImageSet:
-    """A unit test at the size and count that the suite asks for; it is made once."""
+    """A unit test at the size and count that the suite asks for, made once."""
     return _sets_of(suite)(name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Generated:
+    """Gives image i of a unit test; size: (height, width). source: what the permutation tests permute."""
+
+    name: str
+    images: int
+    size: tuple[int, int]
+    source: ImageSet
+
+    def __call__(self, index: int) -> np.ndarray:
+        return _pixels(self)[index]
+
+
+@lru_cache(maxsize=2)  # at 224 x 224 one set takes 60 MB
+def _pixels(of: _Generated) -> np.ndarray:
+    return generate(of.name, of.images, of.size, of.source)

@@ -10,9 +10,11 @@ from unit_tests_ood.image_sets import unit_test_set
 
 
 @pytest.fixture
-def prepared(unit_test_case: CaseId, session: Session, prepare: Callable[..., PreparedCase]) -> PreparedCase:
-    return prepare(unit_test_case, lambda: unit_test_set(unit_test_case.set, session.suite))
+def prepared(
+    unit_test_case: CaseId, ood_session: Session, prepare_ood_case: Callable[..., PreparedCase]
+) -> PreparedCase:
+    return prepare_ood_case(unit_test_case, lambda: unit_test_set(unit_test_case.set, ood_session.suite))
 
 
-def test_case(prepared: PreparedCase, hold: Callable[[PreparedCase], None]) -> None:
-    hold(prepared)
+def test_case(prepared: PreparedCase, judge_ood_case: Callable[[PreparedCase], None]) -> None:
+    judge_ood_case(prepared)

@@ -3,33 +3,34 @@
 import logging
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
 from benchmark.api.inputs import Inputs, chosen_detectors
+from benchmark.api.loading import scores_in
 from benchmark.api.results import EvaluationResults
 from benchmark.entries import DATA_DIR
+from benchmark.errors import UserError, place_in_user_code
 from benchmark.images.image_set import ImageSet, MissingImageSetError
 from benchmark.limits.limits import Limits
 from benchmark.models.devices import choose_device
 from benchmark.models.entries import MissingWeightsError
 from benchmark.models.preprocessing import Transform
-from benchmark.records import Case, ModelRecord, Record, Run
+from benchmark.records import ModelRecord, Record, Run
+from benchmark.results import ResultsFolder, ResultsInMemory
 from benchmark.running.evaluation import Evaluation
-from benchmark.running.fitted_detector import Scores
 from benchmark.running.progress import progress_bar
 from benchmark.running.recorder import Recorder, new_run_id, run_record
 from benchmark.running.session import Draft, Session
 from benchmark.running.summary import near_chance
 from benchmark.suites.suite import CaseId
+from benchmark.user.messages import on_command_line, one_line
 from detectors import Head, did_you_mean
 
 _LOG = logging.getLogger(__name__)
@@ -77,9 +78,11 @@ def evaluate(
     results: a folder for records and scores, as `--results` of pytest; by default they stay in memory.
 
     A case that goes wrong is a row with the status "error" and its reason. After an interruption (Ctrl-C), what is done
-    is returned. The given network stays as it is. Raises ValueError, in one line, for an argument with a mistake, and
+    is returned. The given network stays as it is. Raises UserError, in one line, for an argument with a mistake, and
     for what makes all cases impossible.
     """
+    given = {"in_distribution": in_distribution, "train": train, "val": val, "ood": ood, "detectors": detectors}
+    given |= {"options": options, "unit_tests": unit_tests or None, "name": name}
     tests = _unit_tests(unit_tests)
     inputs = Inputs(
         model=model,
@@ -94,23 +97,37 @@ def evaluate(
         data_dir=Path(data_dir),
     )
     if results is not None and Path(results).exists() and not Path(results).is_dir():
-        raise ValueError(f"results: {results} is a file; name a folder")
-    chosen_device = choose_device(None if device is None else str(device), "device")
-    suite = inputs.load(Path(_session_store().name if store is None else store), chosen_device)
-    given = {"in_distribution": in_distribution, "train": train, "val": val, "ood": ood, "detectors": detectors}
-    given |= {"options": options, "unit_tests": unit_tests or None, "name": name}
-    run = run_record(new_run_id(), suite.suite, _call(model, given), Path.cwd(), suite.device)
-    run = run.model_copy(update={"command": run.suite_option})
-    folder = None if results is None else Path(results) / suite.suite.id
-    limits = Limits(suite.suite, baselines={}, fpr_limit=None, unit_test_limit=None, recording=False)
-    session = Session(Evaluation(suite), limits, folder, run.run)
-    for model_id in suite.suite.models:
-        session.evaluation.model(model_id)  # what makes it useless ends the call here, and not each case
-    return _run(session, run, _cases(session, tests))
+        raise UserError(f"results: {results} is a file; name a folder")
+    with _told_to_a_program():
+        computing = choose_device(None if device is None else str(device))
+        suite = inputs.load(Path(_session_store().name if store is None else store), computing)
+        run = run_record(new_run_id(), suite.suite, _call(model, given), Path.cwd(), suite.device)
+        run = run.model_copy(update={"command": run.suite_option})
+        kept = ResultsInMemory() if results is None else ResultsFolder(Path(results))
+        limits = Limits(suite.suite, baselines={}, fpr_limit=None, unit_test_limit=None, recording=False)
+        session = Session(Evaluation(suite), limits, kept, run.run)
+        for model_id in suite.suite.models:
+            session.evaluation.model(model_id)  # what makes it useless ends the call here, and not each case
+    return _evaluated(session, run, _cases(session, tests))
+
+
+@contextmanager
+def _told_to_a_program() -> Iterator[None]:
+    """Completes the message of an error by what mends it, where that is no option of a command line."""
+    try:
+        yield
+    except UserError as error:
+        error.args, error.remedy = (_told(error),), None
+        raise
+
+
+def _told(error: UserError) -> str:
+    remedy = error.remedy if error.remedy and error.remedy.action in ("fetch", "make", "run") else None
+    return " ".join(f"{error}{on_command_line(remedy)}".split("\n"))
 
 
 def _unit_tests(asked: bool | Sequence[str]) -> tuple[str, ...]:
-    """The names of the unit tests that are asked for. Raises ValueError on one that there is not."""
+    """The names of the unit tests that are asked for. Raises UserError on one that there is not."""
     from unit_tests_ood import names  # here, since most calls ask for none
 
     if isinstance(asked, bool):
@@ -119,7 +136,7 @@ def _unit_tests(asked: bool | Sequence[str]) -> tuple[str, ...]:
     for name in chosen:
         if name not in names:
             hint = did_you_mean(str(name), names)
-            raise ValueError(f"unit_tests: none is called {name!r}{hint}; there are: {', '.join(names)}")
+            raise UserError(f"unit_tests: none is called {name!r}{hint}; there are: {', '.join(names)}")
     return chosen
 
 
@@ -157,7 +174,7 @@ def _cases(session: Session, unit_tests: Sequence[str]) -> list[tuple[CaseId, Ca
     cases = [(case, _maker(suite.image_set, case.set)) for case in suite.suite.ood_cases()]
     cases += [(case, _maker(synthetic, case.set)) for case in suite.suite.unit_test_cases(unit_tests)]
     if not cases:
-        raise ValueError("no case is left: none of the detectors can do with what was given")
+        raise UserError("no case is left: none of the detectors can do with what was given")
     return cases
 
 
@@ -165,83 +182,59 @@ def _maker(make: Callable[[str], ImageSet], set_id: str) -> Callable[[], ImageSe
     return lambda: make(set_id)
 
 
-@dataclass(frozen=True)
-class _SetScores:
-    """The scores of a set: its id, the ids of its images, and a score of each."""
-
-    set_id: str
-    image_ids: tuple[str, ...]
-    values: np.ndarray
-
-    def table(self) -> pa.Table:
-        return pa.table({"set": [self.set_id] * len(self.image_ids), "image": self.image_ids, "score": self.values})
-
-
-class _Kept:
-    """What is known so far: records and scores in memory and, where somebody named a folder, records in a file."""
-
-    def __init__(self, run: Run, folder: Path | None) -> None:
-        self.records: list[Record] = [run]
-        self.remarks: list[str] = []
-        self._scores: dict[tuple[str, str, str], tuple[_SetScores, ...]] = {}
-        self._recorder = None if folder is None else Recorder(folder / f"{run.run}.jsonl", run)
-
-    def add(self, records: Iterable[Record]) -> None:
-        records = list(records)
-        self.records += records
-        if self._recorder is not None:
-            try:
-                self._recorder.add(records)
-            except OSError as error:
-                self.remarks.append(f"the records {self._recorder.file} cannot be written: {error.strerror or error}")
-                self._recorder = None  # what is measured from here on is in memory alone
-
-    def keep_scores(self, case: CaseId, of_id: Scores, of_ood: Scores) -> None:
-        self._scores[case.model, case.detector, case.set] = tuple(
-            _SetScores(scores.image_set.id, scores.image_set.image_ids, scores.values) for scores in (of_id, of_ood)
-        )
-
-    def scores_of(self, case: Case) -> pa.Table:
-        return pa.concat_tables(scores.table() for scores in self._scores[case.model, case.detector, case.set])
-
-
-def _run(session: Session, run: Run, cases: Sequence[tuple[CaseId, Callable[[], ImageSet]]]) -> EvaluationResults:
-    kept = _Kept(run, session.results)
-    done = 0
+def _evaluated(session: Session, run: Run, cases: Sequence[tuple[CaseId, Callable[[], ImageSet]]]) -> EvaluationResults:
+    records: list[Record] = [run]
+    recorder: Recorder | None = Recorder(session.results, run)
+    remarks, done = [], 0
     with progress_bar(total=len(cases), desc=session.suite.suite.id, unit="case") as bar:
         try:
             for case, image_set in cases:
                 bar.set_postfix_str(f"{case.detector} on {case.set}")
-                kept.add(_records_of(session, case, image_set, kept))
+                of_case = _records_of(session, case, image_set)
+                records += of_case
+                if recorder and (problem := _written(recorder, of_case)):
+                    remarks.append(problem)
+                    recorder = None  # what comes now stays in memory
                 done += 1
                 bar.update()
         except KeyboardInterrupt:
-            kept.remarks.append(f"interrupted: {done} of {len(cases)} cases were done")
-    models = [record for record in kept.records if isinstance(record, ModelRecord)]
+            remarks.append(f"interrupted: {done} of {len(cases)} cases were done")
+    if recorder:
+        recorder.close()
+    models = [record for record in records if isinstance(record, ModelRecord)]
     about = session.suite.suite.entry.about
-    remarks = (*filter(None, [about]), *near_chance(models), *kept.remarks)
-    return EvaluationResults(tuple(kept.records), remarks, kept.scores_of)
+    told = (*filter(None, [about]), *near_chance(models), *remarks)
+    return EvaluationResults(tuple(records), told, partial(scores_in, session.results))
 
 
-def _records_of(session: Session, case: CaseId, image_set: Callable[[], ImageSet], kept: _Kept) -> list[Record]:
+def _written(recorder: Recorder, records: Sequence[Record]) -> str | None:
+    """Hands records to the place of results. Returns a sentence where it cannot take them, None where it did."""
+    try:
+        recorder.add(records)
+    except OSError as error:
+        return f"the records {recorder.place} cannot be written: {error.strerror or error}"
+    return None
+
+
+def _records_of(session: Session, case: CaseId, image_set: Callable[[], ImageSet]) -> list[Record]:
     """Takes a case to its verdict; whatever goes wrong there is its reason."""
     draft, message, skipped = Draft(case), "", False
     try:
         prepared = session.prepare(draft, image_set())
-        scores = prepared.score()
-        prepared.judge(scores)
-        kept.keep_scores(case, prepared.detector.id_scores, scores)
+        prepared.judge(prepared.score())
     except (MissingImageSetError, MissingWeightsError) as error:
-        message, skipped = f"data missing: {error}", True
+        message, skipped = f"data missing: {_told(error)}", True
     except (Exception, SystemExit) as error:
         message = _reason(case, error)
     return draft.finished(session.run, session.suite.suite, message, skipped=skipped)
 
 
 def _reason(case: CaseId, error: BaseException) -> str:
-    """Why a case ended, in one line. What no user can mend by that line is logged with its traceback."""
-    if isinstance(error, (ValueError, OSError, RuntimeError)):
-        return str(error)
-    _LOG.error("%s", case, exc_info=error)
+    """Why a case ended, in one line. What no line can mend is logged with its traceback."""
+    if isinstance(error, UserError) and not place_in_user_code(error.__cause__):
+        return _told(error)
+    line = one_line(error)
+    if line is None or not isinstance(error, (UserError, OSError)):
+        _LOG.error("%s", case, exc_info=error)
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+    return line or f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"

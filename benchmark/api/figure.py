@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from benchmark.errors import UserError
 from benchmark.records import Case
 
 # Colours that people of any colour vision tell apart (Okabe and Ito, 2008), and a shape for each.
@@ -25,16 +26,16 @@ class NotebookFigure(Figure):
 def fpr_figure(cases: Sequence[Case]) -> Figure:
     """FPR@95 of every detector (rows) on every set (panels), with its 95 % interval.
 
-    cases: those that have no figures are left out. Raises ValueError where none is left, where they are of several
+    cases: those that have no figures are left out. Raises UserError where none is left, where they are of several
     suites, and where they are of more models than there are colours.
     """
     measured = [(case, case.metrics.fpr_at_95) for case in cases if case.metrics]
     if not measured:
-        raise ValueError("there is nothing to plot: no case has figures")
+        raise UserError("there is nothing to plot: no case has figures")
     if len(suites := dict.fromkeys(case.suite for case, _ in measured)) > 1:
-        raise ValueError(f"a figure is of one suite: .select(suites=...) one of {', '.join(suites)}")
+        raise UserError(f"a figure is of one suite: .select(suites=...) one of {', '.join(suites)}")
     if len(models := list(dict.fromkeys(case.model for case, _ in measured))) > len(_COLOURS):
-        raise ValueError(f"{len(models)} models are too many for a figure: .select(models=...) up to {len(_COLOURS)}")
+        raise UserError(f"{len(models)} models are too many for a figure: .select(models=...) up to {len(_COLOURS)}")
     sets = list(dict.fromkeys(case.set for case, _ in measured))
     means = {case.detector: 0.0 for case, _ in measured}
     for detector in means:

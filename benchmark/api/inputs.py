@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from benchmark.entries import read_entries, read_toml
+from benchmark.errors import UserError
 from benchmark.images.entries import BUILT_IN as IMAGE_SETS
 from benchmark.images.entries import ImageSetEntry
 from benchmark.images.readers import Images
@@ -60,11 +61,11 @@ class DetectorChoice:
     required: tuple[str, ...]
 
     def without(self, needs: Collection[str]) -> "DetectorChoice":
-        """Those that need none of some things. Raises ValueError where a required one does."""
+        """Those that need none of some things. Raises UserError where a required one does."""
         lacking = set(needs)
         for detector_id in self.required:
             if missing := sorted(lacking & set(describe(detector_id)["needs"])):
-                raise ValueError(
+                raise UserError(
                     f"detectors: {detector_id} needs {_LACKING[missing[0]]}: give it, or leave this one out"
                 )
         if self.ids == ("*",):
@@ -75,27 +76,27 @@ class DetectorChoice:
 def chosen_detectors(
     detectors: str | Sequence[str] | None, options: Mapping[str, Mapping[str, Any]] | None
 ) -> DetectorChoice:
-    """The detectors that arguments of `evaluate` name. Raises ValueError for what there is not."""
+    """The detectors that arguments of `evaluate` name. Raises UserError for what there is not."""
     if isinstance(detectors, str):
         detectors = ("*",) if detectors == "all" else (detectors,)
     ids = core_detectors() if detectors is None else tuple(dict.fromkeys(detectors))
     if not ids:
-        raise ValueError('detectors: name some, or "all", or leave the argument out for a core of them')
+        raise UserError('detectors: name some, or "all", or leave the argument out for a core of them')
     everything = ids == ("*",)
     for detector_id in () if everything else ids:
         if detector_id not in available():
             hint = did_you_mean(str(detector_id), available())
-            raise ValueError(
+            raise UserError(
                 f"detectors: no detector is called {detector_id!r}{hint}; detectors.available() lists all of them"
             )
     given = {detector_id: dict(values) for detector_id, values in (options or {}).items()}
     for detector_id, values in given.items():
         if detector_id not in (available() if everything else ids):
-            raise ValueError(f"options: {detector_id!r} is none of the detectors{did_you_mean(str(detector_id), ids)}")
+            raise UserError(f"options: {detector_id!r} is none of the detectors{did_you_mean(str(detector_id), ids)}")
         try:
             create(detector_id, **values)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"options: {error}") from None
+            raise UserError(f"options: {error}") from None
     required = given if detectors is None or everything else dict.fromkeys(ids)
     return DetectorChoice(ids, given, tuple(required))
 
@@ -125,9 +126,9 @@ class Inputs:
     data_dir: Path
 
     def load(self, store: Path, device: torch.device) -> LoadedSuite:
-        """The suite of it all. Raises ValueError, in the words of `evaluate`, for what is missing or does not fit."""
+        """The suite of it all. Raises UserError, in the words of `evaluate`, for what is missing or does not fit."""
         if self.transform is not None and not isinstance(self.model, nn.Module):
-            raise ValueError("transform: it goes with an nn.Module; every other model says how its images are prepared")
+            raise UserError("transform: it goes with an nn.Module; every other model says how its images are prepared")
         if self.name is not None:
             _check_id(self.name, "name")
         if isinstance(self.model, Head):
@@ -143,7 +144,7 @@ class Inputs:
         splits = {"test": test, "train": self.train, "val": self.val}
         ood = self._ood()
         if same := sorted(ood.keys() & splits.keys()):
-            raise ValueError(f"ood: {same[0]!r} is the name of a split; take another key")
+            raise UserError(f"ood: {same[0]!r} is the name of a split; take another key")
         outputs = GivenOutputs(
             head, {role: given for role, given in splits.items() if given is not None}, ood, ARGUMENTS
         )
@@ -152,13 +153,13 @@ class Inputs:
     def _of_folder(self, name: str | None, place: str) -> LoadedSuite:
         sets = {"in_distribution": self.in_distribution, "train": self.train, "val": self.val, "ood": self.ood}
         if given := [argument for argument, value in sets.items() if value is not None]:
-            raise ValueError(f"{given[0]}: the folder {place} holds the outputs of all sets: leave {given[0]} out")
+            raise UserError(f"{given[0]}: the folder {place} holds the outputs of all sets: leave {given[0]} out")
         model = self.name or id_of(name or Path(place).resolve().name)
         return self._of_rows(OutputsFolder(Path(place), ARGUMENTS), model, f"outputs in {place}")
 
     def _of_rows(self, outputs: GivenOutputs | OutputsFolder, model: str, source: str) -> LoadedSuite:
         if self.unit_tests:
-            raise ValueError("unit_tests: they need the network, which outputs come without: leave them out")
+            raise UserError("unit_tests: they need the network, which outputs come without: leave them out")
         absent = {"train", "val"} - set(outputs.splits)
         served = self.detectors.without({*NOT_KEPT, *absent})
         changes = {"detectors": self.detectors.ids, "options": served.options}
@@ -175,7 +176,7 @@ class Inputs:
         splits = {role: self._set(role, data, known_sets) for role, data in given.items() if data is not None}
         ood = [self._ood_set(key, data, known_sets) for key, data in self._ood().items()]
         if taken := [one.id for one in (test, *splits.values(), *ood) if one.id in self.unit_tests]:
-            raise ValueError(f"{taken[0]!r} is the name of a unit test: give this set another one")
+            raise UserError(f"{taken[0]!r} is the name of a unit test: give this set another one")
         unit_tests = self.detectors.ids if self.unit_tests else ()
         suite, images = suite_of_images(
             suite_name(test, is_named=_is_named(self.in_distribution)),
@@ -199,12 +200,12 @@ class Inputs:
         model = self.model
         if isinstance(model, nn.Module):
             if self.transform is None and not getattr(model, "pretrained_cfg", None):
-                raise ValueError("transform: an nn.Module needs one, a callable from a PIL image to a tensor (C, H, W)")
+                raise UserError("transform: an nn.Module needs one, a callable from a PIL image to a tensor (C, H, W)")
             kind = type(model).__name__
-            entry = ModelEntry(title=self.name or kind, source=f"a {kind} in memory", file=Path("model"))
+            entry = ModelEntry.in_file(Path("model"), title=self.name or kind, source=f"a {kind} in memory")
             return self.name or id_of(kind), entry, GivenNetwork(model, self.transform)
         if not isinstance(model, (str, Path)):
-            raise ValueError(f"model: {_kind(model)} is none: give {_SOURCES}")
+            raise UserError(f"model: {_kind(model)} is none: give {_SOURCES}")
         model_id, entry = named_model(str(model), known, ARGUMENTS)
         return self.name or model_id, entry, None
 
@@ -213,26 +214,26 @@ class Inputs:
         if isinstance(data, (str, Path)):
             return named_set(role, str(data), known, self.data_dir, ARGUMENTS)
         if isinstance(data, Outputs):
-            raise ValueError(f"{option}: Outputs go with a Head as the model; beside a network, give images")
+            raise UserError(f"{option}: Outputs go with a Head as the model; beside a network, give images")
         return given_set(option, role, _IDS[role], data)
 
     def _ood_set(self, set_id: str, data: Any, known: dict[str, ImageSetEntry]) -> NamedSet:
         option = f"ood[{set_id!r}]"
         if isinstance(data, (str, Path)):
             if str(data) in known and not Path(data).exists() and str(data) != set_id:
-                raise ValueError(
+                raise UserError(
                     f"{option}: {data} is an id of image_sets.toml, which it keeps: take it as the key, too"
                 )
             return named_set("ood", f"{set_id}={data}", known, self.data_dir, replace(ARGUMENTS, ood=option))
         if isinstance(data, Outputs):
-            raise ValueError(f"{option}: Outputs go with a Head as the model; beside a network, give images")
+            raise UserError(f"{option}: Outputs go with a Head as the model; beside a network, give images")
         return given_set(option, "ood", set_id, data)
 
     # --- Both. ---
 
     def _test(self) -> Any:
         if self.in_distribution is None:
-            raise ValueError("in_distribution: name the in-distribution test images")
+            raise UserError("in_distribution: name the in-distribution test images")
         return self.in_distribution
 
     def _ood(self) -> dict[str, Any]:
@@ -240,7 +241,7 @@ class Inputs:
         if self.ood is None and self.unit_tests:
             return {}
         if not isinstance(self.ood, Mapping) or not self.ood:
-            raise ValueError("ood: name at least one OOD set, as in ood={'strange': './strange'}")
+            raise UserError("ood: name at least one OOD set, as in ood={'strange': './strange'}")
         for set_id in self.ood:
             _check_id(set_id, "ood")
         return dict(self.ood)
@@ -258,7 +259,7 @@ def _is_named(data: Any) -> bool:
 
 def _check_id(text: Any, argument: str) -> None:
     if not isinstance(text, str) or not re.fullmatch(ID_PATTERN, text) or len(text) > ID_LENGTH:
-        raise ValueError(
+        raise UserError(
             f"{argument}: {text!r} cannot be a name: take letters, digits and . + _ -, letter or digit first, up to "
             f"{ID_LENGTH} of them"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from benchmark.api.table import short_table, table_of
+from benchmark.errors import UserError
 from benchmark.records import Case, ModelRecord, Record
 from detectors.spelling import did_you_mean
 
@@ -26,7 +27,7 @@ class EvaluationResults:
     records: the records of the cases, and of the runs, models, detectors and image sets that they are of.
     remarks: what a reader should know of the figures, a sentence each.
     scores_of: gives the scores of a case as a table with the columns set, image and score. The ID test images come
-        first. It raises ValueError where they are nowhere.
+        first. It raises UserError where they are nowhere.
     """
 
     records: tuple[Record, ...]
@@ -77,7 +78,7 @@ class EvaluationResults:
         roles: "near", "far", "cleaned", "contaminated", "unit-test".
         statuses: "passed", "failed", "error", "skipped".
 
-        Raises ValueError on a value that no case has.
+        Raises UserError on a value that no case has.
         """
         asked = {"suite": suites, "model": models, "detector": detectors, "set": sets, "role": roles}
         chosen = self.cases
@@ -96,7 +97,7 @@ class EvaluationResults:
         in_distribution: whether it is an ID test image; each is there once for each detector.
         score: float64; higher means more in-distribution.
 
-        Raises ValueError where the scores of a case are nowhere.
+        Raises UserError where the scores of a case are nowhere.
         """
         import pandas as pd  # here, since it is slow to import
 
@@ -115,7 +116,7 @@ class EvaluationResults:
         """A figure of FPR@95: a row a detector, a panel a set, with 95 % intervals. Lower is better.
 
         Models differ in colour and shape. A notebook shows it where it is the value of a cell; `savefig` of it writes a
-        file. Raises ValueError where there are no figures, several suites, or more models than a figure can tell apart.
+        file. Raises UserError where there are no figures, several suites, or more models than a figure can tell apart.
         """
         from benchmark.api.figure import fpr_figure  # here, since matplotlib is slow to import
 
@@ -151,10 +152,10 @@ class EvaluationResults:
 
 
 def known_values(field: str, value: str | Collection[str], known: Collection[str]) -> list[str]:
-    """One value, or several, as a list. Raises ValueError on one that is not known."""
+    """One value, or several, as a list. Raises UserError on one that is not known."""
     asked = [value] if isinstance(value, str) else list(value)
     for one in asked:
         if one not in known:
             there = ", ".join(dict.fromkeys(known))
-            raise ValueError(f"no case has the {field} {one!r}{did_you_mean(one, known)}; there are: {there}")
+            raise UserError(f"no case has the {field} {one!r}{did_you_mean(one, known)}; there are: {there}")
     return asked

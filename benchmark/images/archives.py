@@ -14,10 +14,12 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from benchmark.errors import UserError
+
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
 
-class ArchiveError(ValueError):
+class ArchiveError(UserError):
     """An archive that cannot be unpacked. damaged: whether another download may help."""
 
     def __init__(self, problem: str, *, damaged: bool) -> None:

@@ -21,6 +21,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
+from benchmark.errors import UserError
+
 PIXEL_LIMIT = 178_956_970  # what Pillow refuses by default, as decompression bombs; here, whatever its setting
 _UTF8_MARK = b"\xef\xbb\xbf"
 _JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
@@ -55,7 +57,7 @@ class Decoding(BaseModel):
 AS_PAPERS = Decoding()
 
 
-class DecodingError(ValueError):
+class DecodingError(UserError):
     """Bytes that are no image that can be used; the message says why."""
 
 

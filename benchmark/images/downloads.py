@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
+from benchmark.errors import UserError
 from benchmark.files import write_atomically
 from benchmark.images.archives import ArchiveError, unpack
 from benchmark.images.sources import HubSource, ManualSource, Source, UrlSource
@@ -39,7 +40,7 @@ _PATIENCE_S = 30
 _TRY_AGAIN = "run the same command again: it goes on where it stopped"
 
 
-class DownloadError(ValueError):
+class DownloadError(UserError):
     """A source that did not deliver; the message says why and what to do, in one line."""
 
 

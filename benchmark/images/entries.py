@@ -1,7 +1,6 @@
 """Entries of `image_sets.toml`: what an image set holds and where it comes from. No image is read here."""
 
 import csv
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Self
@@ -9,6 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from benchmark.entries import Entry
+from benchmark.errors import Remedy, UserError
 from benchmark.images.corruptions import Corruption
 from benchmark.images.decoding import AS_PAPERS, Decoding
 from benchmark.images.readers import read_list
@@ -124,17 +124,22 @@ class ImageSetEntry(Entry):
         entry = self.model_copy(update=_read_class_list(self.class_list)) if self.class_list else self
         for group, members in entry.class_groups.items():
             if unknown := [name for name in members if name not in entry.classes]:
-                raise ValueError(f"class_groups.{group}: {unknown[0]!r} is no class of the set; correct {entry.file}")
+                raise UserError(f"class_groups.{group}: {unknown[0]!r} is no class of the set; correct {entry.file}")
         return entry
 
-    def remedy(self, set_id: str) -> str:
-        """What brings its images to their place, as the end of a message."""
-        by_hand = [" ".join(source.manual.split()) for source in self.sources if isinstance(source, ManualSource)]
-        if len(by_hand) == len(self.sources):
-            return f"get it by hand{''.join(f': {todo}' for todo in by_hand)} (paths start from {self.data_dir})"
-        suite = [] if self.file == BUILT_IN else ["--suite", str(self.file)]
-        command = ["python", "-m", "benchmark", "fetch", set_id, *suite, "--data-dir", str(self.data_dir)]
-        return f"get it with: {shlex.join(command)}"
+    def remedy(self, set_id: str) -> Remedy | None:
+        """What brings its images to their place; None where somebody has to get them by hand."""
+        if all(isinstance(source, ManualSource) for source in self.sources):
+            return None
+        return Remedy("fetch", set_id, None if self.file == BUILT_IN else self.file, self.data_dir)
+
+    @property
+    def by_hand(self) -> str:
+        """How to get its images by hand, as the end of a message; nothing where they can be fetched."""
+        todo = [f": {' '.join(source.manual.split())}" for source in self.sources if isinstance(source, ManualSource)]
+        if len(todo) < len(self.sources):
+            return ""
+        return f"; get it by hand{''.join(todo)} (paths start from {self.data_dir})"
 
     def may_overlap(
         self, other: "ImageSetEntry", files: Callable[[Path, Path | None], set[str] | None] = listed_files
@@ -174,19 +179,19 @@ def _read_class_list(file: Path) -> dict[str, tuple[str, ...]]:
     try:
         lines = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
     except FileNotFoundError:
-        raise ValueError(f"there is no class list {file}") from None
+        raise UserError(f"there is no class list {file}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} is no class list: {error}") from None
+        raise UserError(f"{file} is no class list: {error}") from None
     if not lines or lines[0] != ["class", "name"]:
-        raise ValueError(f"{file}:1: a class list begins with the line: class,name")
+        raise UserError(f"{file}:1: a class list begins with the line: class,name")
     seen: tuple[set[str], set[str]] = set(), set()
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != 2 or not all(value.strip() for value in line):
-            raise ValueError(f"{file}:{number}: a class and its name are expected, not {','.join(line)!r}")
+            raise UserError(f"{file}:{number}: a class and its name are expected, not {','.join(line)!r}")
         for value, before in zip(line, seen, strict=True):
             if value in before:
-                raise ValueError(f"{file}:{number}: {value!r} is there twice")
+                raise UserError(f"{file}:{number}: {value!r} is there twice")
             before.add(value)
     if len(lines) < 2:
-        raise ValueError(f"{file} lists no class")
+        raise UserError(f"{file} lists no class")
     return {"classes": tuple(line[0] for line in lines[1:]), "class_names": tuple(line[1] for line in lines[1:])}

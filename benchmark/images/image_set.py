@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from benchmark.entries import read_entries
+from benchmark.errors import UserError
 from benchmark.images.corruptions import Corruption
 from benchmark.images.decoding import AS_PAPERS, Decoding, DecodingError, decode
 from benchmark.images.downloads import is_there
@@ -21,7 +22,7 @@ from benchmark.images.readers import Images, folders_of, in_folder, in_parquet, 
 from detectors import did_you_mean
 
 
-class ImageSetError(ValueError):
+class ImageSetError(UserError):
     """An image set, or one of its images, that cannot be used; the message names the file and the remedy."""
 
 
@@ -33,7 +34,8 @@ class MissingImageSetError(ImageSetError):
 class ImageSet:
     """Images with their ids and, where they have classes, the index of each one's class and a word for it.
 
-    `encoded(i)` gives the bytes of an image file or the pixels (height, width, 3) of an image that has none.
+    `encoded(i)` gives the bytes of an image file or the pixels (height, width, 3) of an image that has none. A function
+    that pickle can take makes a set that pickle can take.
     about: what else a record says of it: its list, contamination, groups of classes and decoding.
     kept: where the hashes of its images are kept across runs, if they are.
     """
@@ -146,7 +148,7 @@ def _named(set_id: str) -> Iterator[None]:
         yield
     except ImageSetError:
         raise
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         raise ImageSetError(f"image set {set_id}: {error}") from error
 
 
@@ -171,7 +173,7 @@ def _check_is_there(set_id: str, entry: ImageSetEntry) -> None:
     elif entry.listed and entry.place.is_dir() and not _any_there(entry.place, entry.listed):
         missing = f"none of the images of {entry.listed} are in {entry.place}"
     if missing:
-        raise MissingImageSetError(f"image set {set_id}: {missing}; {entry.remedy(set_id)}")
+        raise MissingImageSetError(f"image set {set_id}: {missing}{entry.by_hand}", entry.remedy(set_id))
 
 
 def _any_there(folder: Path, listed: Path) -> bool:
@@ -183,7 +185,7 @@ def _read(set_id: str, entry: ImageSetEntry) -> Images:
     if place.is_dir() and (entry.folder or not shards_of(place)):
         return in_folder(place, entry.listed)
     if entry.listed:
-        raise ValueError(f"`list_file` goes with a folder of images, and {place} holds Parquet files")
+        raise UserError(f"`list_file` goes with a folder of images, and {place} holds Parquet files")
     label = columns.label if entry.classes else None
     return in_parquet(place, set_id, image=columns.image, label=label, id_column=columns.id, rows=entry.rows)
 
@@ -217,7 +219,7 @@ def _selected(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
         image_ids=ids,
         labels=labels,
         classes=entry.classes,
-        encoded=lambda index: images.encoded(int(rows[index])),
+        encoded=_ChosenRows(images.encoded, rows),
         class_names=entry.class_names or entry.classes,
         about={
             "list_id": entry.list_id,
@@ -231,6 +233,28 @@ def _selected(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
     )
 
 
+@dataclass(frozen=True)
+class _ChosenRows:
+    """Reads image i of a set, which is image rows[i] of the place where it lies."""
+
+    encoded: Callable[[int], bytes | np.ndarray]
+    rows: np.ndarray
+
+    def __call__(self, index: int) -> bytes | np.ndarray:
+        return self.encoded(int(self.rows[index]))
+
+
+@dataclass(frozen=True)
+class _CorruptedImages:
+    """Gives the pixels of image i of a clean set, corrupted."""
+
+    clean: ImageSet
+    corruption: Corruption
+
+    def __call__(self, index: int) -> np.ndarray:
+        return self.corruption(np.asarray(self.clean[index]), self.clean.image_ids[index])
+
+
 def _kept(set_id: str, entry: ImageSetEntry, images: Images) -> KeptHashes:
     chosen = f"{entry.place} {entry.rows} {entry.columns.image}"
     return KeptHashes(entry.data_dir / ".hashes" / set_id, images.files, chosen)
@@ -241,7 +265,7 @@ def _corrupted(clean: ImageSet, corruption: Corruption) -> ImageSet:
         clean,
         source=f"{clean.source}; with {corruption.kind}, amount {corruption.amount} (benchmark/images/corruptions.py)",
         coding="pixels",
-        encoded=lambda index: corruption(np.asarray(clean[index]), clean.image_ids[index]),
+        encoded=_CorruptedImages(clean, corruption),
         kept=None,
     )
 
@@ -250,7 +274,7 @@ def _outside_of(folders: set[str], ids: Sequence[str]) -> np.ndarray:
     """The rows of the images that lie in none of the folders. Raises ValueError where one of them holds no image."""
     within = [folders.intersection(folders_of(path)) for path in ids]
     if unmet := folders.difference(*within):
-        raise ValueError(f"`leave_out` names {min(unmet)!r}, which is neither a folder of its images nor a class")
+        raise UserError(f"`leave_out` names {min(unmet)!r}, which is neither a folder of its images nor a class")
     return np.array([row for row, found in enumerate(within) if not found], dtype=np.int64)
 
 
@@ -267,7 +291,7 @@ def _labels(entry: ImageSetEntry, images: Images, rows: np.ndarray) -> np.ndarra
     labels = np.array([next((known[name] for name in some if name in known), -1) for some in names], dtype=np.int64)
     if unknown := sorted({names[row][0] for row in np.flatnonzero(labels < 0).tolist()}):
         expected = f"0 to {len(known) - 1}" if known is indices else ", ".join(list(known)[:20])
-        raise ValueError(
+        raise UserError(
             f"unknown classes {unknown[:5]} in {entry.listed or entry.place}; the classes in "
             f'{entry.class_list or entry.file} with `labels` = "{entry.labels}" allow {expected}'
         )
@@ -279,7 +303,7 @@ def _part(part: Part, labels: np.ndarray, entry: ImageSetEntry) -> np.ndarray:
     counts = np.bincount(labels, minlength=len(entry.classes))
     if counts.min() < part.per_class:
         few = f"class {entry.classes[int(counts.argmin())]} has" if entry.classes else "it has"
-        raise ValueError(f"{few} only {counts.min()} images in {entry.place}, and `part` takes {part.per_class}")
+        raise UserError(f"{few} only {counts.min()} images in {entry.place}, and `part` takes {part.per_class}")
     place_in_class = np.empty_like(labels)
     order = labels.argsort(kind="stable")
     place_in_class[order] = np.arange(len(labels)) - (counts.cumsum() - counts)[labels[order]]
@@ -297,12 +321,12 @@ def _check_counts(entry: ImageSetEntry, images: int, labels: np.ndarray | None) 
     none = f"no image of class {missing[0]}" if missing else "no image" if not images else ""
     others = f" (and {len(missing) - 1} other classes)" if len(missing) > 1 else ""
     if accepted is not None and images not in accepted:
-        raise ValueError(
+        raise UserError(
             f"{images} images in {entry.place}, {' or '.join(map(str, accepted))} expected"
             f"{f', and {none}{others}' if none else ''}; complete the set, or correct `images` in {entry.file}"
         )
     if not images or (missing and accepted is None and entry.listed is None):
-        raise ValueError(
+        raise UserError(
             f"{none}{others} in {entry.place}; complete the set, or correct its classes in "
             f"{entry.class_list or entry.file}"
         )

@@ -6,8 +6,8 @@ import io
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from benchmark.errors import UserError
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")  # as `datasets` and the Hub name them
 _SAMPLE = 16
@@ -50,17 +52,31 @@ def in_folder(folder: Path, listed: Path | None = None) -> Images:
         pairs = read_list(listed)
         ids, labels = [path for path, _ in pairs], [label for _, label in pairs]
         if missing := [path for path in ids if not os.path.isfile(f"{folder}/{path}")]:
-            raise ValueError(
+            raise UserError(
                 f"{len(missing)} of the {len(ids)} files in the list {listed} are not in {folder}, such as "
                 f"{missing[0]}; complete the folder, or name the right list"
             )
     return Images(
         ids=ids,
         names=[folders_of(path) if label is None else [label] for path, label in zip(ids, labels, strict=True)],
-        encoded=lambda index: (folder / ids[index]).read_bytes(),
+        encoded=_Files(folder, ids).read,
         coding=", ".join(sorted({PurePosixPath(path).suffix.lower().lstrip(".") for path in ids})),
-        files=lambda: [f"{folder}/{path}" for path in ids],
+        files=_Files(folder, ids).paths,
     )
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Image files of a folder, by their relative paths."""
+
+    folder: Path
+    ids: Sequence[str]
+
+    def read(self, index: int) -> bytes:
+        return (self.folder / self.ids[index]).read_bytes()
+
+    def paths(self) -> list[str]:
+        return [f"{self.folder}/{path}" for path in self.ids]
 
 
 def read_list(file: Path) -> list[tuple[str, str | None]]:
@@ -74,7 +90,7 @@ def read_list(file: Path) -> list[tuple[str, str | None]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no list of paths: {error}") from None
+        raise UserError(f"{file} is no list of paths: {error}") from None
     if file.suffix.lower() == ".csv":
         rows = [row for row in csv.reader(lines[1:]) if row]
         pairs = [(row[0], row[1] if len(row) > 1 else None) for row in rows]
@@ -87,12 +103,12 @@ def read_list(file: Path) -> list[tuple[str, str | None]]:
                 pairs.append((path, None if label[0] == "-1" else label[0]))
     paths = [path for path, _ in pairs]
     if not paths:
-        raise ValueError(f"the list {file} is empty")
+        raise UserError(f"the list {file} is empty")
     if outside := [path for path in paths if path.startswith("/") or ".." in path.split("/")]:
-        raise ValueError(f"the list {file} leaves its folder: {outside[0]}")
+        raise UserError(f"the list {file} leaves its folder: {outside[0]}")
     if len(set(paths)) < len(paths):
         twice = next(path for path, before in zip(sorted(paths)[1:], sorted(paths), strict=False) if path == before)
-        raise ValueError(f"the list {file} names {twice} twice")
+        raise UserError(f"the list {file} names {twice} twice")
     return pairs
 
 
@@ -106,7 +122,7 @@ def _found(folder: Path) -> list[str]:
         prefix = "" if prefix == "./" else prefix
         found += [prefix + name for name in names if _ending(name) in known and not name.startswith(".")]
     if not found:
-        raise ValueError(f"no image files in {folder}; the known endings are {', '.join(sorted(known))}")
+        raise UserError(f"no image files in {folder}; the known endings are {', '.join(sorted(known))}")
     return sorted(found, key=lambda path: path.split("/"))
 
 
@@ -137,52 +153,84 @@ def in_parquet(
 
     image, label, id: columns. Where there are no ids, rows are numbered, after `name`. The table is memory-mapped.
     """
-    import datasets  # here, since it is slow to import
-
-    datasets.disable_progress_bars()  # it would show one for reading a few kilobytes
     shards = shards_of(place) if place.is_dir() else [place]
     columns = _columns(shards, [image, *([label] if label else []), *rows])
     wanted = [name for name in dict.fromkeys((image, label, id_column)) if name in columns]
-    filters = [(column, "=", value) for column, value in rows.items()] or None
-    try:
-        read = datasets.Dataset.from_parquet(
-            [glob.escape(str(shard)) for shard in shards], columns=wanted, filters=filters
-        )
-        table = read.cast_column(image, datasets.Image(decode=False)).data if len(read) else None
-    except Exception as error:  # `datasets` wraps what pyarrow says in exceptions of its own
-        raise ValueError(f"cannot read {place}: {error.__cause__ or error}") from error
-    if table is None:
-        raise ValueError(f"{place} has no rows{f' with {rows}' if rows else ''}")
-    images = table.column(image)
+    source = _Table(place, tuple(shards), tuple(wanted), image, rows)
+    table = source.table
     labels = list(map(str, table.column(label).to_pylist())) if label else []
     names = {value: (value,) for value in set(labels)}  # which the rows of a class share
+    count = table.num_rows
+    return Images(
+        ids=list(map(str, table.column(id_column).to_pylist())) if id_column in wanted else numbered(name, count),
+        names=[names[value] for value in labels],
+        encoded=source.read,
+        coding=codings(source.read, count),
+        files=source.paths,
+        integers=label is not None and pa.types.is_integer(table.column(label).type),
+    )
 
-    def encoded(index: int) -> bytes:
-        content: dict[str, Any] = images[index].as_py() or {}
+
+@dataclass(frozen=True)
+class _Table:
+    """The rows of Parquet files as one table. Another process that unpickles it maps the same files anew.
+
+    place: what errors name. columns: those that are read. image: the column of the images. rows: the value of each
+    column that chooses rows.
+    """
+
+    place: Path
+    shards: tuple[Path, ...]
+    columns: tuple[str, ...]
+    image: str
+    rows: dict[str, str]
+
+    @cached_property
+    def table(self) -> Any:
+        """The memory-mapped table, in which images are bytes. Raises ValueError where it cannot be read or is empty."""
+        import datasets  # here, since it is slow to import
+
+        datasets.disable_progress_bars()  # it would show one for reading a few kilobytes
+        filters = [(column, "=", value) for column, value in self.rows.items()] or None
+        try:
+            read = datasets.Dataset.from_parquet(
+                [glob.escape(str(shard)) for shard in self.shards], columns=list(self.columns), filters=filters
+            )
+            table = read.cast_column(self.image, datasets.Image(decode=False)).data if len(read) else None
+        except Exception as error:  # `datasets` wraps what pyarrow says in exceptions of its own
+            raise UserError(f"cannot read {self.place}: {error.__cause__ or error}") from error
+        if table is None:
+            raise UserError(f"{self.place} has no rows{f' with {self.rows}' if self.rows else ''}")
+        return table
+
+    @cached_property
+    def _images(self) -> Any:
+        return self.table.column(self.image)
+
+    def read(self, index: int) -> bytes:
+        content: dict[str, Any] = self._images[index].as_py() or {}
         if content.get("bytes") is None:
-            raise ValueError(
-                f"the row holds no bytes, only the path {content.get('path')}; embed the images in {place}"
+            raise UserError(
+                f"the row holds no bytes, only the path {content.get('path')}; embed the images in {self.place}"
             )
         return bytes(content["bytes"])
 
-    return Images(
-        ids=list(map(str, table.column(id_column).to_pylist())) if id_column in wanted else numbered(name, len(images)),
-        names=[names[value] for value in labels],
-        encoded=encoded,
-        coding=codings(encoded, len(images)),
-        files=lambda: [str(shard) for shard in shards],
-        integers=label is not None and pa.types.is_integer(table.column(label).type),
-    )
+    def paths(self) -> list[str]:
+        return [str(shard) for shard in self.shards]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the table, which may be as large as ImageNet."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
 def shards_of(folder: Path) -> list[Path]:
     """The Parquet files of a folder, in order; none where it holds none. Raises ValueError where some are missing."""
     shards = sorted(path for path in folder.glob("*.parquet") if path.is_file())
-    numbered = [match.groups() for shard in shards if (match := _SHARD.fullmatch(shard.name))]
-    for name, count in {(name, count) for name, _, count in numbered}:
-        there = {int(number) for other, number, _ in numbered if other == name}
+    of_several = [match.groups() for shard in shards if (match := _SHARD.fullmatch(shard.name))]
+    for name, count in {(name, count) for name, _, count in of_several}:
+        there = {int(number) for other, number, _ in of_several if other == name}
         if missing := sorted(set(range(int(count))) - there):
-            raise ValueError(
+            raise UserError(
                 f"{len(missing)} of the {int(count)} shards {name} are not in {folder}, such as "
                 f"{name}-{missing[0]:05d}-of-{count}.parquet"
             )
@@ -196,11 +244,11 @@ def _columns(shards: list[Path], needed: list[str]) -> list[str]:
         try:
             columns = pq.read_schema(shard).names
             if pq.read_metadata(shard).num_rows == 0:
-                raise ValueError(f"{shard} has no rows")
+                raise UserError(f"{shard} has no rows")
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"cannot read {shard}: {error}") from None
+            raise UserError(f"cannot read {shard}: {error}") from None
         if lacking := [name for name in needed if name not in columns]:
-            raise ValueError(f"{shard} has no column {lacking[0]!r} but {', '.join(columns)}; name its `columns`")
+            raise UserError(f"{shard} has no column {lacking[0]!r} but {', '.join(columns)}; name its `columns`")
         common = [name for name in common or columns if name in columns]
     return common
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark.errors import UserError
 from detectors import did_you_mean
 
 COLUMNS = ("model", "detector", "set", "fpr_at_95", "forward_ratio", "source", "date")
@@ -12,7 +13,13 @@ COLUMNS = ("model", "detector", "set", "fpr_at_95", "forward_ratio", "source", "
 
 @dataclass(frozen=True)
 class Baseline:
-    """What an earlier run measured: FPR@95 (a fraction), score time over forward time, and who says so."""
+    """What an earlier run measured of a case.
+
+    fpr_at_95: FPR@95, as a fraction.
+    forward_ratio: score time over forward time.
+    source: the run.
+    date: its date.
+    """
 
     fpr_at_95: float
     forward_ratio: float
@@ -21,8 +28,10 @@ class Baseline:
 
 
 def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Baseline]:
-    """The baselines of a suite by case (`model/detector/set`); none where it has no file, or none yet.
+    """The baselines of a suite by case (`model/detector/set`). None where it has no file, or none yet.
 
+    file: the CSV file.
+    cases: the cases that the suite has.
     Raises ValueError naming file and line for a case that the suite does not have, and for a value that is none.
     """
     if file is None or not file.is_file():
@@ -32,31 +41,31 @@ def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Basel
     with file.open(newline="", encoding="utf-8") as lines:
         table = csv.DictReader(lines)
         if tuple(table.fieldnames or ()) != COLUMNS:
-            raise ValueError(
+            raise UserError(
                 f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; delete it and record anew"
             )
         for row in table:
             place = f"{file}:{table.line_num}"
             if None in row.values() or None in row:
-                raise ValueError(f"{place}: {len(COLUMNS)} fields are needed: {', '.join(COLUMNS)}")
+                raise UserError(f"{place}: {len(COLUMNS)} fields are needed: {', '.join(COLUMNS)}")
             case = f"{row['model']}/{row['detector']}/{row['set']}"
             if case not in known:
-                raise ValueError(
+                raise UserError(
                     f"{place}: the suite has no case {case!r}{did_you_mean(case, known)}; "
                     "remove the line, or correct it"
                 )
             try:
                 fpr, ratio = float(row["fpr_at_95"]), float(row["forward_ratio"])
             except (TypeError, ValueError):
-                raise ValueError(f"{place}: fpr_at_95 and forward_ratio of {case} must be numbers") from None
+                raise UserError(f"{place}: fpr_at_95 and forward_ratio of {case} must be numbers") from None
             if not (0 <= fpr <= 1 and 0 <= ratio < float("inf")):
-                raise ValueError(f"{place}: fpr_at_95 of {case} must lie in 0..1 and forward_ratio be positive")
+                raise UserError(f"{place}: fpr_at_95 of {case} must lie in 0..1 and forward_ratio be positive")
             baselines[case] = Baseline(fpr, ratio, row["source"], row["date"])
     return baselines
 
 
 def write_baselines(file: Path, baselines: Mapping[str, Baseline]) -> None:
-    """Writes all baselines of a suite, sorted by case."""
+    """Writes all baselines of a suite, sorted by case. A reader sees the old file or the whole new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.writing")
     with temporary.open("w", newline="", encoding="utf-8") as lines:

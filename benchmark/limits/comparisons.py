@@ -15,18 +15,29 @@ Status = Literal["reproduced", "differs", "not run"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published figure beside what was measured, None where nothing was."""
+    """A published figure beside what was measured.
+
+    figure: the published figure.
+    measured: what was measured of it. None where nothing was.
+    """
 
     figure: PublishedFigure
     measured: Estimate | None
 
     @property
     def value(self) -> PublishedValue:
+        """What a record says of it."""
         return compare(self.figure, self.measured)
 
 
 def compare(figure: PublishedFigure, measured: Estimate | None) -> PublishedValue:
-    """The verdict: reproduced where the measured value is no further from the figure than its tolerance."""
+    """A published figure beside a measured value.
+
+    It is reproduced where the measured value is no further from the figure than its tolerance.
+
+    figure: the published figure.
+    measured: the measured value. None where nothing was measured.
+    """
     difference = None if measured is None else measured.value - figure.fpr_at_95
     status: Status
     if difference is None:
@@ -45,7 +56,11 @@ def compare(figure: PublishedFigure, measured: Estimate | None) -> PublishedValu
 
 
 def comparisons(suite: Suite, cases: Iterable[Case]) -> list[Comparison]:
-    """Every published figure that the suite can measure beside what these cases did, the later of two of one cell."""
+    """Every published figure that the suite can measure, beside what was measured of it.
+
+    suite: the suite.
+    cases: what was measured. Of two records of one case, the later counts.
+    """
     possible = {str(case) for case in suite.whole().ood_cases()}
     measured = {f"{case.model}/{case.detector}/{case.set}": case.metrics for case in cases if case.metrics}
     figures = [figure for figures in suite.published.values() for figure in figures]
@@ -57,9 +72,13 @@ def comparisons(suite: Suite, cases: Iterable[Case]) -> list[Comparison]:
 
 
 def published_records(run: str, suite: Suite, cases: Sequence[Case]) -> Iterator[PublishedRecord]:
-    """What is published of means and of groups of classes, as far as this run had a case of it.
+    """What is published of means and of groups of classes, as far as a run had a case of it.
 
-    The record of a case has what is published of that case.
+    What is published of one case stands in the record of that case.
+
+    run: the id of the run.
+    suite: the suite.
+    cases: the records of all cases of the run.
     """
     met = {f"{case.model}/{case.detector}/{case.set}" for case in cases}
     for comparison in comparisons(suite, cases):
@@ -84,6 +103,7 @@ def _sets(suite: Suite, figure: PublishedFigure) -> list[str]:
 
 
 def _cells(suite: Suite, figure: PublishedFigure) -> list[str]:
+    """The cases (`model/detector/set`) that a figure is of."""
     return [f"{figure.model}/{figure.detector}/{set_id}" for set_id in _sets(suite, figure)]
 
 
@@ -112,6 +132,6 @@ def counts(compared: Iterable[Comparison]) -> str:
 _IN_WORDS: dict[Status, str] = {"reproduced": "reproduced", "differs": "differ", "not run": "not run"}
 
 
-def verdict(value: PublishedValue) -> str:
-    """'reproduced', 'differs by +2.3 points', or 'not run'."""
+def in_words(value: PublishedValue) -> str:
+    """How a figure compares: 'reproduced', 'differs by +2.3 points', or 'not run'."""
     return value.status if value.status != "differs" else f"differs by {100 * (value.difference or 0):+.1f} points"

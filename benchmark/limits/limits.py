@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from benchmark.errors import Remedy
 from benchmark.limits.baselines import Baseline
 from benchmark.records import Limit, Role, Status, Timing
 from benchmark.suites.published import PublishedFigure
@@ -16,21 +17,41 @@ FPR_MARGIN = 0.02
 TIME_FACTOR = 4.0
 TIME_FLOOR = 0.1
 
+# The scores of these detectors are drawn by chance: where the last bit of a logit differs, as it does from processor to
+# processor, they are other numbers. Two draws are often further apart than the margin. Of equal images, which share a
+# score, all or none are accepted. So one FPR@95 of theirs says nothing about the next one.
+DRAWN_BY_CHANCE = frozenset({"random"})
+# Where a limit comes from that somebody named for this run alone.
+LIMIT_OF_RUN = "the limit of this run"
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """The status of a case, the reason in words, the limit it was held to, and whether a failure was expected."""
+    """How a case ended.
+
+    status: passed, failed, error or skipped.
+    reason: why, in words. None where there is nothing to say.
+    limit: what it was held to. None where it had no limit.
+    expected: whether it failed as it is known to.
+    remedy: what mends a failure for want of a good baseline. None of any other.
+    """
 
     status: Status
     reason: str | None
     limit: Limit | None
     expected: bool = False
+    remedy: Remedy | None = None
 
 
 def limit_of_baseline(baseline: Baseline, role: Role, goal: float, file: str) -> Limit:
     """A case stays within its goal or, where it is known to exceed that, within the margin of its baseline.
 
-    A case of an OOD set that meets its goal stays within the margin too; a unit test is passed or failed.
+    A case of an OOD set that meets its goal stays within the margin too. A unit test has its goal alone.
+
+    baseline: what was recorded of the case.
+    role: what the suite uses the set for.
+    goal: the FPR@95 that the suite asks for.
+    file: the name of the file of baselines.
     """
     known = baseline.fpr_at_95 > goal
     allowed = min(baseline.fpr_at_95 + FPR_MARGIN, 1.0)
@@ -43,9 +64,21 @@ def limit_of_baseline(baseline: Baseline, role: Role, goal: float, file: str) ->
     )
 
 
+def limit_of_chance(limit: Limit) -> Limit:
+    """The limit of a detector whose scores are drawn by chance: any FPR@95 is allowed, and its time is judged as usual.
+
+    limit: what another detector with its baseline would be held to.
+    """
+    known = f"its scores are drawn by chance and differ between machines, the goal is {limit.goal:.0%}"
+    return limit.model_copy(update={"fpr_at_95": 1.0, "known_failure": known})
+
+
 def limit_of_published(figures: Sequence[PublishedFigure], goal: float) -> Limit:
-    """A case without a baseline stays within the tolerance of what was published and, where that meets the goal, within
-    the goal. Of several figures the highest counts: each is what the method gave somebody."""
+    """The limit of a case without a baseline: the published figure and its tolerance.
+
+    Where the figure meets the goal, the goal is a limit too. Of several figures the highest counts, because each is
+    what the method gave somebody.
+    """
     highest = max(figures, key=lambda figure: figure.fpr_at_95 + figure.tolerance)
     known = highest.fpr_at_95 > goal
     allowed = min(highest.fpr_at_95 + highest.tolerance, 1.0)
@@ -64,21 +97,25 @@ def limit_of_goal(goal: float, source: str) -> Limit:
 
 
 def too_slow(timing: Timing, limit: Limit) -> bool:
+    """Whether a case took longer than its limit allows. It did not where there is no time, or no limit of it."""
     if timing.forward_ratio is None or limit.forward_ratio is None:
         return False
     return timing.forward_ratio > limit.forward_ratio
 
 
 def judge(fpr_at_95: float, timing: Timing, limit: Limit | None, baseline: Baseline | None) -> Verdict:
-    """Holds a case to its limit, in quality and in time.
+    """Compares a case with its limit, in quality and in time.
 
-    A known failure is an expected one while it stays within the margin of its baseline on both sides: one that got
-    better needs a new baseline, or the old one would hide its next regression.
+    A known failure is expected while it stays within the margin of its baseline on both sides. One that got better
+    needs a new baseline, because the old one would hide its next regression.
+
+    fpr_at_95: what was measured.
+    timing: how long it took.
+    limit: what the case is held to. None where nothing was recorded of it.
+    baseline: what was recorded of it. None where improvement does not count.
     """
     if limit is None:
-        return Verdict(
-            "failed", "no baseline: record one with --record-baselines, or name a limit with --fpr-limit", None
-        )
+        return Verdict("failed", "no baseline", None, remedy=Remedy("record", "baseline"))
     if fpr_at_95 > limit.fpr_at_95:
         return Verdict("failed", f"allowed {limit.fpr_at_95:.1%} ({limit.source})", limit)
     if too_slow(timing, limit):
@@ -89,7 +126,8 @@ def judge(fpr_at_95: float, timing: Timing, limit: Limit | None, baseline: Basel
         return Verdict("failed", reason, limit)
     improved = baseline is not None and fpr_at_95 < baseline.fpr_at_95 - FPR_MARGIN
     if limit.known_failure and improved:
-        return Verdict("failed", f"improved: {limit.known_failure}; record it with --record-baselines", limit)
+        reason, remedy = f"improved: {limit.known_failure}", Remedy("record", "improvement")
+        return Verdict("failed", reason, limit, remedy=remedy)
     if limit.known_failure and fpr_at_95 > limit.goal:
         return Verdict("failed", f"known failure: {limit.known_failure}", limit, expected=True)
     if limit.forward_ratio is None:
@@ -99,10 +137,14 @@ def judge(fpr_at_95: float, timing: Timing, limit: Limit | None, baseline: Basel
 
 @dataclass(frozen=True)
 class Limits:
-    """What cases are held to: baselines of a file, else published figures, else goals of a suite; or what the command
-    line says instead.
+    """What the cases of a suite are held to: a baseline, else a published figure, else the suite's goal.
 
-    user_detectors: those of a user's file, of which no baseline is recorded, so that the goals hold.
+    suite: the suite.
+    baselines: what was recorded, by case (`model/detector/set`).
+    fpr_limit: the FPR@95 that OOD sets are held to instead. None where nobody asks for one.
+    unit_test_limit: the FPR@95 that is the goal of unit tests instead. None where nobody asks for one.
+    recording: whether baselines are being recorded: each case is held to what it has just measured.
+    user_detectors: the detectors of a user's file. No baseline of theirs is recorded, so that the goals hold.
     """
 
     suite: Suite
@@ -113,30 +155,32 @@ class Limits:
     user_detectors: Collection[str] = ()
 
     def goal(self, role: Role) -> float:
+        """The FPR@95 that a role asks for."""
         if role == "unit-test":
             return self.suite.entry.goals.of(role) if self.unit_test_limit is None else self.unit_test_limit
         return self.suite.entry.goals.of(role) if self.fpr_limit is None else self.fpr_limit
 
     def verdict(self, case: CaseId, fpr_at_95: float, timing: Timing) -> Verdict:
+        """How a case ended that was measured."""
         goal, baseline = self.goal(case.role), self.baselines.get(str(case))
         if self.recording:
             baseline = Baseline(
                 fpr_at_95, timing.forward_ratio or 0.0, "this run", datetime.now(UTC).date().isoformat()
             )
-        return judge(fpr_at_95, timing, self._limit(case, goal, baseline), baseline)
+        limit = self._limit(case, goal, baseline)
+        return judge(fpr_at_95, timing, limit, None if case.detector in DRAWN_BY_CHANCE else baseline)
 
     def _limit(self, case: CaseId, goal: float, baseline: Baseline | None) -> Limit | None:
         role = case.role
-        option = self.unit_test_limit if role == "unit-test" else self.fpr_limit
-        if role != "unit-test" and option is not None:
-            return limit_of_goal(goal, "--fpr-limit")
+        named = self.unit_test_limit if role == "unit-test" else self.fpr_limit
+        if role != "unit-test" and named is not None:
+            return limit_of_goal(goal, LIMIT_OF_RUN)
         if baseline is not None:
             file = self.suite.entry.baselines
-            return limit_of_baseline(baseline, role, goal, file.name if file else "this run")
+            limit = limit_of_baseline(baseline, role, goal, file.name if file else "this run")
+            return limit_of_chance(limit) if case.detector in DRAWN_BY_CHANCE else limit
         if figures := self.suite.published.get(str(case)):
             return limit_of_published(figures, goal)
         if role == "unit-test" or self.suite.entry.baselines is None or case.detector in self.user_detectors:
-            return limit_of_goal(
-                goal, f"goals in {self.suite.entry.file.name}" if option is None else "--unit-test-limit"
-            )
+            return limit_of_goal(goal, f"goals in {self.suite.entry.file.name}" if named is None else LIMIT_OF_RUN)
         return None

@@ -149,8 +149,8 @@ def _timm_network(model_id: str, entry: ModelEntry, classes: int) -> nn.Module:
     kind, _, place = entry.source.partition(":")
     if entry.weights is not None and not entry.weights_file.is_file():
         raise MissingWeightsError(
-            f"model {model_id}: there are no weights at {entry.weights_file} (named in {entry.file})"
-            f"{entry.remedy(model_id)}"
+            f"model {model_id}: there are no weights at {entry.weights_file} (named in {entry.file})",
+            entry.remedy(model_id),
         )
     try:
         if entry.weights is not None:
@@ -166,7 +166,7 @@ def _timm_network(model_id: str, entry: ModelEntry, classes: int) -> nn.Module:
         ) from error
     except Exception as error:  # timm, torch, safetensors and the Hub's client raise many kinds
         raise ModelError(
-            f"model {model_id}: cannot load {entry.source} (named in {entry.file}): {error}{entry.remedy(model_id)}"
+            f"model {model_id}: cannot load {entry.source} (named in {entry.file}): {error}", entry.remedy(model_id)
         ) from error
 
 

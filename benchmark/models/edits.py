@@ -14,11 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from benchmark.errors import UserError
 from benchmark.files import write_atomically
 from benchmark.models.low_rank import drop_minor_components
 
 
-class EditError(ValueError):
+class EditError(UserError):
     """An edit that cannot be read, or that does not fit the network; the message names the file and the remedy."""
 
 

@@ -1,6 +1,5 @@
 """Entries of `models.toml`: checkpoints, and the variants that are made of them. Nothing is loaded here."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -8,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from benchmark.entries import DATA_DIR, Entry
+from benchmark.errors import Remedy, UserError
 from benchmark.images.sources import Source
 from detectors import did_you_mean
 
@@ -88,18 +88,18 @@ class ModelEntry(Entry):
     def weights_file(self) -> Path:
         return self.data_dir / str(self.weights)
 
-    def remedy(self, model_id: str) -> str:
-        """What to do where its files are missing or damaged, as the end of a message."""
-        suite = [] if self.file == BUILT_IN else ["--suite", str(self.file)]
+    def remedy(self, model_id: str) -> Remedy | None:
+        """What to do where its files are missing or damaged; None where nobody says."""
+        file = None if self.file == BUILT_IN else self.file
+        data_dir = None if self.data_dir == DATA_DIR else self.data_dir
         if self.weights is not None:
-            folder = [] if self.data_dir == DATA_DIR else ["--data-dir", str(self.data_dir)]
-            return f"; get it with: {shlex.join(['python', '-m', 'benchmark', 'fetch', model_id, *suite, *folder])}"
-        make = shlex.join(["python", "-m", "benchmark.variants", model_id, *suite])
-        command = self.recipe if isinstance(self.recipe, str) else make
-        return f"; make it again with: {command}" if command else ""
+            return Remedy("fetch", model_id, file, data_dir)
+        if isinstance(self.recipe, str):
+            return Remedy("run", self.recipe) if self.recipe else None
+        return Remedy("make", model_id, file, data_dir)
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A checkpoint that cannot be used; the message names the model, the checkpoint and the remedy."""
 
 

@@ -34,7 +34,7 @@ def load_model(
         edit.apply(base.network)
     except EditError as error:
         raise ModelError(
-            f"model {model_id}: cannot apply {entry.edit} (named in {entry.file}) to {base.id}: {error}"
-            f"{entry.remedy(model_id)}"
+            f"model {model_id}: cannot apply {entry.edit} (named in {entry.file}) to {base.id}: {error}",
+            entry.remedy(model_id),
         ) from error
     return replace(base, id=model_id, entry=entry, edits=(*base.edits, edit), base_sha256=base_sha256)

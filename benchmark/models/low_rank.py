@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmark.errors import UserError
+
 
 @dataclass(frozen=True, eq=False)
 class Components:
@@ -62,7 +64,7 @@ def removed_components(shape: Sequence[int], ratio: float) -> int:
     Python's rounding, halves to the even number, as in SeTAR's code. Raises ValueError for a ratio outside 0 to 1.
     """
     if not 0 <= ratio <= 1:
-        raise ValueError(f"a ratio lies between 0 and 1, got {ratio}")
+        raise UserError(f"a ratio lies between 0 and 1, got {ratio}")
     return round(ratio * min(shape[:2]))
 
 

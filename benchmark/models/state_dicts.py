@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmark.errors import UserError
+
 # Under these keys training scripts keep the state dict beside the epoch and the like.
 NESTED = ("state_dict", "model", "net")
 # What timm and others call the head and the shortcuts of a ResNet, where the network itself has no such name.
@@ -25,7 +27,7 @@ RENAMINGS = ((r"^fc\.", "linear."), (r"\.downsample\.", ".shortcut."))
 SHOWN = 4  # of the names in a message
 
 
-class StateDictError(ValueError):
+class StateDictError(UserError):
     """A file that is no state dict, or not one of this network; the message says what is wrong with it."""
 
 

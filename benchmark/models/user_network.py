@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmark.errors import UserError
 from benchmark.models.entries import MODULE, ModelEntry, ModelError, Preprocessing
 from benchmark.models.preprocessing import Transform, described, timm_transform
 
 TRIAL_SIZES = ((96, 64), (50, 80))  # of images that no preprocessing leaves as they are, and which are not alike
 
 
-class UserNetworkError(ValueError):
+class UserNetworkError(UserError):
     """What is wrong with a network or its transform, and what to do."""
 
 

@@ -305,7 +305,7 @@ def load_zero_shot(
     except Exception as error:  # open_clip, safetensors and the Hub's client raise many kinds
         reason = str(error) or type(error).__name__
         raise ModelError(
-            f"model {model_id}: cannot load {entry.source} (named in {entry.file}): {reason}{entry.remedy(model_id)}"
+            f"model {model_id}: cannot load {entry.source} (named in {entry.file}): {reason}", entry.remedy(model_id)
         ) from error
     if not class_names or len(set(class_names)) < len(class_names):
         raise ModelError(

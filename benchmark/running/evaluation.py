@@ -9,7 +9,9 @@ from benchmark.running.once import Once
 class Evaluation:
     """The models of a suite with their outputs, and the detectors that are fitted to them.
 
-    It holds one model at a time with its detectors, since the cases of a suite go through it model by model.
+    It keeps one model at a time with its detectors, since the cases of a suite go through it model by model.
+
+    suite: the suite with its image sets.
     """
 
     def __init__(self, suite: LoadedSuite) -> None:
@@ -23,6 +25,6 @@ class Evaluation:
         return self._models(model_id, lambda: LoadedModel(self.suite, self.suite.load_model(model_id)))
 
     def detector(self, model: str, detector_id: str) -> FittedDetector:
-        """A detector, fitted to a model."""
+        """A detector that is fitted to a model."""
         loaded = self.model(model)
         return self._detectors(detector_id, lambda: FittedDetector(loaded, detector_id))

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from benchmark import records
+from benchmark.errors import UserError, is_refusal
 from benchmark.images.image_set import ImageSet
 from benchmark.metrics import accepted, auroc, measure
 from benchmark.models.devices import device_name
 from benchmark.records import Estimate, Metrics, ScoresFile, Timing, Tuned
+from benchmark.results import SCORES, Backend, RunId, scores_path
 from benchmark.running.loaded_model import LoadedModel
 from benchmark.suites.tuning import tune
 from detectors import Detector, create, describe
@@ -26,15 +27,21 @@ from detectors.base import option_fields
 
 @dataclass(frozen=True)
 class Scores:
-    """One detector's scores (N,) of the images of one set, and the seconds that they took."""
+    """One detector's scores of the images of one set.
+
+    image_set: the images.
+    values: the scores, (N,).
+    seconds: how long they took to compute.
+    """
 
     image_set: ImageSet
     values: np.ndarray
     seconds: float
 
     def table(self) -> pa.Table:
+        """The rows that a backend keeps: set, image and score."""
         ids = list(self.image_set.image_ids)
-        return pa.table({"set": [self.image_set.id] * len(ids), "image": ids, "score": self.values})
+        return pa.table({"set": [self.image_set.id] * len(ids), "image": ids, "score": self.values}, schema=SCORES)
 
     def lines(self) -> bytes:
         """The text that a record's hash of scores stands for."""
@@ -65,7 +72,9 @@ def choose_options(model: LoadedModel, detector_id: str) -> Tuned | None:
             detector, _ = fit(model, detector_id, suite.options(detector_id) | options)
             return auroc(detector.score(model.split("val")), detector.score(ood))  # type: ignore[arg-type]
         except ValueError as error:
-            raise ValueError(f"{model.model.id}/{detector_id}: tuning with {options}: {error}") from error
+            if not is_refusal(error):
+                raise
+            raise UserError(f"{model.model.id}/{detector_id}: tuning with {options}: {error}") from error
 
     return tune(tuning.ood, tuning.options[detector_id], auroc_with)
 
@@ -73,14 +82,19 @@ def choose_options(model: LoadedModel, detector_id: str) -> Tuned | None:
 class FittedDetector:
     """A detector that is fitted to a model, with its scores of the in-distribution images that are evaluated.
 
-    tuned: how its options were chosen, in place of the suite's; None where they were not.
+    model: the model that it is fitted to.
+    id: the detector's id.
+    detector: the fitted detector.
+    tuned: how its options were chosen, in place of the suite's. None where they were not.
     fit_s: how long the fit took, in seconds.
+    id_scores: the scores of the ID test images.
+    shifted_scores: the scores of each shifted set.
     """
 
     def __init__(self, model: LoadedModel, detector_id: str) -> None:
         self.model, self.id = model, detector_id
         self.tuned = choose_options(model, detector_id)
-        self._saved: pa.Table | None = None
+        self._kept: pa.Table | None = None
         options = model.suite.suite.options(detector_id) | (self.tuned.options if self.tuned else {})
         self.detector, self.fit_s = fit(model, detector_id, options)
         self.id_scores = self.score(model.test_set)
@@ -93,18 +107,19 @@ class FittedDetector:
         scored = self.detector.score(outputs)
         seconds = time.perf_counter() - started
         if scored.shape != (len(image_set),) or scored.dtype != torch.float64:
-            raise ValueError(
+            raise UserError(
                 f"{self.model.model.id}/{self.id}/{image_set.id}: the scores are {scored.dtype} {tuple(scored.shape)}; "
                 f"a detector gives torch.float64 ({len(image_set)},)"
             )
         values = scored.cpu().numpy()
         if np.isnan(values).any():
             image = image_set.image_ids[int(np.isnan(values).argmax())]
-            raise ValueError(f"{self.model.model.id}/{self.id}/{image_set.id}: the score of {image} is NaN")
+            raise UserError(f"{self.model.model.id}/{self.id}/{image_set.id}: the score of {image} is NaN")
         return Scores(image_set, values, seconds)
 
     def metrics(self, scores: Scores) -> Metrics:
-        return self._measure([self.id_scores], scores)
+        """The metrics of an OOD set, where test images count as ID."""
+        return self._metrics([self.id_scores], scores)
 
     def full_spectrum(self, scores: Scores) -> Metrics | None:
         """The metrics where test and shifted images count as ID alike, and set the threshold together: OpenOOD v1.5's.
@@ -114,7 +129,7 @@ class FittedDetector:
         shifted = self.model.suite.suite.entry.shifted
         if not shifted or len(self.shifted_scores) < len(shifted):
             return None
-        return self._measure([self.id_scores, *self.shifted_scores], scores)
+        return self._metrics([self.id_scores, *self.shifted_scores], scores)
 
     @cached_property
     def shifted_accepted(self) -> dict[str, Estimate]:
@@ -123,11 +138,12 @@ class FittedDetector:
             shifted.image_set.id: accepted(self.id_scores.values, shifted.values) for shifted in self.shifted_scores
         }
 
-    def _measure(self, id_scores: list[Scores], scores: Scores) -> Metrics:
-        correct = [self.model.correct(part.image_set) for part in id_scores]
-        known = [part for part in correct if part is not None]
+    def _metrics(self, id_scores: list[Scores], scores: Scores) -> Metrics:
+        """The metrics of an OOD set, where the images of some sets count as ID."""
+        correct = [self.model.correct(of_set.image_set) for of_set in id_scores]
+        known = [of_set for of_set in correct if of_set is not None]
         return measure(
-            np.concatenate([part.values for part in id_scores]),
+            np.concatenate([of_set.values for of_set in id_scores]),
             scores.values,
             scores.image_set.labels,
             scores.image_set.classes,
@@ -135,6 +151,7 @@ class FittedDetector:
         )
 
     def timing(self, scores: Scores, forward_ms_per_image: float | None) -> Timing:
+        """The times of a case, its score time beside a forward time (in milliseconds an image; None for none)."""
         milliseconds = 1000 * scores.seconds / len(scores.image_set)
         ratio = None if forward_ms_per_image is None else milliseconds / forward_ms_per_image
         return Timing(
@@ -146,6 +163,7 @@ class FittedDetector:
         )
 
     def record(self, run: str, suite: str) -> records.DetectorRecord:
+        """What a run of a suite says of the detector."""
         return records.DetectorRecord(
             run=run,
             suite=suite,
@@ -158,14 +176,18 @@ class FittedDetector:
             source_sha256=source_sha256(type(self.detector)),
         )
 
-    def save(self, folder: Path, run: str, scores: Scores) -> ScoresFile:
-        """Writes all scores so far to the Parquet file of this model and detector in the results folder of a run."""
-        path = f"{run}/{self.model.model.id}/{self.id}.parquet"
-        if self._saved is None:  # a detector that was let go and made again goes on with its file
-            of_id = pa.concat_tables([scored.table() for scored in (self.id_scores, *self.shifted_scores)])
-            self._saved = pq.read_table(folder / path) if (folder / path).exists() else of_id
-        self._saved = pa.concat_tables([self._saved, scores.table()])
-        _write_table(folder / path, self._saved)
+    def keep_scores(self, results: Backend, run: str, scores: Scores) -> ScoresFile:
+        """Keeps the scores of a set in a run's results, beside all that the detector has scored so far.
+
+        Returns what the record of the case says of them. Raises OSError where they cannot be written.
+        """
+        run_id, path = RunId(self.model.suite.suite.id, run), scores_path(run, self.model.model.id, self.id)
+        if self._kept is None:  # the cases of a model may come in two turns, each of which fits its detectors anew
+            self._kept = results.scores(run_id, path)
+        if self._kept is None:
+            self._kept = pa.concat_tables([scored.table() for scored in (self.id_scores, *self.shifted_scores)])
+        self._kept = pa.concat_tables([self._kept, scores.table()])
+        results.write_scores(run_id, path, self._kept)
         return ScoresFile(path=path, sha256=hashlib.sha256(self.id_scores.lines() + scores.lines()).hexdigest())
 
 
@@ -177,17 +199,3 @@ def source_sha256(detector: type[Detector]) -> str:
     for file in sorted(file for file in files if file):
         digest.update(Path(file).read_bytes())
     return digest.hexdigest()
-
-
-def _write_table(file: Path, table: pa.Table) -> None:
-    temporary = file.with_suffix(".writing")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, temporary)
-        temporary.replace(file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"cannot write the scores {file}: {error.strerror or error}; "
-            "free some space, or name another folder with --results"
-        ) from error

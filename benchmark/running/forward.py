@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.errors import UserError
 from benchmark.images.image_set import ImageSet
 from benchmark.models.model import Model
 from benchmark.models.prepared_images import PreparedImages
@@ -18,13 +19,14 @@ BATCH_ROWS = 256
 HEAD_ROWS = 8  # enough to see that a head is not linear; each one costs a second forward pass
 
 
-class StoreError(RuntimeError):
+class StoreError(UserError, RuntimeError):
     """Outputs that cannot be made or kept; the message names the model, the images or the folder, and the remedy."""
 
 
 def forward(model: Model, image_set: ImageSet, rows: slice) -> dict[str, Tensor]:
-    """A model's outputs on some images of a set, in float32 on the CPU, in one forward pass.
+    """A model's outputs on some images of a set, in float32 on the CPU, in one forward pass, by name.
 
+    rows: which images.
     Raises StoreError when a value is NaN or infinite, or when the model's head does not explain its logits.
     """
     images = PreparedImages(model, image_set)
@@ -46,9 +48,12 @@ def forward(model: Model, image_set: ImageSet, rows: slice) -> dict[str, Tensor]
 
 
 def forward_ms_per_image(model: Model, images: Any) -> float:
-    """The time of a forward pass over images (N, 3, H, W): the shortest of up to ten within half a second.
+    """The time of a forward pass, in milliseconds an image: the shortest of up to ten within half a second.
 
-    The shortest, because what else the machine does can only add to it.
+    It is the shortest, because what else the machine does can only add to it.
+
+    model: the network.
+    images: the prepared images, (N, 3, H, W).
     """
     seconds: list[float] = []
     with torch.inference_mode():

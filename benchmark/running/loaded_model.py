@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from benchmark import records
+from benchmark.errors import UserError
 from benchmark.images.image_set import ImageSet
 from benchmark.metrics import accuracy
 from benchmark.models.devices import device_name
@@ -22,7 +23,15 @@ from detectors import Outputs
 class LoadedModel:
     """A model of a suite, with its outputs on the image sets, each made once.
 
-    Making one raises what makes the model useless, before any detector is fitted.
+    To make one runs the network on the ID test images. What makes the model useless is so raised before any detector is
+    fitted.
+
+    suite: the suite with its image sets.
+    model: the model.
+    test_set: the ID test images.
+    test: the outputs on them.
+    shifted_sets: the shifted ID images that somebody has fetched.
+    forward_ms_per_image: the forward time, in milliseconds an image.
     """
 
     def __init__(self, suite: LoadedSuite, model: Model) -> None:
@@ -35,13 +44,14 @@ class LoadedModel:
         self.forward_ms_per_image = suite.store.forward_ms_per_image(model, self.test)
 
     def outputs(self, image_set: ImageSet) -> Outputs:
+        """The outputs on an image set, which are in the store or are computed now."""
         return self._outputs(image_set.id, lambda: self._make_outputs(image_set))
 
     def _make_outputs(self, image_set: ImageSet) -> Outputs:
         for edit in self.model.edits:
             seen = image_set.image_sha256s.keys() & set(edit.about.get("outliers_sha256", ()))
             if seen:
-                raise ValueError(
+                raise UserError(
                     f"{self.model.id} was trained with {len(seen)} of the {len(image_set)} images of {image_set.id} as "
                     f"outliers, such as {image_set.image_sha256s[min(seen)]}: what it makes of them proves nothing; "
                     "evaluate it on another set"
@@ -49,8 +59,10 @@ class LoadedModel:
         return self.suite.store.outputs(self.model, image_set)
 
     def split(self, role: Literal["train", "val"]) -> Outputs | None:
-        """The outputs of a split to learn from, None where there is none. They are made when a detector needs them:
-        those of ImageNet's training images take hours."""
+        """The outputs of a split to learn from. None where the suite has none.
+
+        They are made when a detector needs them, since those of ImageNet's training images take hours.
+        """
         set_id = getattr(self.suite.suite.entry.in_distribution, role)
         if set_id is None:
             return None
@@ -65,8 +77,10 @@ class LoadedModel:
         return forward_ms_per_image(self.model, next(self.test.only({"images"}).batches(BATCH_ROWS)).images)
 
     def correct(self, image_set: ImageSet) -> np.ndarray | None:
-        """Whether the network that classifies is right about each of some in-distribution images (N,); None where they
-        have no labels. It is the base's where that goes on classifying."""
+        """Whether the network that classifies is right about each in-distribution image, (N,). None without labels.
+
+        That network is the base where the base goes on classifying.
+        """
         return self._correct(image_set.id, lambda: self._find_correct(image_set))
 
     def _find_correct(self, image_set: ImageSet) -> np.ndarray | None:
@@ -79,6 +93,7 @@ class LoadedModel:
         return self.suite.base_of(self.model)
 
     def record(self, run: str, suite: str) -> records.ModelRecord:
+        """What a run of a suite says of the model."""
         model = self.model
         shifted = {image_set.id: _accuracy(self.correct(image_set)) for image_set in self.shifted_sets}
         return records.ModelRecord(

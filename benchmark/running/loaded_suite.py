@@ -20,7 +20,9 @@ from benchmark.suites.suite import Suite
 class LoadedSuite:
     """A suite with its image sets, each loaded once, and its models, loaded where they are asked for.
 
-    store: where the outputs of its models are kept. device: where networks run.
+    suite: the suite.
+    store: where the outputs of its models are kept.
+    device: where networks run.
     """
 
     def __init__(self, suite: Suite, store: Store, device: torch.device) -> None:
@@ -29,6 +31,7 @@ class LoadedSuite:
         self._found_ood, self._found_untuned = Once(), Once()
 
     def image_set(self, set_id: str) -> ImageSet:
+        """An image set. Raises ImageSetError where it is missing or damaged."""
         return self._image_sets(set_id, lambda: load_image_set(set_id, self.suite.image_sets))
 
     @cached_property
@@ -113,7 +116,11 @@ class LoadedSuite:
 
 
 def _refuse_shared(image_set: ImageSet, other: ImageSet, what: str, why: str) -> None:
-    """Raises ImageSetError where a set holds files of another one too. what: the other one is."""
+    """Raises ImageSetError where a set holds files of another one too.
+
+    what: what the other one is, in words.
+    why: why the two must not share files, in words.
+    """
     shared = sorted(image_set.image_sha256s.keys() & other.image_sha256s.keys())
     if shared:
         one, there = image_set.image_sha256s[shared[0]], other.image_sha256s[shared[0]]
@@ -124,6 +131,7 @@ def _refuse_shared(image_set: ImageSet, other: ImageSet, what: str, why: str) ->
 
 
 def set_record(image_set: ImageSet, role: SetRole, run: str, suite: str) -> records.SetRecord:
+    """What a run of a suite says of an image set that it uses in a role."""
     return records.SetRecord(
         run=run,
         suite=suite,

@@ -8,7 +8,7 @@ _Made = TypeVar("_Made")
 
 
 class Once:
-    """Values by name, each made once. What failed is not tried again: the same exception is raised."""
+    """Values by name, each made once. What failed is not tried again: the same exception is raised each time."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The recorder: it writes the records of a run."""
+"""The recorder: it hands the records of a run to a backend."""
 
 import os
 import platform
@@ -13,17 +13,27 @@ import torch
 
 from benchmark.limits.baselines import Baseline, read_baselines, write_baselines
 from benchmark.models.devices import device_name
-from benchmark.records import Case, ModelRecord, Record, Run, append_record
-from benchmark.running.provenance import git_state, package_versions
+from benchmark.records import Case, ModelRecord, PublishedRecord, Record, Run
+from benchmark.results import Backend, RunId
+from benchmark.running.provenance import package_git_state, package_version, package_versions, user_git_state
 from benchmark.suites.suite import Suite
 
 
 def new_run_id() -> str:
+    """An id that no other run has: date and time in UTC, and a random number."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def run_record(run: str, suite: Suite, suite_option: str, folder: Path, device: torch.device) -> Run:
-    commit, dirty = git_state(folder)
+    """The provenance of a run that begins now.
+
+    run: its id.
+    suite: the suite that runs.
+    suite_option: what its --suite was, or all options that name it, as one types them.
+    folder: where the user runs it.
+    device: where networks run.
+    """
+    package, user = package_git_state(), user_git_state(folder)
     return Run(
         run=run,
         suite=suite.id,
@@ -32,8 +42,11 @@ def run_record(run: str, suite: Suite, suite_option: str, folder: Path, device: 
         suite_about=suite.entry.about,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-        git_commit=commit,
-        git_dirty=dirty,
+        package_version=package_version(),
+        git_commit=package.commit,
+        git_dirty=package.dirty,
+        user_git_commit=user.commit,
+        user_git_dirty=user.dirty,
         packages=package_versions(),
         python=platform.python_version(),
         platform=platform.platform(),
@@ -42,32 +55,54 @@ def run_record(run: str, suite: Suite, suite_option: str, folder: Path, device: 
 
 
 class Recorder:
-    """Writes the records of a run, each as soon as it is there, and keeps the cases for the summary."""
+    """The one writer of a run's records. It keeps the cases and the models for the summary.
 
-    def __init__(self, file: Path, run: Run) -> None:
-        self.file = file
+    place: where the records are, for a message.
+    cases: the records of cases that were added.
+    models: the records of models that were added.
+    """
+
+    def __init__(self, results: Backend, run: Run) -> None:
+        """
+        results: where the records go.
+        run: the record of the run, which is written before all others.
+        """
+        self.place = results.name_of(RunId(run.suite, run.run))
         self.cases: list[Case] = []
         self.models: list[ModelRecord] = []
-        self._run = run
-        self._written: set[tuple[str, str]] = set()
+        self._results, self._run = results, run
+        self._described: set[tuple[str, str]] = set()
+        self._begun = False
 
     def add(self, records: Iterable[Record]) -> None:
-        """Appends records; what a model, a detector on a model or a set says is written once."""
-        if not self.file.exists():
-            append_record(self.file, self._run)
+        """Writes records, each at once. What describes a model, a detector or a set is written the first time only.
+
+        Raises OSError where one cannot be written.
+        """
+        if not self._begun:
+            self._results.add(self._run)
+            self._begun = True
         for record in records:
             if isinstance(record, Case):
                 self.cases.append(record)
-            elif (record.kind, record.id) in self._written:  # type: ignore[union-attr]
-                continue
-            else:
-                self._written.add((record.kind, record.id))  # type: ignore[union-attr]
+            elif not isinstance(record, Run | PublishedRecord):
+                if (record.kind, record.id) in self._described:
+                    continue
+                self._described.add((record.kind, record.id))
                 if isinstance(record, ModelRecord):
                     self.models.append(record)
-            append_record(self.file, record)
+            self._results.add(record)
 
-    def record_baselines(self, file: Path, known: Iterable[str]) -> int:
-        """Writes what this run measured into the suite's threshold file, beside what it did not run."""
+    def close(self) -> None:
+        """Ends the run: a backend that collects what it is given hands it on now."""
+        self._results.close()
+
+    def record_baselines(self, file: Path, known: Iterable[str]) -> None:
+        """Writes what this run measured into the suite's file of baselines, beside what it did not run.
+
+        file: the file of baselines.
+        known: the cases of the suite (`model/detector/set`).
+        """
         measured = {
             f"{case.model}/{case.detector}/{case.set}": Baseline(
                 case.metrics.fpr_at_95.value,
@@ -79,4 +114,3 @@ class Recorder:
             if case.metrics and case.timing and case.timing.forward_ratio is not None
         }
         write_baselines(file, read_baselines(file, list(known)) | measured)
-        return len(measured)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from benchmark.errors import Remedy
 from benchmark.files import write_atomically
 from benchmark.images.image_set import ImageSet
 from benchmark.models.devices import device_name
@@ -65,7 +66,10 @@ class Shards:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of outputs."""
+    """A folder of outputs.
+
+    folder: the folder, which need not be there yet.
+    """
 
     folder: Path
 
@@ -87,7 +91,7 @@ class Store:
 
     @staticmethod
     def about(model: Model, image_set: ImageSet) -> dict[str, Any]:
-        """All that the outputs depend on. A set that is decoded as usual says nothing of it."""
+        """All that the outputs depend on. A set that is decoded as usual says nothing of its decoding."""
         decoding = image_set.decoding.model_dump(exclude_defaults=True)
         return {
             "layout": LAYOUT,
@@ -99,13 +103,15 @@ class Store:
         }
 
     def key(self, model: Model, image_set: ImageSet) -> str:
+        """The name of the folder that holds the outputs: a hash of all that they depend on."""
         about = json.dumps(self.about(model, image_set), sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()[:40]
 
     def forward_ms_per_image(self, model: Model, outputs: Outputs) -> float | None:
-        """The shortest forward time of the model that was measured on its device, on up to BATCH_ROWS of the images.
+        """The shortest forward time that was measured of the model on its device, in milliseconds an image.
 
-        What takes a moment is measured again by each run: the run before may have shared the machine with others.
+        It is measured on up to BATCH_ROWS of the images. What takes a moment is measured again by each run: the run
+        before may have shared the machine with others.
         """
         known = self.folder / "forward-times" / f"{model.weights_sha256[:40]}.json"
         device = device_name(model.device)
@@ -179,6 +185,7 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"cannot write to the store {folder}: {error.strerror or error}; free some space or make it writable, "
-            "or name another folder with --store (what was stored before is kept)"
+            f"cannot write to the store {folder}: {error.strerror or error}; free some space or make it writable "
+            "(what was stored before is kept)",
+            Remedy("set", "store"),
         ) from error

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from benchmark.limits.comparisons import Comparison, counts, verdict
+from benchmark.limits.comparisons import Comparison, counts, in_words
 from benchmark.records import Case, ModelRecord
 
 Piece = tuple[str, bool]  # text, and whether it is bold
@@ -12,8 +12,12 @@ Piece = tuple[str, bool]  # text, and whether it is bold
 def summary(
     cases: Sequence[Case], models: Sequence[ModelRecord], compared: Sequence[Comparison] = ()
 ) -> Iterator[list[Piece]]:
-    """Lines: a table a model with the best of each set in bold and what papers report, then the cases that need
-    somebody's attention."""
+    """Lines: for each model a table and what papers report, then the cases that need somebody's attention.
+
+    cases: the records of the cases of a run.
+    models: the records of their models.
+    compared: the published figures beside what was measured.
+    """
     accuracies = {model.id: f" (ID accuracy {model.id_accuracy.value:.1%})" for model in models if model.id_accuracy}
     for model in dict.fromkeys(case.model for case in cases):
         yield []
@@ -25,6 +29,7 @@ def summary(
 
 
 def _table(cases: Sequence[Case]) -> Iterator[list[Piece]]:
+    """A row a detector, a column an OOD set, with the best of each in bold."""
     ood = [case for case in cases if case.role != "unit-test"]
     unit_tests = [case for case in cases if case.role == "unit-test"]
     sets = list(dict.fromkeys(case.set for case in ood))
@@ -55,7 +60,7 @@ def _published(compared: Sequence[Comparison]) -> Iterator[list[Piece]]:
     for comparison in compared:
         if comparison.value.status == "differs":
             figure, value = comparison.figure, comparison.value
-            text = f"{verdict(value)} from {figure.fpr_at_95:.1%} ± {100 * figure.tolerance:.1f} ({figure.source})"
+            text = f"{in_words(value)} from {figure.fpr_at_95:.1%} ± {100 * figure.tolerance:.1f} ({figure.source})"
             yield [(f"    {figure.detector} on {figure.set} {text}", False)]
 
 
@@ -87,6 +92,7 @@ def _failed_unit_tests(cases: Sequence[Case], detector: str) -> str:
 
 
 def _attention(cases: Sequence[Case]) -> Iterator[list[Piece]]:
+    """The cases that failed without being expected to, and how many cases ended how."""
     for case in cases:
         if case.status in ("failed", "error") and not case.expected:
             yield [(case.status.upper(), True), (f" {case.model}/{case.detector}/{case.set}: {case.reason}", False)]

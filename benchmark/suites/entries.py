@@ -1,7 +1,8 @@
 """Entries: a suite file, as its tables say."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,9 +15,11 @@ class _Table(BaseModel):
 
 
 class InDistribution(_Table):
-    """The splits: detectors learn from `train` (and `val`), 95 % of `test` set the threshold.
+    """The image set of each in-distribution split. Without `train` or `val`, detectors that need it have no cases.
 
-    Without `train`, or without `val`, the detectors that need it have no cases.
+    train: what detectors learn from.
+    val: what some detectors learn from too, and what options are chosen with.
+    test: the images of which 95 % are accepted at the threshold.
     """
 
     train: str | None = None
@@ -25,7 +28,13 @@ class InDistribution(_Table):
 
 
 class OOD(_Table):
-    """The OOD sets by role. contaminated, cleaned: a set with the images in it that show an ID class, and without."""
+    """The OOD sets by role.
+
+    near: sets that are close to the ID images.
+    far: sets that are far from them.
+    cleaned: sets without the images in them that show an ID class.
+    contaminated: the same sets with those images.
+    """
 
     near: tuple[str, ...] = ()
     far: tuple[str, ...] = ()
@@ -33,18 +42,28 @@ class OOD(_Table):
     contaminated: tuple[str, ...] = ()
 
     def by_role(self) -> list[tuple[str, OODRole]]:
+        """All sets, each with its role."""
         return [(set_id, role) for role in OOD_ROLES for set_id in getattr(self, role)]
 
 
 class Variants(_Table):
-    """Changed networks, with bases that serve for comparison alone, and the core of detectors that meets them."""
+    """Changed networks.
+
+    models: the variants, and bases that serve for comparison alone.
+    detectors: the core of detectors that is run on them. The other detectors are run on them with --full alone.
+    """
 
     models: tuple[str, ...]
     detectors: tuple[str, ...]
 
 
 class UnitTests(_Table):
-    """The synthetic sets: height and width of their images, images a set, and the detectors that meet them."""
+    """The synthetic OOD sets.
+
+    size: height and width of their images, in pixels.
+    images: how many images each set has.
+    detectors: the core of detectors that is run on them. The other detectors are run on them with --full alone.
+    """
 
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (224, 224)
     images: int = Field(default=400, ge=1)
@@ -52,7 +71,14 @@ class UnitTests(_Table):
 
 
 class Goals(_Table):
-    """The FPR@95 that no case of a role should exceed; that of `far` where a role has none of its own."""
+    """The FPR@95 that no case of a role should exceed, as fractions.
+
+    near: the goal of near OOD sets.
+    far: the goal of far OOD sets, and of each role without a goal of its own.
+    unit_test: the goal of unit tests, `unit-test` in the file.
+    cleaned: the goal of cleaned OOD sets.
+    contaminated: the goal of contaminated OOD sets.
+    """
 
     near: float = Field(ge=0, le=1)
     far: float = Field(ge=0, le=1)
@@ -61,13 +87,17 @@ class Goals(_Table):
     contaminated: float | None = Field(default=None, ge=0, le=1)
 
     def of(self, role: Role) -> float:
+        """The goal of a role."""
         goal = getattr(self, role.replace("-", "_"))
         return self.far if goal is None else goal
 
 
 class Tuning(_Table):
-    """Detector options that are chosen: each list's value with the best AUROC between the val split and an OOD set that
-    serves this alone. options: the values to try, by detector and option."""
+    """Detector options that are chosen by the best AUROC between the val split and an OOD set.
+
+    ood: the OOD set, which no case may evaluate.
+    options: the values to try, by detector and option.
+    """
 
     ood: str
     options: dict[str, dict[str, tuple[Any, ...]]]
@@ -76,12 +106,25 @@ class Tuning(_Table):
 class SuiteEntry(Entry):
     """A suite file.
 
-    shifted: ID images that look otherwise: they count as ID in the full-spectrum figures, and are classified too.
-    outliers: images of none of the classes to train variants with, which no OOD set may hold.
-    baselines: the file of the recorded baselines; without them, and without a published figure, the goals hold.
-    published: files of what papers report of the suite's cases and means. means: OOD sets whose FPR@95 papers average,
-    by name.
+    title: the suite's name in words.
+    about: what a reader should know of it.
+    models: the models.
+    detectors: the detectors, "*" alone for all that the models can serve.
+    variants: changed networks, and the detectors that are run on them.
+    outliers: images of none of the classes to train variants with. No OOD set may hold one of them.
+    baselines: the file of the recorded baselines. Without one, and without a published figure, the goals hold.
+    published: files of what papers report of the suite's cases and means.
+    in_distribution: the in-distribution splits.
+    shifted: ID images that look otherwise. They count as ID in the full-spectrum figures, and are classified too.
+    ood: the OOD sets by role.
+    means: the OOD sets whose FPR@95 papers average, by name of the mean.
+    tuning: detector options that are chosen. None where none are.
+    goals: the FPR@95 that no case should exceed.
+    unit_tests: the synthetic OOD sets, and the detectors that are run on them.
+    options: detector options that are fixed, by detector and option.
     """
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"thresholds": "baselines"}
 
     title: str
     about: str = ""

@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from benchmark.entries import DATA_DIR, read_entries, read_toml
+from benchmark.errors import UserError
 from benchmark.images.entries import BUILT_IN as IMAGE_SETS
 from benchmark.images.entries import ImageSetEntry, listed_files
 from benchmark.models.entries import BUILT_IN as MODELS
@@ -21,25 +23,30 @@ FOLDER = Path(__file__).parent
 
 
 def suite_names() -> list[str]:
+    """The names of the built-in suites."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load_suite(name_or_path: str, data_dir: Path = DATA_DIR) -> Suite:
-    """A built-in suite by name, or the one in a TOML file; data_dir: where downloaded images and weights lie.
+    """A built-in suite by name, or the one in a TOML file.
 
-    The file may add models and image sets of its own, as tables `model.ID` and `image_set.ID`. Raises ValueError for
-    anything that it names and that is not there, before any work.
+    The file may add models and image sets of its own, as tables `model.ID` and `image_set.ID`.
+
+    name_or_path: the name, or the path of a file that ends in .toml.
+    data_dir: where downloaded images and weights lie.
+    Raises ValueError for anything that it names and that is not there, before any work.
     """
     file = Path(name_or_path) if name_or_path.endswith(".toml") else FOLDER / f"{name_or_path}.toml"
     if not file.is_file():
-        raise ValueError(
+        raise UserError(
             f"no suite {name_or_path!r}{did_you_mean(name_or_path, suite_names())}; "
             f"available: {', '.join(suite_names())}, or the path of a .toml file"
         )
     tables = read_toml(file)
-    _check_ids([file.stem, *tables.get("model", {}), *tables.get("image_set", {})], file)
-    models_of_file = read_entries(file, ModelEntry, tables.pop("model", {}), data_dir)
-    sets_of_file = read_entries(file, ImageSetEntry, tables.pop("image_set", {}), data_dir)
+    of_models, of_sets = (_tables(tables.pop(name, {}), name, file) for name in ("model", "image_set"))
+    _check_ids([file.stem, *of_models, *of_sets], file)
+    models_of_file = read_entries(file, ModelEntry, of_models, data_dir)
+    sets_of_file = read_entries(file, ImageSetEntry, of_sets, data_dir)
     entry = SuiteEntry.parse(tables, file, "", data_dir)
     models = read_entries(MODELS, ModelEntry, data_dir=data_dir) | models_of_file
     image_sets = read_entries(IMAGE_SETS, ImageSetEntry, data_dir=data_dir) | sets_of_file
@@ -49,8 +56,12 @@ def load_suite(name_or_path: str, data_dir: Path = DATA_DIR) -> Suite:
 def make_suite(
     suite: str, entry: SuiteEntry, models: dict[str, ModelEntry], image_sets: dict[str, ImageSetEntry]
 ) -> Suite:
-    """The suite of that id, of all models and image sets that are known.
+    """The suite of an entry.
 
+    suite: its id.
+    entry: what its file says.
+    models: all models that are known, by id.
+    image_sets: all image sets that are known, by id.
     Raises ValueError for anything that the entry names and that is not there.
     """
     file = entry.file
@@ -62,12 +73,12 @@ def make_suite(
     try:
         roots = [root_of(_look_up(model_id, models, "model", file), models) for model_id in ids]
     except ModelError as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise UserError(f"{file}: {error}") from None
     if twice := sorted({model_id for model_id in ids if ids.count(model_id) > 1}):
-        raise ValueError(f"{file}: {', '.join(twice)}: listed twice; name a model once, under `models` or `variants`")
+        raise UserError(f"{file}: {', '.join(twice)}: listed twice; name a model once, under `models` or `variants`")
     sets = [*(set_id for set_id, _ in entry.ood.by_role()), *entry.shifted]
     if twice := sorted({set_id for set_id in sets if sets.count(set_id) > 1}):
-        raise ValueError(f"{file}: {', '.join(twice)}: listed twice; name an image set once, under one role")
+        raise UserError(f"{file}: {', '.join(twice)}: listed twice; name an image set once, under one role")
     reads_text = any(root.source.startswith(OPEN_CLIP) for root in roots)
     detectors = _detectors(entry.detectors, file, reads_text)
     of_variants = _detectors(entry.variants.detectors, file, reads_text)
@@ -77,7 +88,7 @@ def make_suite(
         try:
             create(detector, **options)
         except ValueError as error:
-            raise ValueError(f"{file}: options.{detector}: {error}") from None
+            raise UserError(f"{file}: options.{detector}: {error}") from error
     _check_tuning(entry, [*detectors, *in_unit_tests, *of_variants])
     return Suite(
         id=suite,
@@ -92,11 +103,18 @@ def make_suite(
     )
 
 
+def _tables(content: Any, name: str, file: Path) -> dict[str, Any]:
+    """What a file holds below a name, by id. Raises ValueError where these are no tables."""
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: {name}: tables are expected, [{name}.ID] each, not {content!r}")
+    return content
+
+
 def _check_ids(ids: Iterable[str], file: Path) -> None:
     """Ids stand in file names, addresses and test names, so they are of letters, digits and `.+_-`."""
     for name in ids:
         if not re.fullmatch(ID_PATTERN, name):
-            raise ValueError(
+            raise UserError(
                 f"{file}: {name!r} cannot be an id: take letters, digits and . + _ -, letter or digit first"
             )
 
@@ -124,7 +142,7 @@ def _check_apart(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) -> 
     for key, set_id, others, why in rules:
         for other in others:
             if other == set_id or image_sets[other].may_overlap(image_sets[set_id], files):
-                raise ValueError(
+                raise UserError(
                     f"{entry.file}: {key}: {set_id} holds images of {other}, which the suite uses, too; {why}: name "
                     "another set"
                 )
@@ -135,22 +153,20 @@ def _check_tuning(entry: SuiteEntry, detectors: Iterable[str]) -> None:
     if entry.tuning is None:
         return
     if entry.in_distribution.val is None:
-        raise ValueError(f"{entry.file}: tuning: in_distribution.val is needed to tune with: name a validation split")
+        raise UserError(f"{entry.file}: tuning: in_distribution.val is needed to tune with: name a validation split")
     for detector, values in entry.tuning.options.items():
         where = f"{entry.file}: tuning.options.{detector}"
         _look_up(detector, detectors, "detector of the suite", entry.file)
         fixed = entry.options.get(detector, {})
         if twice := sorted(values.keys() & fixed.keys()):
-            raise ValueError(
-                f"{where}: {', '.join(twice)}: fixed by options.{detector} already; name it in one of them"
-            )
+            raise UserError(f"{where}: {', '.join(twice)}: fixed by options.{detector} already; name it in one of them")
         if empty := [name for name, choices in values.items() if not choices]:
-            raise ValueError(f"{where}: {', '.join(empty)}: name the values to try")
+            raise UserError(f"{where}: {', '.join(empty)}: name the values to try")
         for options in combinations(values):
             try:
                 create(detector, **(fixed | options))
             except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+                raise UserError(f"{where}: {error}") from error
 
 
 def _check_means(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) -> None:
@@ -158,7 +174,7 @@ def _check_means(entry: SuiteEntry, image_sets: Mapping[str, ImageSetEntry]) -> 
     ood = [set_id for set_id, _ in entry.ood.by_role()]
     for name, sets in entry.means.items():
         if name in image_sets or not sets:
-            raise ValueError(f"{entry.file}: means.{name}: {'an image set has this name' if sets else 'it has no set'}")
+            raise UserError(f"{entry.file}: means.{name}: {'an image set has this name' if sets else 'it has no set'}")
         for set_id in sets:
             _look_up(set_id, ood, f"OOD set of the suite (in means.{name})", entry.file)
 
@@ -186,7 +202,12 @@ def _detectors(names: tuple[str, ...], file: Path, reads_text: bool) -> tuple[st
 
 
 def _look_up(name: str, known: Iterable[str], kind: str, file: Path) -> str:
+    """The name, where it is known. Else raises ValueError.
+
+    kind: what it is the name of, in words.
+    file: the file that holds it.
+    """
     known = list(known)
     if name not in known:
-        raise ValueError(f"{file}: no {kind} is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+        raise UserError(f"{file}: no {kind} is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
     return name

@@ -3,14 +3,16 @@
 A suite names CSV files of them with these columns; `benchmark/limits/published/` holds those of the seed papers, which
 `python -m benchmark.limits.curate_published` makes.
 
-* model, detector: ids of ours.
-* set: an image set; a mean of the suite's table `means`; or `SET:GROUP`, a group of classes of a set.
+* model: the id of the model here.
+* detector: the id of the detector here.
+* set: an image set, a mean of the suite's table `means`, or `SET:GROUP` for a group of classes of a set.
 * fpr_at_95_percent: as printed, in percent. Two papers that print different values for a cell are two lines.
 * tolerance_points: how many percentage points a measured value may be away and still say the same. It has to hold all
   that is known to differ (rounding, other images of the same kind, another checkpoint, other releases of libraries).
-  The interval of the measured value is shown beside the verdict and does not enter it: a small sample would otherwise
-  reproduce everything.
-* source: paper and table. note: what was different there, or nothing.
+  The interval of the measured value is shown beside the comparison and does not enter it: a small sample would
+  otherwise reproduce everything.
+* source: the paper and the table.
+* note: what was different there, or nothing.
 """
 
 import csv
@@ -18,6 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark.errors import UserError
 from detectors import did_you_mean
 
 COLUMNS = ("model", "detector", "set", "fpr_at_95_percent", "tolerance_points", "source", "note")
@@ -25,7 +28,16 @@ COLUMNS = ("model", "detector", "set", "fpr_at_95_percent", "tolerance_points", 
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """An FPR@95 that somebody published; fpr_at_95 and tolerance are fractions. note: "" where there is none."""
+    """An FPR@95 that somebody published.
+
+    model: the model's id.
+    detector: the detector's id.
+    set: an image set, a mean of the suite, or `SET:GROUP`.
+    fpr_at_95: the published value, as a fraction.
+    tolerance: how far a measured value may be away and still say the same, as a fraction.
+    source: the paper and the table.
+    note: what was different there, "" where nothing is known to be.
+    """
 
     model: str
     detector: str
@@ -37,6 +49,7 @@ class PublishedFigure:
 
     @property
     def cell(self) -> str:
+        """The cell that it stands in: `model/detector/set`."""
         return f"{self.model}/{self.detector}/{self.set}"
 
 
@@ -48,7 +61,10 @@ def read_published(
 ) -> dict[str, tuple[PublishedFigure, ...]]:
     """The figures of files by cell (`model/detector/set`), in their order.
 
-    models, detectors, sets: what is known, of which a suite may use a part.
+    files: the CSV files.
+    models: the models that are known, of which a suite may use a part.
+    detectors: the detectors that are known.
+    sets: the image sets, means and groups of classes that are known.
     Raises ValueError naming file and line for what is not known, for a value that is none, and for a line twice.
     """
     cells: dict[str, tuple[PublishedFigure, ...]] = {}
@@ -56,7 +72,7 @@ def read_published(
         for place, figure in _read(file, {"model": models, "detector": detectors, "set": sets}):
             earlier = cells.get(figure.cell, ())
             if figure.source in {other.source for other in earlier}:
-                raise ValueError(f"{place}: {figure.cell} of {figure.source} stands there twice; remove one")
+                raise UserError(f"{place}: {figure.cell} of {figure.source} stands there twice; remove one")
             cells[figure.cell] = (*earlier, figure)
     return cells
 
@@ -64,19 +80,19 @@ def read_published(
 def _read(file: Path, known: Mapping[str, Collection[str]]) -> Iterator[tuple[str, PublishedFigure]]:
     """The figures of a file, each with its place; known: the names that each column may have."""
     if not file.is_file():
-        raise ValueError(f"there is no file {file} of published figures; correct the suite's `published`")
+        raise UserError(f"there is no file {file} of published figures; correct the suite's `published`")
     with file.open(newline="", encoding="utf-8") as lines:
         table = csv.DictReader(lines)
         if tuple(table.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; correct the line")
+            raise UserError(f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; correct the line")
         for row in table:
             place = f"{file}:{table.line_num}"
             if None in row.values() or None in row:
-                raise ValueError(f"{place}: {len(COLUMNS)} fields are needed: {', '.join(COLUMNS)}")
+                raise UserError(f"{place}: {len(COLUMNS)} fields are needed: {', '.join(COLUMNS)}")
             for column, names in known.items():
                 if row[column] not in names:
                     hint = did_you_mean(row[column], names)
-                    raise ValueError(f"{place}: no {column} is called {row[column]!r}{hint}; correct the line")
+                    raise UserError(f"{place}: no {column} is called {row[column]!r}{hint}; correct the line")
             yield place, _figure(row, place)
 
 
@@ -87,11 +103,11 @@ def _figure(row: Mapping[str, str], place: str) -> PublishedFigure:
     try:
         percent, points = float(row["fpr_at_95_percent"]), float(row["tolerance_points"])
     except ValueError:
-        raise ValueError(f"{place}: fpr_at_95_percent and tolerance_points of {cell} must be numbers") from None
+        raise UserError(f"{place}: fpr_at_95_percent and tolerance_points of {cell} must be numbers") from None
     if not 0 <= percent <= 100:
-        raise ValueError(f"{place}: fpr_at_95_percent of {cell} must lie in 0..100")
+        raise UserError(f"{place}: fpr_at_95_percent of {cell} must lie in 0..100")
     if not 0 < points <= 100:
-        raise ValueError(f"{place}: tolerance_points of {cell} must lie above 0, and up to 100")
+        raise UserError(f"{place}: tolerance_points of {cell} must lie above 0, and up to 100")
     if not row["source"].strip():
-        raise ValueError(f"{place}: {cell} needs a source: the paper and the table")
+        raise UserError(f"{place}: {cell} needs a source: the paper and the table")
     return PublishedFigure(model, detector, set_id, percent / 100, points / 100, row["source"], row["note"])

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmark.errors import UserError
 from benchmark.images.entries import ImageSetEntry
 from benchmark.models.entries import ModelEntry, is_vision_language
 from benchmark.records import Role, SetRole
@@ -16,7 +17,13 @@ _OF_VISION_LANGUAGE = {"patches", "text"}
 
 @dataclass(frozen=True)
 class CaseId:
-    """A model and a detector before an OOD set: `model/detector/set`."""
+    """A model, a detector and an OOD set. Its text is `model/detector/set`.
+
+    model: the model's id.
+    detector: the detector's id.
+    set: the id of the OOD set, or the name of the unit test.
+    role: what the suite uses the set for.
+    """
 
     model: str
     detector: str
@@ -31,8 +38,15 @@ class CaseId:
 class Suite:
     """A suite with all that it names looked up.
 
-    models: its models and variants. known_models: all that its file and the built-in one describe, such as their bases.
-    published: what papers report, by cell (`model/detector/set`), of all known models.
+    id: the suite's id.
+    entry: what its file says.
+    models: its models and variants, by id.
+    known_models: all models that its file and the built-in one describe, such as the bases of variants, by id.
+    image_sets: all image sets that its file and the built-in one describe, by id.
+    detectors: the detectors that are run on its models.
+    variant_detectors: the detectors that are run on its variants.
+    unit_test_detectors: the detectors that are run on the unit tests.
+    published: what papers report of all known models, by cell (`model/detector/set`).
     """
 
     id: str
@@ -46,7 +60,7 @@ class Suite:
     published: Figures
 
     def whole(self) -> "Suite":
-        """The suite in which all detectors meet the variants and the unit tests, and not only a core of them."""
+        """The suite in which all detectors are run on the variants and the unit tests, and not only a core of them."""
         return replace(
             self,
             unit_test_detectors=tuple(dict.fromkeys((*self.unit_test_detectors, *self.detectors))),
@@ -62,7 +76,10 @@ class Suite:
                 yield from (CaseId(model, detector, set_id, role) for set_id, role in sets)
 
     def unit_test_cases(self, names: Iterable[str]) -> Iterator[CaseId]:
-        """One case a (model, detector, unit test); `names` are those of `unit_tests_ood`. Variants meet none."""
+        """One case a (model, detector, unit test). Variants have none.
+
+        names: the unit tests of `unit_tests_ood`.
+        """
         names = tuple(names)
         for model in self.entry.models:
             for detector in self._served(model, self.unit_test_detectors):
@@ -89,8 +106,9 @@ class Suite:
     def train(self) -> str:
         """The training split; a ValueError where the suite has none."""
         if self.entry.in_distribution.train is None:
-            raise ValueError(f"{self.entry.file}: in_distribution.train is needed here: name the training images")
+            raise UserError(f"{self.entry.file}: in_distribution.train is needed here: name the training images")
         return self.entry.in_distribution.train
 
     def options(self, detector: str) -> dict[str, Any]:
+        """The options that the suite fixes for a detector, by name."""
         return self.entry.options.get(detector, {})

@@ -15,7 +15,9 @@ def combinations(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def tune(ood: str, values: Mapping[str, Sequence[Any]], auroc_with: Callable[[dict[str, Any]], float]) -> Tuned:
     """The options with the highest AUROC, the first of equals.
 
-    auroc_with: that of the detector with some options, between the val split and the OOD set.
+    ood: the id of the OOD set.
+    values: the values to try, by option.
+    auroc_with: gives the AUROC of the detector with some options, between the val split and the OOD set.
     """
     tried: list[dict[str, Any]] = [
         {"options": options, "auroc": auroc_with(options)} for options in combinations(values)

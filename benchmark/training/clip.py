@@ -1,11 +1,10 @@
-"""Trains the vision-language model of the digits suite: `python -m benchmark.training.clip [--output DIR]`.
+"""Trains the vision-language model of the digits suite: `python -m benchmark train digits-clip`.
 
 It sees the training split alone. The validation accuracy is shown and decides nothing: the weights of the last epoch
 are kept. The same seed, number of threads and machine give the same weights. They are written only when the training is
 over; a training that was killed goes on from where it last saved.
 """
 
-import argparse
 import json
 import math
 import time
@@ -23,7 +22,7 @@ from benchmark.files import write_atomically
 from benchmark.images.image_set import ImageSet, load_image_set
 from benchmark.models.zero_shot import CONFIG, WEIGHTS, CutTokenizer
 from benchmark.training.augmentation import PREPROCESSING, augment
-from benchmark.training.from_scratch import CHECKPOINTS, progress_beside
+from benchmark.training.from_scratch import Trained, progress_beside
 from benchmark.training.optimisation import Progress, Schedule, optimise
 
 NAME = "digits-clip"
@@ -58,26 +57,16 @@ class Recipe:
 RECIPE = Recipe(Schedule(epochs=100, batch=64, learning_rate=1e-3, warm_up=0.1))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmark.training.clip", description="Train the vision-language model of the digits suite."
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help=f"default: {CHECKPOINTS.name}/{NAME} beside this file"
-    )
-    folder = parser.parse_args(arguments).output or CHECKPOINTS / NAME
+def train_and_save(folder: Path) -> Trained:
+    """Trains the network on the digits, and writes it; what was interrupted goes on where it was."""
     train_set, val_set = load_image_set("digits-train"), load_image_set("digits-val")
     started = time.perf_counter()
     progress = progress_beside(folder, (RECIPE, NETWORK, TEMPLATES, PREPROCESS), train_set)
     network, tokenizer = train(RECIPE, train_set, progress)
     save(network, tokenizer, folder)
     progress.clear()
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    print(
-        f"{folder}: {parameters:,} parameters, trained in {time.perf_counter() - started:.0f} s, "
-        f"validation accuracy {accuracy(network, tokenizer, val_set, train_set.class_names):.1%}, "
-        f"logit scale {network.logit_scale.exp().item():.1f}"
-    )
+    parameters, training_s = sum(parameter.numel() for parameter in network.parameters()), time.perf_counter() - started
+    return Trained(folder, parameters, accuracy(network, tokenizer, val_set, train_set.class_names), training_s)
 
 
 def train(recipe: Recipe, train_set: ImageSet, progress: Progress | None = None) -> tuple[Any, CutTokenizer]:
@@ -170,8 +159,3 @@ def _images(image_set: ImageSet) -> Tensor:
     config = open_clip.transform.PreprocessCfg(size=NETWORK["vision_cfg"]["image_size"], **PREPROCESS)
     transform = open_clip.transform.image_transform_v2(config, is_train=False)
     return torch.stack([transform(image_set[index]) for index in range(len(image_set))])
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(THREADS)
-    main()

@@ -3,6 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
+from benchmark.errors import UserError
 from benchmark.images.image_set import ImageSet
 from benchmark.models.model import Model
 from benchmark.models.prepared_images import PreparedImages
@@ -41,12 +42,12 @@ def images_of_each_class(labels: Tensor | None, classes: int, count: int, seed: 
     Raises ValueError where a class has fewer, or the images have no labels (N,).
     """
     if labels is None:
-        raise ValueError("the training images have no labels; the loss needs their classes")
+        raise UserError("the training images have no labels; the loss needs their classes")
     counts = labels.bincount(minlength=classes)
     fewest = int(counts.min())
     if count > fewest:
         scarcest = f"class {int(counts.argmin())} (counted from 0) has {fewest} training images"
-        raise ValueError(f"images_per_class is {count}; allowed: at most the images of each class, but {scarcest}")
+        raise UserError(f"images_per_class is {count}; allowed: at most the images of each class, but {scarcest}")
     order = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
     return torch.cat([order[labels[order] == label][:count] for label in range(classes)])
 

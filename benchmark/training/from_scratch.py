@@ -1,4 +1,4 @@
-"""Trains a network of the digits suite: `python -m benchmark.training.from_scratch digits-resnet [--output DIR]`.
+"""Trains the classifiers of the digits suite: `python -m benchmark train digits-resnet [--output DIR]`.
 
 A recipe sees the training split alone. The validation accuracy is shown and decides nothing: the weights of the last
 epoch are kept. The same seed, number of threads and machine give the same weights. They are written only when the
@@ -13,7 +13,6 @@ Another recipe, such as SAM-ON as ASAM with AdamW, in a few lines:
     save(network, recipe, load_image_set("digits-train").classes, Path("my-network"))
 """
 
-import argparse
 import copy
 import math
 import tempfile
@@ -38,7 +37,6 @@ from benchmark.images.image_set import ImageSet, load_image_set
 from benchmark.training.augmentation import PREPROCESSING, augment
 from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.training.sharpness_aware import Perturbation, SharpnessAware
-from detectors import did_you_mean
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"
 THREADS = 2  # sums are taken in another order on another number of threads, and the weights drift apart
@@ -108,28 +106,36 @@ for _seed in range(3):
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmark.training.from_scratch", description="Train a network of the digits suite."
-    )
-    parser.add_argument("model", help=", ".join(RECIPES))
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help=f"default: {CHECKPOINTS.name}/MODEL beside this file"
-    )
-    options = parser.parse_args(arguments)
-    if options.model not in RECIPES:
-        hint = did_you_mean(options.model, RECIPES)
-        parser.error(f"no recipe is called {options.model!r}{hint}; available: {', '.join(RECIPES)}")
-    recipe, folder = RECIPES[options.model], options.output or CHECKPOINTS / options.model
+@dataclass(frozen=True)
+class Trained:
+    """A network that was trained and written.
+
+    folder: where it lies.
+    parameters: how many numbers were trained.
+    accuracy: on the validation images, a fraction.
+    training_s: how long it took, in seconds.
+    """
+
+    folder: Path
+    parameters: int
+    accuracy: float
+    training_s: float
+
+
+def train_and_save(model_id: str, folder: Path) -> Trained:
+    """Trains a network by its recipe on the digits, and writes it; what was interrupted goes on where it was.
+
+    Raises KeyError where there is no recipe of that id.
+    """
+    recipe = RECIPES[model_id]
     train_set, val_set = load_image_set("digits-train"), load_image_set("digits-val")
     started = time.perf_counter()
     progress = progress_beside(folder, recipe, train_set)
     network = train(recipe, train_set, progress)
     save(network, recipe, train_set.classes, folder)
     progress.clear()
-    parameters, seconds = sum(parameter.numel() for parameter in network.parameters()), time.perf_counter() - started
-    accuracy = _accuracy(network, *_tensors(network, val_set))
-    print(f"{folder}: {parameters:,} parameters, validation accuracy {accuracy:.1%}, trained in {seconds:.0f} s")
+    parameters, training_s = sum(parameter.numel() for parameter in network.parameters()), time.perf_counter() - started
+    return Trained(folder, parameters, _accuracy(network, *_tensors(network, val_set)), training_s)
 
 
 def train(recipe: Recipe, train_set: ImageSet, progress: Progress | None = None) -> nn.Module:
@@ -238,8 +244,3 @@ def _tensors(network: nn.Module, image_set: ImageSet) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return (network.eval()(images).argmax(1) == labels).double().mean().item()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(THREADS)
-    main()

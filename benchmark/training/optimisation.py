@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from benchmark.errors import UserError
 from benchmark.files import write_atomically
 
 SAVE_EVERY_S = 60.0
@@ -133,7 +134,7 @@ def optimise(
             torch.manual_seed(generator.initial_seed())  # layers such as dropout draw from torch's own state
             losses[-1].append(update(indices, generator))
             if not math.isfinite(losses[-1][-1]):
-                raise ValueError(
+                raise UserError(
                     f"{title}: the training diverged in step {step + 1} of {steps}; schedule.learning_rate is "
                     f"{schedule.learning_rate}; allowed: a smaller one"
                 )

@@ -1,6 +1,6 @@
 """Sharpness: how far the training loss rises near a network's weights. A diagnostic of models; no detector reads it.
 
-    python -m benchmark.training.sharpness digits-resnet digits-vit    the 12 definitions of the paper, model by model
+    python -m benchmark sharpness digits-resnet digits-vit    the 12 definitions of the paper, model by model
 
 Source: Andriushchenko, Croce, Müller, Hein, Flammarion, "A Modern Look at the Relationship between Sharpness and
 Generalization", ICML 2023, section 3 and appendices C and H. With the loss L_S(w) on a batch S of m training
@@ -16,7 +16,6 @@ well a model generalises, and it measures no detection: a link to detectors is f
 Sharpness compares models on one loss surface alone: one architecture, one training set, the same images.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,11 +31,10 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from benchmark.errors import UserError
 from benchmark.images.image_set import load_image_set
-from benchmark.models.devices import choose_device
 from benchmark.models.entries import is_vision_language
 from benchmark.models.loading import load_model
-from benchmark.suites.loading import load_suite
 from benchmark.suites.suite import Suite
 from benchmark.training.data import TrainingSet
 from detectors import did_you_mean
@@ -92,6 +90,14 @@ def definitions() -> tuple[Definition, ...]:
     return tuple(Definition(case, norm, *scaling) for scaling, case, norm in product(scalings, cases, norms))
 
 
+def definition_of(name: str) -> Definition:
+    """The definition of that name. Raises ValueError where there is none."""
+    known = {str(definition): definition for definition in definitions()}
+    if name not in known:
+        raise UserError(f"no definition is called {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    return known[name]
+
+
 @dataclass(frozen=True)
 class Sharpness:
     """value: the mean of the batches' values. base_loss: the mean loss at the weights themselves. Both in nats."""
@@ -139,11 +145,11 @@ def sharpness(
     themselves, not at random, and average 20 draws, not 100. Leaving out the last images is our choice.
     """
     if any(module.training for module in network.modules()):
-        raise ValueError("network is in training mode; allowed: evaluation mode, as after network.eval()")
+        raise UserError("network is in training mode; allowed: evaluation mode, as after network.eval()")
     if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels have the shape {tuple(labels.shape)}; allowed: one for each of {len(images)} images")
+        raise UserError(f"labels have the shape {tuple(labels.shape)}; allowed: one for each of {len(images)} images")
     if len(images) < batch:
-        raise ValueError(f"batch is {batch}; allowed: up to the number of images, {len(images)}")
+        raise UserError(f"batch is {batch}; allowed: up to the number of images, {len(images)}")
     started = time.perf_counter()
     weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     scale = weights.abs() if scaling == "adaptive" else torch.ones_like(weights)
@@ -155,7 +161,7 @@ def sharpness(
         with torch.no_grad():
             losses.append(loss(weights).item())
         if not math.isfinite(losses[-1]):
-            raise ValueError(f"the loss of the network is {losses[-1]} on batch {number}; allowed: a finite loss")
+            raise UserError(f"the loss of the network is {losses[-1]} on batch {number}; allowed: a finite loss")
         random = Generator(weights.device).manual_seed(_batch_seed(seed, number))
         if case == "average":
             rises.append(average_rise(loss, weights, scale, norm, rho, draws, random))
@@ -324,9 +330,9 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(f"measurements have the shapes {a.shape} and {b.shape}; allowed: (M,) twice, M from 2")
+        raise UserError(f"measurements have the shapes {a.shape} and {b.shape}; allowed: (M,) twice, M from 2")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("a measurement is not finite; allowed: finite numbers")
+        raise UserError("a measurement is not finite; allowed: finite numbers")
     signs = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
     return float(signs.sum() / (len(a) * (len(a) - 1)))
 
@@ -334,7 +340,7 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
 def kendall_tau_deviation(models: int) -> float:
     """The standard deviation of tau over M unrelated models without ties: 0.22 for M = 12, 0.09 for M = 56."""
     if models < 2:
-        raise ValueError(f"models is {models}; allowed: an integer from 2")
+        raise UserError(f"models is {models}; allowed: an integer from 2")
     return math.sqrt(2 * (2 * models + 5) / (9 * models * (models - 1)))
 
 
@@ -362,73 +368,25 @@ def correlate(models: Sequence[Measured]) -> float:
     for name in ("architecture", "training_set"):
         values = sorted({getattr(model, name) for model in models})
         if len(values) > 1:
-            raise ValueError(f"{name} is {' and '.join(values)}; allowed: the same for all models that are compared")
+            raise UserError(f"{name} is {' and '.join(values)}; allowed: the same for all models that are compared")
     return kendall_tau([model.sharpness for model in models], [model.error for model in models])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    names = {str(definition): definition for definition in definitions()}
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmark.training.sharpness",
-        description="The sharpness of models of a suite, on training images without augmentation.",
-        epilog=f"definitions: {', '.join(names)}",
-    )
-    parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--suite", default="digits", help="a suite by name, or the path of its TOML file")
-    parser.add_argument("--definition", nargs="+", default=list(names), metavar="NAME", help="default: all 12")
-    parser.add_argument("--rho", nargs="+", type=float, help="radii (default: the paper's for each definition)")
-    parser.add_argument("--images", type=int, default=1024, help="at most so many, drawn by the seed (default: 1024)")
-    parser.add_argument("--batch", type=int, default=128, help="images that share a perturbation (default: 128)")
-    parser.add_argument("--steps", type=int, default=20, help="of the search for the worst case (default: 20)")
-    parser.add_argument("--draws", type=int, default=100, help="of the average case (default: 100)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="as torch names it (default: cuda where there is one, else cpu)")
-    options = parser.parse_args(arguments)
-    for name in options.definition:
-        if name not in names:
-            parser.error(f"no definition is called {name!r}{did_you_mean(name, names)}; known: {', '.join(names)}")
-    suite = load_suite(options.suite)
-    device = choose_device(options.device)
-    print(f"{'model':24} {'definition':32} {'rho':>8} {'sharpness':>12} {'loss':>10} {'seconds':>8}")
-    for model in options.models:
-        network, images, labels = _of_suite(suite, model, device, options.images, options.seed)
-        for name in options.definition:
-            definition = names[name]
-            for rho in options.rho or [definition.radius]:
-                result = sharpness(
-                    network,
-                    images,
-                    labels,
-                    **definition._asdict(),
-                    rho=rho,
-                    batch=options.batch,
-                    steps=options.steps,
-                    draws=options.draws,
-                    seed=options.seed,
-                )
-                numbers = f"{rho:8g} {result.value:12.6f} {result.base_loss:10.6f} {result.seconds:8.1f}"
-                print(f"{model:24} {name:32} {numbers}", flush=True)
-
-
-def _of_suite(
+def training_images(
     suite: Suite, model_id: str, device: torch.device, count: int, seed: int
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """A model's network with the same training images (n, 3, H, W) and labels (n,) for every model of the suite."""
     known = suite.known_models
     if model_id not in known:
-        raise ValueError(f"no model is called {model_id!r}{did_you_mean(model_id, known)}; known: {', '.join(known)}")
+        raise UserError(f"no model is called {model_id!r}{did_you_mean(model_id, known)}; known: {', '.join(known)}")
     if is_vision_language(model_id, known):
-        raise ValueError(
+        raise UserError(
             f"model {model_id} was not trained on the suite's images; allowed: classifiers, not zero-shot ones"
         )
     image_set = load_image_set(suite.train, suite.image_sets)
     model = load_model(model_id, known, device, image_set.class_names)
     train = TrainingSet(model, image_set)
     if train.labels is None:
-        raise ValueError(f"image set {image_set.id} has no classes; allowed: images with labels")
+        raise UserError(f"image set {image_set.id} has no classes; allowed: images with labels")
     rows = torch.randperm(len(train), generator=Generator().manual_seed(seed))[:count]
     return model.network, train.images(rows), train.labels[rows]
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,8 @@ from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from benchmark.errors import UserError
+
 NORM_LAYERS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 ASAM_ETA = 0.01
 FISHER_ETA = 1.0
@@ -128,7 +130,7 @@ def norm_parameters(network: nn.Module) -> set[str]:
 def scope_masks(settings: Perturbation, parameters: Mapping[str, Tensor], norm: set[str]) -> dict[str, Tensor | None]:
     """Of each parameter with entries in the scope, which entries (bool, of its shape), or None for all."""
     if settings.scope in ("norm-only", "random") and not norm:
-        raise ValueError(
+        raise UserError(
             f"scope is {settings.scope!r}, but the optimizer trains no scale or shift of a BatchNorm, LayerNorm or "
             "GroupNorm of this network; allowed: 'all' or 'no-norm'"
         )
@@ -146,7 +148,7 @@ def scope_masks(settings: Perturbation, parameters: Mapping[str, Tensor], norm: 
     else:
         masks = dict.fromkeys(name for name in parameters if (name in norm) == (settings.scope == "norm-only"))
     if not masks:
-        raise ValueError(f"scope is {settings.scope!r}, but the optimizer trains no parameter in it; allowed: 'all'")
+        raise UserError(f"scope is {settings.scope!r}, but the optimizer trains no parameter in it; allowed: 'all'")
     return masks
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmark.entries import read_entries
+from benchmark.errors import UserError
 from benchmark.images.entries import BUILT_IN as IMAGE_SETS
 from benchmark.images.entries import ImageSetEntry
 from benchmark.models.entries import BUILT_IN as MODELS
@@ -13,13 +14,12 @@ from benchmark.models.entries import ModelEntry
 from benchmark.suites.entries import Variants
 from benchmark.suites.loading import load_suite, make_suite
 from benchmark.suites.suite import Suite
+from benchmark.user import DEFAULT_SUITE
 from benchmark.user.ids import split_name
 from benchmark.user.image_sets import named_set
 from benchmark.user.image_suites import NamedImages, suite_name, suite_of_images
 from benchmark.user.models import named_model
 from benchmark.user.outputs import suite_of_outputs
-
-DEFAULT_SUITE = "digits"
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,22 @@ class Named:
 
     def _check(self) -> None:
         if self.suite != DEFAULT_SUITE and (self.id or self.outputs):
-            raise ValueError(f"--suite {self.suite}: it has images of its own: leave it out, or --id and --outputs")
+            raise UserError(f"--suite {self.suite}: it has images of its own: leave it out, or --id and --outputs")
         sets = {"--id": self.id, "--train": self.train, "--val": self.val, "--ood": self.ood}
         given = [option for option, value in {"--model": self.models, **sets}.items() if value]
         if self.outputs is not None and given:
-            raise ValueError(f"--outputs: a run has either precomputed outputs or {' and '.join(given)}: leave one out")
+            raise UserError(f"--outputs: a run has either precomputed outputs or {' and '.join(given)}: leave one out")
         if self.id is not None and not self.models:
-            raise ValueError(f"--id {self.id}: name the network that meets these images with --model")
+            raise UserError(f"--id {self.id}: name the network that meets these images with --model")
         if self.id is None and (alone := [option for option in given if option != "--model"]):
-            raise ValueError(f"{' and '.join(alone)}: name the in-distribution test images with --id, too")
+            raise UserError(f"{' and '.join(alone)}: name the in-distribution test images with --id, too")
 
     def _models(self, known: dict[str, ModelEntry]) -> dict[str, ModelEntry]:
         found: dict[str, ModelEntry] = {}
         for text in self.models:
             model_id, entry = named_model(text, known)
             if model_id in found:
-                raise ValueError(
+                raise UserError(
                     f"--model {text}: two models are called {model_id}; name one: --model NAME={split_name(text)[1]}"
                 )
             found[model_id] = entry

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmark.errors import UserError
 from benchmark.images.decoding import to_rgb
 from benchmark.images.entries import ImageSetEntry
 from benchmark.images.readers import Images, codings, numbered
@@ -26,21 +27,21 @@ def given_set(option: str, role: str, set_id: str, data: Any) -> NamedSet:
     data: a `datasets.Dataset` with a column of images, or a torch data set or a sequence of images or of (image,
         label), where an image is a PIL image or an array, uint8 (height, width) or (height, width, 3).
 
-    Raises ValueError, naming the option.
+    Raises UserError, naming the option.
     """
     read = _of_table if _is_of_datasets(data) else _of_items
     try:
         given = read(set_id, data, role != "ood")
-    except ValueError as error:
-        raise ValueError(f"{option}: {error}") from None
-    entry = ImageSetEntry(
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
+    entry = ImageSetEntry.in_file(
+        Path(option),
+        Path("/"),
         title=option,
         licence="not stated",
         source=f"a {type(data).__name__} in memory",
         # Whoever compares places finds that this one is apart from all others.
         local=f"<{option}>",
-        data_dir=Path("/"),
-        file=Path(option),
     )
     return NamedSet(option, role, set_id, None, entry, given)
 
@@ -63,15 +64,15 @@ def _of_table(set_id: str, data: Any, labelled: bool) -> GivenImages:
 
     if not isinstance(data, datasets.Dataset):
         if isinstance(data, dict):
-            raise ValueError(f"a {type(data).__name__} has several splits: name one of {', '.join(map(repr, data))}")
-        raise ValueError(f"images are read in any order, which a {type(data).__name__} cannot do: give a Dataset")
+            raise UserError(f"a {type(data).__name__} has several splits: name one of {', '.join(map(repr, data))}")
+        raise UserError(f"images are read in any order, which a {type(data).__name__} cannot do: give a Dataset")
     image = next((name for name in IMAGE_COLUMNS if name in data.column_names), None)
     if image is None:
-        raise ValueError(
+        raise UserError(
             f"its columns are {', '.join(data.column_names)}; call that of the images {' or '.join(IMAGE_COLUMNS)}"
         )
     if not len(data):
-        raise ValueError("it has no rows")
+        raise UserError("it has no rows")
     rows = data.with_format(None)
     label = next((name for name in LABEL_COLUMNS if name in data.column_names), None) if labelled else None
     names, classes = None, None
@@ -85,7 +86,7 @@ def _of_table(set_id: str, data: Any, labelled: bool) -> GivenImages:
         if content.get("bytes") is not None:
             return bytes(content["bytes"])
         if content.get("path") is None:
-            raise ValueError("the row holds no image")
+            raise UserError("the row holds no image")
         return Path(content["path"]).read_bytes()
 
     has_ids = "id" in data.column_names
@@ -98,12 +99,12 @@ def _of_table(set_id: str, data: Any, labelled: bool) -> GivenImages:
 
 def _of_items(set_id: str, data: Any, labelled: bool) -> GivenImages:
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")) or isinstance(data, (dict, str, bytes)):
-        raise ValueError(
+        raise UserError(
             f"a {type(data).__name__} is no image set: give a folder, a Parquet file, an id of image_sets.toml, a "
             "datasets.Dataset, a torch Dataset or a sequence of images or of (image, label)"
         )
     if not len(data):
-        raise ValueError("it has no images")
+        raise UserError("it has no images")
     lock = Lock()  # images are read by several threads, which a data set of torch need not allow
 
     def item(index: int) -> Any:
@@ -111,14 +112,14 @@ def _of_items(set_id: str, data: Any, labelled: bool) -> GivenImages:
             with lock:
                 return data[index]
         except Exception as error:  # it is somebody else's code
-            raise ValueError(f"item {index}: {type(error).__name__}: {error}") from error
+            raise UserError(f"item {index}: {type(error).__name__}: {error}") from error
 
     def pixels(index: int) -> np.ndarray:
         found = item(index)
         return _pixels(found[0] if isinstance(found, (tuple, list)) else found, index)
 
     if not np.array_equal(pixels(0), pixels(0)):
-        raise ValueError("it gives another image each time that one is read: leave random steps out")
+        raise UserError("it gives another image each time that one is read: leave random steps out")
     names, classes = None, None
     if labelled and isinstance(item(0), (tuple, list)) and len(item(0)) > 1:
         names, classes = _classes(_labels(data, item), getattr(data, "classes", None))
@@ -132,7 +133,7 @@ def _pixels(image: Any, index: int) -> np.ndarray:
     if isinstance(image, Image.Image):
         return np.asarray(to_rgb(image))
     what = f"{image.dtype} {tuple(image.shape)}" if hasattr(image, "shape") else ""
-    raise ValueError(
+    raise UserError(
         f"item {index} is a {type(image).__name__} {what}".rstrip() + ", not a PIL image or an array, uint8 (height, "
         "width, 3): leave its transform out, since images are prepared by that of the model"
     )
@@ -163,14 +164,14 @@ def _classes(labels: Sequence[Any], declared: Sequence[Any] | None) -> tuple[lis
     if all(isinstance(label, str) for label in labels):
         classes = tuple(map(str, declared)) if declared is not None else tuple(sorted(set(labels)))
         if unknown := next(iter(set(labels).difference(classes)), None):
-            raise ValueError(f"the label {unknown!r} is none of its classes")
+            raise UserError(f"the label {unknown!r} is none of its classes")
         return list(labels), classes
     indices = [_index(label, row) for row, label in enumerate(labels)]
     classes = tuple(map(str, declared if declared is not None else range(max(indices) + 1)))
     if max(indices) >= len(classes):
-        raise ValueError(f"the label {max(indices)} is none of its {len(classes)} classes, which count from 0")
+        raise UserError(f"the label {max(indices)} is none of its {len(classes)} classes, which count from 0")
     if len(set(classes)) < len(classes):
-        raise ValueError("two of its classes have one name")
+        raise UserError("two of its classes have one name")
     return [classes[index] for index in indices], classes
 
 
@@ -180,7 +181,7 @@ def _index(label: Any, row: int) -> int:
     except TypeError:
         index = -1
     if index < 0:
-        raise ValueError(f"the label of item {row} is {label!r}: a class is a text, or a number from 0")
+        raise UserError(f"the label of item {row} is {label!r}: a class is a text, or a number from 0")
     return index
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmark.errors import UserError
 from benchmark.images.entries import Columns, ImageSetEntry, Part
 from benchmark.images.image_set import ImageSet, load_image_set, select_images
 from benchmark.images.readers import Images, shards_of
@@ -89,19 +90,19 @@ def named_set(
     if not path.exists():
         if place not in known:
             hint = did_you_mean(place, known)
-            raise ValueError(f"{option} {place}: there is no such folder or file, and no image set of that id{hint}")
+            raise UserError(f"{option} {place}: there is no such folder or file, and no image set of that id{hint}")
         return NamedSet(option, role, place, None, known[place])
     set_id = name or id_of(path.resolve().name.removesuffix(".parquet"))
     columns = _parquet_columns(option, role, path) if _shards(path) else {}
     if not columns and not any(_is_image(name) for _, _, names in os.walk(path, followlinks=True) for name in names):
-        raise ValueError(f"{option} {place}: no images there, neither files that Pillow can read nor Parquet files")
-    entry = ImageSetEntry(
+        raise UserError(f"{option} {place}: no images there, neither files that Pillow can read nor Parquet files")
+    entry = ImageSetEntry.in_file(
+        Path(option),
+        data_dir,
         title=path.resolve().name,
         licence="not stated",
         source=place,
         local=str(path.resolve()),
-        file=Path(option),
-        data_dir=data_dir,
         **columns,
     )
     return NamedSet(option, role, set_id, path, entry)
@@ -121,11 +122,11 @@ def _parquet_columns(option: str, role: str, path: Path) -> dict[str, Any]:
     try:
         present = pq.read_schema(_shards(path)[0]).names
     except (OSError, ValueError) as error:
-        raise ValueError(f"{option} {path}: cannot read {_shards(path)[0]}: {error}") from None
+        raise UserError(f"{option} {path}: cannot read {_shards(path)[0]}: {error}") from None
     image = next((name for name in IMAGE_COLUMNS if name in present), None)
     label = next((name for name in LABEL_COLUMNS if name in present), "label")
     if image is None:
-        raise ValueError(
+        raise UserError(
             f"{option} {path}: its columns are {', '.join(present)}; that of the images is "
             f"called {' or '.join(IMAGE_COLUMNS)} here; a suite file can name another"
         )
@@ -145,7 +146,7 @@ def _label_values(path: Path, column: str) -> tuple[list[str], bool]:
         for value in pq.read_table(shard, columns=[column])[column].unique().to_pylist()
     }
     if None in values or any(isinstance(value, int) and value < 0 for value in values):
-        raise ValueError(f"{path}: column {column}: each image needs a class, and one has none or a negative number")
+        raise UserError(f"{path}: column {column}: each image needs a class, and one has none or a negative number")
     if all(isinstance(value, int) for value in values):
         return [str(index) for index in range(max(values) + 1)], True
     return _in_order(map(str, values)), False
@@ -161,23 +162,23 @@ def _class_names(given: NamedSet) -> list[str]:
     """The classes that the files of an ID set name, or that a given object has."""
     if given.given is not None:
         if given.given.classes is None:
-            raise ValueError(f"{given}: in-distribution images need their classes, and these have no labels")
+            raise UserError(f"{given}: in-distribution images need their classes, and these have no labels")
         return list(given.given.classes)
     path = given.path
     assert path is not None
     if _shards(path):
         label = given.entry.columns.label
         if label not in pq.read_schema(_shards(path)[0]).names:
-            raise ValueError(f"{given}: in-distribution images need their classes, in a column called label")
+            raise UserError(f"{given}: in-distribution images need their classes, in a column called label")
         return _label_values(path, label)[0]
     parts = sorted(path.iterdir())
     if loose := next((part for part in parts if _is_image(part.name)), None):
-        raise ValueError(f"{given}: {loose.name} has no class: put the images of each class into a folder of its name")
+        raise UserError(f"{given}: {loose.name} has no class: put the images of each class into a folder of its name")
     folders = [part for part in parts if part.is_dir() and not part.name.startswith(".")]
     for folder in folders:
         inside = list(folder.iterdir())
         if any(part.is_dir() for part in inside) and not any(_is_image(part.name) for part in inside):
-            raise ValueError(
+            raise UserError(
                 f"{given}: {folder.name} holds folders, not images: name the folder whose folders are the classes"
             )
     return _in_order(folder.name for folder in folders)
@@ -191,7 +192,7 @@ def classes_of(test: NamedSet, splits: Collection[NamedSet]) -> tuple[str, ...]:
     classes = tuple(written[0] if written else next(iter(own.values()), ()))
     for given, names in own.items():
         if unknown := [name for name in names if name not in classes]:
-            raise ValueError(
+            raise UserError(
                 f"{given}: unknown classes {', '.join(unknown[:5])}: the {len(classes)} classes are those of "
                 f"{sets[0]} ({', '.join(classes[:5])}, ...)"
             )
@@ -205,10 +206,10 @@ def check_apart(splits: Sequence[NamedSet], ood: Sequence[NamedSet]) -> None:
         for other in met:
             if _same_place(given, other) and not (given in ood and other in ood):
                 kind = "what is in-distribution cannot be OOD" if given in ood else "each split needs images of its own"
-                raise ValueError(f"{given}: these are images of {other}: {kind}")
+                raise UserError(f"{given}: these are images of {other}: {kind}")
             if given.id == other.id:
                 how = f": name one, as in {given.option} NAME={given.path}" if given.path else "; rename one of them"
-                raise ValueError(f"{given}: {other} is called {given.id}, too{how}")
+                raise UserError(f"{given}: {other} is called {given.id}, too{how}")
         met.append(given)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmark.errors import UserError
 from benchmark.models.entries import MODULE, OPEN_CLIP, ModelEntry
 from benchmark.user.ids import COMMAND_LINE, Words, id_of, split_name
 from detectors import did_you_mean
@@ -24,8 +25,8 @@ def named_model(text: str, known: dict[str, ModelEntry], words: Words = COMMAND_
         source = f"{MODULE}{source}"
     if source.startswith("local-dir:") and not (_folder_of(source) / "config.json").is_file():
         missing = _folder_of(source) / "config.json"
-        raise ValueError(f"{words.model} {text}: there is no {missing}: name a folder in timm's hub format")
-    return name or _id_of_source(source), ModelEntry(title=source, source=source, file=Path(words.model))
+        raise UserError(f"{words.model} {text}: there is no {missing}: name a folder in timm's hub format")
+    return name or _id_of_source(source), ModelEntry.in_file(Path(words.model), title=source, source=source)
 
 
 def _check_timm_name(source: str, known: Iterable[str], words: Words) -> None:
@@ -34,9 +35,9 @@ def _check_timm_name(source: str, known: Iterable[str], words: Words) -> None:
     if timm.is_model(source):
         return
     if Path(source).is_dir():
-        raise ValueError(f"{words.model} {source}: of a folder in timm's hub format, say local-dir:{source}")
+        raise UserError(f"{words.model} {source}: of a folder in timm's hub format, say local-dir:{source}")
     hint = did_you_mean(source, [*known, *timm.list_models()])
-    raise ValueError(
+    raise UserError(
         f"{words.model} {source}: no model of benchmark/models/models.toml or of timm is called so{hint}; or name "
         "hf-hub:OWNER/NAME, local-dir:PATH, open-clip:NAME/TAG or a function of yours, MODULE:FUNCTION"
     )

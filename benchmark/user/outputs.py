@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmark.entries import read_toml
+from benchmark.errors import UserError
 from benchmark.images.entries import ImageSetEntry
 from benchmark.images.image_set import ImageSet
 from benchmark.models.entries import ModelEntry
@@ -46,7 +47,7 @@ HEAD_TOLERANCE = 0.02
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-class PrecomputedError(ValueError):
+class PrecomputedError(UserError):
     """A file of outputs that cannot be used; the message names it, and what is wrong in it."""
 
 
@@ -142,17 +143,17 @@ def suite_of_rows(
         "unit_tests": {"detectors": ()},
     }
     image_sets = {
-        set_id: ImageSetEntry(
+        set_id: ImageSetEntry.in_file(
+            Path(words.outputs),
             title=set_id,
             licence="not stated",
             source=f"outputs in {file}",
             classes=classes if set_id in folder.splits else (),
             local=str(Path(file).resolve()),
-            file=Path(words.outputs),
         )
         for set_id, file in folder.files.items()
     }
-    entry = ModelEntry(title=model, source=source, file=Path(words.outputs))
+    entry = ModelEntry.in_file(Path(words.outputs), title=model, source=source)
     return make_suite(f"own-{model}", SuiteEntry.parse(table, FILE, ""), {model: entry}, image_sets)
 
 
@@ -228,11 +229,6 @@ def _refuse(images: Any) -> NoReturn:
 
 def _image_set(set_id: str, entry: ImageSetEntry, rows: Rows) -> ImageSet:
     """Rows as images, of which all that is known are their outputs."""
-
-    def encoded(row: int) -> bytes:
-        values = (rows.features[row], rows.logits[row])
-        return b"".join(value.contiguous().view(torch.uint8).numpy().tobytes() for value in values)
-
     return ImageSet(
         id=set_id,
         title=entry.title,
@@ -242,9 +238,21 @@ def _image_set(set_id: str, entry: ImageSetEntry, rows: Rows) -> ImageSet:
         image_ids=rows.ids,
         labels=None if rows.labels is None or not entry.classes else rows.labels.numpy(),
         classes=entry.classes,
-        encoded=encoded,
+        encoded=_BytesOfRow(rows.features, rows.logits),
         class_names=entry.classes,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _BytesOfRow:
+    """The bytes of the features (N, D) and logits (N, C) of row i."""
+
+    features: Tensor
+    logits: Tensor
+
+    def __call__(self, row: int) -> bytes:
+        values = (self.features[row], self.logits[row])
+        return b"".join(value.contiguous().view(torch.uint8).numpy().tobytes() for value in values)
 
 
 def _file(folder: Path, name: str) -> Path | None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmark.errors import UserError
+
 IN_LOGARITHM = 1e-5
 
 
@@ -40,9 +42,9 @@ def locoop_loss(
     """
     classes = logits.shape[1]
     if not 0 <= rank <= classes:
-        raise ValueError(f"rank is {rank}; allowed: an integer from 0 to the number of classes, {classes}")
+        raise UserError(f"rank is {rank}; allowed: an integer from 0 to the number of classes, {classes}")
     if local_logits is None and ood_weight != 0:
-        raise ValueError(f"ood_weight is {ood_weight}; allowed: 0, since the network has no local features")
+        raise UserError(f"ood_weight is {ood_weight}; allowed: 0, since the network has no local features")
     id_loss = cross_entropy(logits, labels)
     if local_logits is None:
         return LoCoOpLoss(id_loss, id_loss, torch.zeros_like(id_loss), 0.0)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, linear
 from torch.nn.utils.parametrize import register_parametrization
 
+from benchmark.errors import UserError
 from benchmark.models.classifier import Classifier
 from benchmark.models.edits import Edit, EditError, load_edit
 from benchmark.models.low_rank import decompose, removed_components
@@ -77,9 +78,7 @@ class LowRankTuning(Method):
         loss of each epoch.
         """
         if self.rank > base.classes:
-            raise ValueError(
-                f"rank is {self.rank}; allowed: an integer from 0 to the number of classes, {base.classes}"
-            )
+            raise UserError(f"rank is {self.rank}; allowed: an integer from 0 to the number of classes, {base.classes}")
         labels = data.train.labels
         rows = images_of_each_class(labels, base.classes, self.images_per_class, self.schedule.seed)
         assert labels is not None
@@ -145,8 +144,8 @@ class SeTARFineTuning(LowRankTuning):
             raise self._refused("it drops no component of any weight")
         return adapters
 
-    def _refused(self, reason: str) -> ValueError:
-        return ValueError(f"ratios_of is {self.ratios_of!r}; allowed: the folder of a SeTAR edit: {reason}")
+    def _refused(self, reason: str) -> UserError:
+        return UserError(f"ratios_of is {self.ratios_of!r}; allowed: the folder of a SeTAR edit: {reason}")
 
 
 class LoRA(LowRankTuning):
@@ -167,10 +166,10 @@ class LoRA(LowRankTuning):
         tensors = base.network.state_dict()
         weights = {name: tensors[name] for name in up_matrices(base) if tensors[name].ndim == 2}
         if not weights:
-            raise ValueError(f"{base.id} has no MLPs; LoRA adapts the first matrix of each")
+            raise UserError(f"{base.id} has no MLPs; LoRA adapts the first matrix of each")
         largest = min(min(weight.shape) for weight in weights.values())
         if self.adapter_rank > largest:
-            raise ValueError(
+            raise UserError(
                 f"adapter_rank is {self.adapter_rank}; allowed: an integer from 1 to {largest}, the rank of the "
                 f"smallest matrix of {base.id}"
             )

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from benchmark.errors import UserError
 from benchmark.images.image_set import ImageSet, load_image_set
 from benchmark.models.edits import Edit
 from benchmark.models.entries import base_of
@@ -36,8 +38,28 @@ def make(model_id: str, suite: Suite, device: torch.device, progress_file: Path 
     }
     try:
         return method.make(base, data, Progress(progress_file, key))
-    except ValueError as error:
-        raise ValueError(f"{entries[model_id].file}: {model_id}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{entries[model_id].file}: {model_id}: {error}") from error
+
+
+def make_and_save(model_id: str, suite: Suite, device: torch.device, folder: Path) -> None:
+    """Makes the edit of a variant and writes it into a folder; what was interrupted goes on where it was.
+
+    Raises ValueError as `make`, where another process is making it, and where the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".progress.lock", blocking=False):
+            make(model_id, suite, device, folder / ".progress.safetensors").save(folder)
+            for file in folder.glob(".progress*"):
+                file.unlink()
+    except Timeout:
+        raise UserError(f"{folder}: another process is making it; wait for that, or name another folder") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}; free some space, or name another folder (what is "
+            "finished is kept there, and is taken up again)"
+        ) from None
 
 
 def edit_folder(model_id: str, suite: Suite) -> Path:
@@ -45,11 +67,11 @@ def edit_folder(model_id: str, suite: Suite) -> Path:
     entries = suite.known_models
     edited = {known: entry.edit for known, entry in entries.items() if entry.edit}
     if model_id in entries and model_id not in edited:
-        raise ValueError(
+        raise UserError(
             f"{model_id} is no edit of another model; what makes it is: {entries[model_id].recipe or 'not said'}"
         )
     if model_id not in edited:
-        raise ValueError(
+        raise UserError(
             f"no model is called {model_id!r}{did_you_mean(model_id, edited)}; variants: {', '.join(edited)}"
         )
     return edited[model_id]
@@ -60,13 +82,13 @@ def recipe_of(model_id: str, suite: Suite) -> Method:
     entry = suite.known_models[model_id]
     place = f"{entry.file}: {model_id}: recipe"
     if not entry.recipe:
-        raise ValueError(f"{entry.file}: {model_id}: no recipe makes it; its files are data that came with the entry")
+        raise UserError(f"{entry.file}: {model_id}: no recipe makes it; its files are data that came with the entry")
     if not isinstance(entry.recipe, dict) or "method" not in entry.recipe:
-        raise ValueError(f'{place}: it needs `recipe = {{ method = "...", ... }}`; methods: {", ".join(METHODS)}')
+        raise UserError(f'{place}: it needs `recipe = {{ method = "...", ... }}`; methods: {", ".join(METHODS)}')
     settings = dict(entry.recipe)
     name = settings.pop("method")
     if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(
+        raise UserError(
             f"{place}: no method is called {name!r}{did_you_mean(str(name), METHODS)}; known: {', '.join(METHODS)}"
         )
     try:
@@ -74,7 +96,7 @@ def recipe_of(model_id: str, suite: Suite) -> Method:
     except ValidationError as error:
         first = error.errors()[0]
         setting = ".".join(str(part) for part in first["loc"]) or name
-        raise ValueError(f"{place}: {setting}: {first['msg']}, got {first['input']!r}") from None
+        raise UserError(f"{place}: {setting}: {first['msg']}, got {first['input']!r}") from None
 
 
 def _outliers(suite: Suite) -> ImageSet | None:
@@ -86,7 +108,7 @@ def _outliers(suite: Suite) -> ImageSet | None:
     for set_id in suite.entry.evaluated():
         shared = hashes.keys() & load_image_set(set_id, suite.image_sets).image_sha256s.keys()
         if shared:
-            raise ValueError(
+            raise UserError(
                 f"{suite.entry.file}: outliers: {outliers.id} shares {len(shared)} images with {set_id}, on which the "
                 f"suite evaluates, such as {hashes[min(shared)]}: remove them, or name another set"
             )

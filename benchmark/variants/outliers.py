@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmark.errors import UserError
 from benchmark.models.edits import Edit, trained_weights
 from benchmark.models.model import Model
 from benchmark.training.augmentation import Augmentation, augmented
@@ -28,7 +29,7 @@ def _default_margin(margin: float) -> Any:
 
 def _require_margins(m_in: float | None, m_out: float | None) -> None:
     if m_in is None or m_out is None or not -math.inf < m_in <= m_out < math.inf:
-        raise ValueError(f"m_in and m_out are {m_in} and {m_out}; allowed: two numbers, m_in not above m_out")
+        raise UserError(f"m_in and m_out are {m_in} and {m_out}; allowed: two numbers, m_in not above m_out")
 
 
 class OutlierTerm(BaseModel):
@@ -58,7 +59,7 @@ class OutlierTerm(BaseModel):
         if self.loss == "energy-bounded":
             _require_margins(self.m_in, self.m_out)
         elif (self.m_in, self.m_out) != (None, None):
-            raise ValueError(
+            raise UserError(
                 f"m_in and m_out are {self.m_in} and {self.m_out}; allowed: none where loss is {self.loss!r}"
             )
         return self
@@ -128,10 +129,10 @@ class _TrainingWithOutliers(Method):
 
     def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
         if data.outliers is None:
-            raise ValueError(f"{self.id}: outliers is None; allowed: an image set that the suite names as `outliers`")
+            raise UserError(f"{self.id}: outliers is None; allowed: an image set that the suite names as `outliers`")
         train, outliers, labels = data.train, data.outliers, data.train.labels
         if labels is None:
-            raise ValueError(f"{self.id}: the training images have no labels; allowed: an image set with `classes`")
+            raise UserError(f"{self.id}: the training images have no labels; allowed: an image set with `classes`")
         model = base.copy()
         network = model.network.requires_grad_(True).train()
         optimizer = torch.optim.SGD(network.parameters(), momentum=0.9, nesterov=True, weight_decay=self.weight_decay)

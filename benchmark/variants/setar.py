@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import linear
 from tqdm import tqdm
 
+from benchmark.errors import UserError
 from benchmark.models.edits import Edit
 from benchmark.models.low_rank import Components, decompose, removed_components
 from benchmark.models.model import Model
@@ -113,7 +114,7 @@ class SeTAR(Method):
     def _layers(self, base: Model, towers: Mapping[str, Tower]) -> list["Layer"]:
         """The layers in the order of the greedy search."""
         if "text" not in towers and self.towers not in ("vision", "vision-then-text"):
-            raise ValueError(
+            raise UserError(
                 f"towers is {self.towers!r}; allowed: 'vision' or 'vision-then-text', since {base.id} has no text tower"
             )
         names = [name for name in _TOWERS[self.towers] if name in towers]
@@ -121,7 +122,7 @@ class SeTAR(Method):
             matrices = towers[name].matrices
             if not matrices.get(self.weight):
                 allowed = " or ".join(repr(kind) for kind, found in matrices.items() if found) or "nothing"
-                raise ValueError(
+                raise UserError(
                     f"weight is {self.weight!r}; allowed: {allowed}, which the {name} tower of {base.id} has"
                 )
         columns = [layers_of(towers[name], self.weight)[::-1] for name in names]
@@ -129,7 +130,7 @@ class SeTAR(Method):
             return [layer for column in columns for layer in column]
         depths = [len(column) for column in columns]
         if len(set(depths)) > 1:
-            raise ValueError(
+            raise UserError(
                 f"towers is 'alternating'; allowed: any other, since the towers of {base.id} have "
                 f"{' and '.join(map(str, depths))} blocks"
             )
@@ -139,7 +140,7 @@ class SeTAR(Method):
         if self.rank is None:
             return max(1, round(RANK_SHARE * classes))
         if self.rank > classes:
-            raise ValueError(f"rank is {self.rank}; allowed: an integer from 0 to the number of classes, {classes}")
+            raise UserError(f"rank is {self.rank}; allowed: an integer from 0 to the number of classes, {classes}")
         return self.rank
 
     def _ood_weight(self, base: Model, towers: Mapping[str, Tower], image: Tensor) -> float:
@@ -147,7 +148,7 @@ class SeTAR(Method):
         if self.ood_weight is None:
             return (0.1 if "text" in towers else 0.01) if has_local_features else 0.0
         if self.ood_weight and not has_local_features:
-            raise ValueError(f"ood_weight is {self.ood_weight}; allowed: 0, since {base.id} has no local features")
+            raise UserError(f"ood_weight is {self.ood_weight}; allowed: 0, since {base.id} has no local features")
         return self.ood_weight
 
     def dropped(self, layer: "Layer", ratio: float, shape: Sequence[int]) -> Sequence[int]:
@@ -337,7 +338,7 @@ class Search:
         if kept is None:
             start = self._evaluator()
             if not math.isfinite(start.total):
-                raise ValueError(f"the loss of the network on the search images is {start.total}, so none is lower")
+                raise UserError(f"the loss of the network on the search images is {start.total}, so none is lower")
             return start, []
         trace = kept[1]["trace"]
         for step in trace:

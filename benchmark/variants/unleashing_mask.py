@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from benchmark.errors import UserError
 from benchmark.models.classifier import Classifier
 from benchmark.models.edits import Edit, trained_weights
 from benchmark.models.model import Model
@@ -110,12 +111,12 @@ def maskable_weights(model: Model) -> dict[str, Tensor]:
     Raises ValueError where there are none, and for a vision-language model, whose head a mask would change too.
     """
     if not isinstance(model, Classifier):
-        raise ValueError(f"model {model.id}: a mask needs an image classifier, and this is a {type(model).__name__}")
+        raise UserError(f"model {model.id}: a mask needs an image classifier, and this is a {type(model).__name__}")
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     modules = model.network.named_modules()
     weights = {f"{name}.weight": module.weight.data for name, module in modules if isinstance(module, kinds)}
     if not weights:
-        raise ValueError(f"model {model.id}: the network has no convolutional or linear weight to mask")
+        raise UserError(f"model {model.id}: the network has no convolutional or linear weight to mask")
     return weights
 
 
@@ -201,7 +202,7 @@ class _Training(Method):
         """Raises ValueError, before any work, for what does not fit the network or the data."""
         maskable_weights(base)
         if data.train.labels is None:
-            raise ValueError(f"{self.id}: the training images have no labels; allowed: an image set with `classes`")
+            raise UserError(f"{self.id}: the training images have no labels; allowed: an image set with `classes`")
         if outliers is not None:
             allowed = "none, as the suite names no `outliers`"
             _require(data.outliers is not None, "outliers", outliers.loss, allowed, self.id)
@@ -337,7 +338,7 @@ class LearnedPruning(_MaskLearning):
 
 def _mean_loss(model: Model, train: TrainingSet, rows: Tensor, augmentation: Augmentation, draw: Generator) -> float:
     if train.labels is None:
-        raise ValueError("loss target: the training images have no labels; allowed: an image set with `classes`")
+        raise UserError("loss target: the training images have no labels; allowed: an image set with `classes`")
     total = 0.0
     with torch.inference_mode():
         for part in tqdm(rows.split(PASS_BATCH), desc="loss target", unit="batch", disable=None, leave=False):
@@ -363,4 +364,4 @@ def _beside(progress: Progress) -> Progress:
 
 def _require(ok: bool, setting: str, value: Any, allowed: str, method: str = "loss target") -> None:
     if not ok:
-        raise ValueError(f"{method}: {setting} is {value!r}; allowed: {allowed}")
+        raise UserError(f"{method}: {setting} is {value!r}; allowed: {allowed}")

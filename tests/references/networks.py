@@ -21,7 +21,7 @@ def clip_network(vision_layers: int = 2, text_layers: int = 2) -> nn.Module:
 
 def model_fields(detector_id: str, network: nn.Module, folder: Path = Path()) -> tuple[Any, ...]:
     """What every model needs, for a network that is given images as it takes them."""
-    entry = ModelEntry(title=detector_id, source="none", file=folder / "models.toml")
+    entry = ModelEntry.in_file(folder / "models.toml", title=detector_id, source="none")
     return detector_id, entry, network.eval().requires_grad_(False), None, {}, torch.device("cpu")
 
 

@@ -78,7 +78,7 @@ def write_images(folder: Path) -> None:
 def image_set(data_dir: Path) -> ImageSet:
     classes = tuple(f"n{index:08d}" for index in range(CLASSES))
     about = {"title": "images", "licence": "none", "source": "this script", "images": IMAGES, "classes": classes}
-    entry = ImageSetEntry(file=Path(__file__), data_dir=data_dir, local="images", **about)
+    entry = ImageSetEntry.in_file(Path(__file__), data_dir, local="images", **about)
     return load_image_set("images", {"images": entry})
 
 

@@ -1,0 +1,49 @@
+"""A suite's published figures beside what was measured, as a table of text."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmark.errors import UserError
+from benchmark.limits.comparisons import Comparison, comparisons, counts, in_words
+from benchmark.records import Case, read_records
+from benchmark.suites.suite import Suite
+
+
+def compare_with_records(suite: Suite, results: Path) -> list[Comparison]:
+    """Every published figure of a suite beside what the runs in a folder of results measured.
+
+    Raises ValueError where the suite has none.
+    """
+    if not suite.entry.published:
+        raise UserError(f"{suite.entry.file}: published: the suite names no file of published figures")
+    compared = comparisons(suite, newest_cases(results / suite.id))
+    if not compared:
+        raise UserError(f"{suite.entry.file}: published: none of the figures there is of a case of this suite")
+    return compared
+
+
+def newest_cases(folder: Path) -> Iterator[Case]:
+    """The cases of all runs of a suite that were not skipped, the oldest run first."""
+    for file in sorted(folder.glob("*.jsonl")):
+        cases = (record for record in read_records(file) if isinstance(record, Case))
+        yield from (case for case in cases if case.status != "skipped")
+
+
+def table(compared: Sequence[Comparison]) -> Iterator[str]:
+    """Lines: a row a figure, in percent, and the counts."""
+    rows = [("cell", "published", "measured (95 % interval)", "verdict", "source"), *map(_row, compared)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
+    yield f"FPR@95 in %: {counts(compared)}"
+
+
+def _row(comparison: Comparison) -> tuple[str, ...]:
+    figure, measured = comparison.figure, comparison.measured
+    return (
+        figure.cell,
+        f"{100 * figure.fpr_at_95:.2f} ± {100 * figure.tolerance:.2f}",
+        f"{100 * measured.value:.2f} ({100 * measured.low:.2f} to {100 * measured.high:.2f})" if measured else "-",
+        in_words(comparison.value),
+        f"{figure.source}; {figure.note}" if figure.note else figure.source,
+    )

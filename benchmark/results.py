@@ -1,0 +1,159 @@
+"""Results: where records and scores are kept, and the one way in which they are written and read.
+
+A backend is a place of results: a folder (`ResultsFolder`), or the memory of this process (`ResultsInMemory`). In each
+of them a run of a suite has a list of records, and a table of scores for each model and detector.
+
+To add a backend, write a class with the methods of `Backend` into this module, and add it to BACKENDS in
+tests/test_results.py, which holds each of them to the same contract.
+
+This module needs neither torch nor timm.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmark.errors import Remedy, UserError
+from benchmark.records import Record, read_records
+
+# Of a table of scores: the image set, the image's id in it, and its score. A row is an image.
+SCORES = pa.schema({"set": pa.string(), "image": pa.string(), "score": pa.float64()})
+
+
+class RunId(NamedTuple):
+    """A run of a suite.
+
+    suite: the id of the suite.
+    run: the id of the run.
+    """
+
+    suite: str
+    run: str
+
+
+class Backend(Protocol):
+    """A place of results. Its methods raise OSError where it cannot be read or written."""
+
+    def name_of(self, run: RunId) -> str:
+        """Where the records of a run are, for a message."""
+
+    def add(self, record: Record) -> None:
+        """Adds a record to those of its run and suite. A reader sees all of it or none of it."""
+
+    def write_scores(self, run: RunId, path: str, scores: pa.Table) -> None:
+        """Keeps the scores of a model and detector, in place of those that were there.
+
+        path: what `scores_path` gives, and a record says.
+        scores: a table with the columns of SCORES.
+        Raises UserError that names the place.
+        """
+
+    def runs(self) -> list[RunId]:
+        """The runs that have records here, sorted."""
+
+    def records(self, run: RunId) -> Iterator[Record]:
+        """The records of a run, in the order in which they were added. None for a run that is not here.
+
+        Raises RecordError for a record that is damaged or of a newer schema.
+        """
+
+    def scores(self, run: RunId, path: str) -> pa.Table | None:
+        """The scores at a path, as they were written last. None where there are none.
+
+        Raises OSError, or pyarrow's ArrowException, where they are damaged.
+        """
+
+    def close(self) -> None:
+        """Says that a writer adds no more: whoever collects what it is given hands it on now."""
+
+
+def scores_path(run: str, model: str, detector: str) -> str:
+    """The path of the scores of a model and detector, as `ScoresFile.path` of a record has it."""
+    return f"{run}/{model}/{detector}.parquet"
+
+
+class ResultsFolder:
+    """A folder of results.
+
+        FOLDER/<suite>/<run>.jsonl                        the records, one JSON line each
+        FOLDER/<suite>/<run>/<model>/<detector>.parquet   the scores
+
+    A record is appended as a whole line. A file of scores is replaced in one step.
+
+    folder: the folder, which need not be there yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def file(self, run: RunId) -> Path:
+        """The file of a run's records."""
+        return self.folder / run.suite / f"{run.run}.jsonl"
+
+    def name_of(self, run: RunId) -> str:
+        return str(self.file(run))
+
+    def add(self, record: Record) -> None:
+        file = self.file(RunId(record.suite, record.run))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(record.model_dump_json() + "\n")
+
+    def write_scores(self, run: RunId, path: str, scores: pa.Table) -> None:
+        file = self.folder / run.suite / path
+        temporary = file.with_suffix(".writing")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(scores, temporary)
+            temporary.replace(file)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot write the scores {file}: {error.strerror or error}; free some space", Remedy("set", "results")
+            ) from error
+
+    def runs(self) -> list[RunId]:
+        return sorted(RunId(file.parent.name, file.stem) for file in self.folder.glob("*/*.jsonl"))
+
+    def records(self, run: RunId) -> Iterator[Record]:
+        return read_records(self.file(run)) if self.file(run).exists() else iter(())
+
+    def scores(self, run: RunId, path: str) -> pa.Table | None:
+        file = self.folder / run.suite / path
+        # Without `partitioning`, a folder called `a=b` would become a column.
+        return pq.read_table(file, partitioning=None) if file.exists() else None
+
+    def close(self) -> None:
+        """Everything is in the folder already."""
+
+
+class ResultsInMemory:
+    """Results that live as long as this object does. Nothing is written."""
+
+    def __init__(self) -> None:
+        self._records: dict[RunId, list[Record]] = {}
+        self._scores: dict[tuple[RunId, str], pa.Table] = {}
+
+    def name_of(self, run: RunId) -> str:
+        return f"run {run.run} of {run.suite}, in memory"
+
+    def add(self, record: Record) -> None:
+        self._records.setdefault(RunId(record.suite, record.run), []).append(record)
+
+    def write_scores(self, run: RunId, path: str, scores: pa.Table) -> None:
+        self._scores[run, path] = scores
+
+    def runs(self) -> list[RunId]:
+        return sorted(self._records)
+
+    def records(self, run: RunId) -> Iterator[Record]:
+        return iter(self._records.get(run, ()))
+
+    def scores(self, run: RunId, path: str) -> pa.Table | None:
+        return self._scores.get((run, path))
+
+    def close(self) -> None:
+        """What was added stays readable."""
