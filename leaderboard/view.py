@@ -252,6 +252,8 @@ def rerun_command(result: Result) -> str:
     case = result.case
     test = "unit_tests_ood/test_unit_tests.py" if case.role == "unit-test" else "benchmark/test_ood_detection.py"
     option = result.run.suite_option
+    if option.startswith("evaluate("):
+        return f"# in Python: {' '.join(option.split())}"  # one line, which a shell takes for a comment
     suite = "" if option == DEFAULT_SUITE else f"{shlex.join(_suite_words(option))} "
     return f'pytest {suite}"{test}::test_case[{case.model}/{case.detector}/{case.set}]"'
 

@@ -1,7 +1,8 @@
 """Image sets: images with their ids and classes, read and decoded as their entry says."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -139,11 +140,27 @@ def load_image_set(set_id: str, entries: dict[str, ImageSetEntry] | None = None)
             f"no image set is called {set_id!r}{did_you_mean(set_id, entries)}; known: {', '.join(entries)}"
         )
     entry = entries[set_id]
-    try:
+    with _named(set_id):
         _check_is_there(set_id, entry)
         entry = entry.with_classes()
         image_set = _select_images(set_id, entry, _read_images(set_id, entry))
         return _corrupt_images(image_set, entry.corruption) if entry.corruption else image_set
+
+
+def select_images(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
+    """The image set of images that a program holds, with the classes and the part that the entry says.
+
+    Raises ImageSetError where they do not fit the entry.
+    """
+    with _named(set_id):
+        return replace(_select_images(set_id, entry, images), kept=None)
+
+
+@contextmanager
+def _named(set_id: str) -> Iterator[None]:
+    """Names the image set in what goes wrong with it."""
+    try:
+        yield
     except ImageSetError:
         raise
     except (UserError, OSError) as error:
@@ -246,10 +263,10 @@ def _select_images(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSe
 class _ChosenRows:
     """Reads image i of a set, which is image rows[i] of the place where it lies."""
 
-    encoded: Callable[[int], bytes]
+    encoded: Callable[[int], bytes | np.ndarray]
     rows: np.ndarray
 
-    def __call__(self, index: int) -> bytes:
+    def __call__(self, index: int) -> bytes | np.ndarray:
         return self.encoded(int(self.rows[index]))
 
 

@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -38,7 +39,7 @@ class Images:
 
     ids: Sequence[str]
     names: Sequence[Sequence[str]]
-    encoded: Callable[[int], bytes]
+    encoded: Callable[[int], bytes | np.ndarray]
     coding: str
     files: Callable[[], list[str]]
     integers: bool = False
@@ -177,10 +178,10 @@ def in_parquet(
     names = {value: (value,) for value in set(labels)}  # the rows of a class share one tuple
     count = table.num_rows
     return Images(
-        ids=list(map(str, table.column(id_column).to_pylist())) if id_column in wanted else _number_rows(name, count),
+        ids=list(map(str, table.column(id_column).to_pylist())) if id_column in wanted else number_rows(name, count),
         names=[names[value] for value in labels],
         encoded=source.read,
-        coding=_formats_of_sample(source.read, count),
+        coding=formats_of_sample(source.read, count),
         files=source.paths,
         integers=label is not None and pa.types.is_integer(table.column(label).type),
     )
@@ -241,9 +242,9 @@ class _Table:
 def shards_of(folder: Path) -> list[Path]:
     """The Parquet files of a folder, in order. Raises UserError where a shard is missing."""
     shards = sorted(path for path in folder.glob("*.parquet") if path.is_file())
-    numbered = [match.groups() for shard in shards if (match := _SHARD.fullmatch(shard.name))]
-    for name, count in {(name, count) for name, _, count in numbered}:
-        there = {int(number) for other, number, _ in numbered if other == name}
+    of_several = [match.groups() for shard in shards if (match := _SHARD.fullmatch(shard.name))]
+    for name, count in {(name, count) for name, _, count in of_several}:
+        there = {int(number) for other, number, _ in of_several if other == name}
         if missing := sorted(set(range(int(count))) - there):
             raise UserError(
                 f"{len(missing)} of the {int(count)} shards {name} are not in {folder}, such as "
@@ -268,14 +269,15 @@ def _common_columns(shards: list[Path], needed: list[str]) -> list[str]:
     return common
 
 
-def _number_rows(name: str, count: int) -> list[str]:
+def number_rows(name: str, count: int) -> list[str]:
+    """Ids of images that have none."""
     return [f"{name}-{row:07d}" for row in range(count)]
 
 
-def _formats_of_sample(encoded: Callable[[int], bytes], count: int) -> str:
-    """The formats of some of the images, since a table does not name their formats."""
-    formats = {_image_format(encoded(index)) for index in range(0, count, -(-count // _SAMPLE))}
-    return ", ".join(sorted(formats - {""})) or "unknown"
+def formats_of_sample(encoded: Callable[[int], bytes], count: int) -> str:
+    """The kinds of a sample of the images, since a table does not name them."""
+    kinds = {_image_format(encoded(index)) for index in range(0, count, -(-count // _SAMPLE))}
+    return ", ".join(sorted(kinds - {""})) or "unknown"
 
 
 def _image_format(content: bytes) -> str:
