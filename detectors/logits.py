@@ -263,7 +263,12 @@ class TemperatureScaling(Detector):
 
 @dataclass(frozen=True, eq=False)
 class Weibulls:
-    """Weibull distributions of the largest distances of each of K classes; all tensors (K,).
+    """Weibull distributions of the largest distances of each of K classes.
+
+        shift: what is added to a distance, so that its logarithm exists.
+        smallest: (K,), the smallest of the distances of a class.
+        log_scale: (K,), the logarithm of the distribution's scale.
+        shape: (K,), the distribution's shape.
 
     log(1 + (distance - smallest) / shift) has the distribution of log x, x ~ Weibull(shape, exp(log_scale)).
     """

@@ -1,4 +1,4 @@
-"""Detectors that compare the features with what stands for each class: its mean, its weights, its boundaries."""
+"""Detectors that compare the features with the mean, the weights or the decision boundaries of each class."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Detectors that know nothing: what a benchmark measures for them is its own zero."""
+"""Detectors that know nothing of the images. A benchmark in which they tell OOD images from others is wrong."""
 
 from dataclasses import dataclass
 

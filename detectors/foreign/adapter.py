@@ -45,7 +45,7 @@ class ForeignDetector(Detector):
         self._check_fitted()
         raise RuntimeError(f"{self.id} {self._no_state()}")
 
-    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any], model: Any) -> None:
+    def _take_state(self, tensors: dict[str, Tensor], about: dict[str, Any], model: Any) -> None:
         raise ValueError(f"{self.id} {self._no_state()}")
 
     def _no_state(self) -> str:
