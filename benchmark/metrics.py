@@ -7,7 +7,9 @@ alone: no squashing, no interpolation between scores, ties treated exactly.
 
 Intervals are 95 % and let both samples vary: the ID images, which set the threshold, and the OOD images. They are
 deterministic, contain their estimate, and never have zero width. Where one side has fewer than some 200 images they
-cover less than they say, down to 91 % of the time at 50 images against 3,000, most for AURC. With fewer than some 60 ID
+cover less than they say. With 50 images against 50 or 3,000 the lowest coverage of eight kinds of scores and accuracies
+is 94 % for FPR@95, 93 % for AUROC and OSCR, 92 % for average precision and 91 % for AURC; of 1,000 against 300 it is
+92 % or more for all (`python -m tests.coverage_of_intervals`). With fewer than some 60 ID
 images the threshold may well lie below all of them, and the interval of FPR@95 then reaches to about 1.
 """
 
