@@ -355,7 +355,7 @@ def write_tree(folder: Path, *paths: str) -> None:
 
 def labels_of(images: ImageSet) -> dict[str, str]:
     assert images.labels is not None
-    return {set_id: images.classes[label] for set_id, label in zip(images.image_ids, images.labels, strict=True)}
+    return {image_id: images.classes[label] for image_id, label in zip(images.image_ids, images.labels, strict=True)}
 
 
 def test_folders_named_by_indices_are_read_as_numbers(tmp_path: Path) -> None:

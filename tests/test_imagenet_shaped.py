@@ -1,4 +1,4 @@
-"""The suite `imagenet` from end to end, over trees of tiny images that lie as the real sets do when fetched."""
+"""The suite `imagenet` from end to end, on tiny images in the same folders as those of the real sets."""
 
 import io
 import os
@@ -24,7 +24,7 @@ from unit_tests_ood import names as unit_tests
 
 ROOT = Path(__file__).parents[1]
 CLASS_LISTS = BUILT_IN.parent / "classes"
-# NINCO's archive names its files in all these ways.
+# The files in NINCO's archive have all these endings.
 ENDINGS = ("jpg", "jpeg", "JPG", "JPEG", "png", "gif")
 IMAGES = {
     "imagenet-train": 2_000,
@@ -55,7 +55,7 @@ def wnids() -> list[str]:
 
 
 class Tree:
-    """Writes small images, no two alike."""
+    """Writes small images, each with other pixels."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._random = folder, np.random.default_rng(0)
@@ -70,7 +70,7 @@ class Tree:
             Image.fromarray(self.pixels()).save(file)
 
     def write_shards(self, folder: str, labels: list[list[int]]) -> None:
-        """Shards as the Hub has them: a struct of bytes and path, and the index of the class."""
+        """Writes shards as the Hub has them: a struct of bytes and path, and the index of the class."""
         (self.folder / folder).mkdir(parents=True)
         for number, shard in enumerate(labels):
             contents = [self._png() for _ in shard]
@@ -132,14 +132,14 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "published.csv").write_text(PUBLISHED)
     text += '\n[model.net]\ntitle = "An untrained network"\nsource = "local-dir:net"\n'
     for set_id in [*load_suite("imagenet").entry.image_sets(), "imagenet-v2", "ninco-uniform-noise"]:
-        text += own_entry(set_id)
+        text += suite_entry(set_id)
     file = folder / "imagenet-shaped.toml"
     file.write_text(text, encoding="utf-8")
     return file
 
 
-def own_entry(set_id: str) -> str:
-    """The built-in entry's text, as an entry of a suite's own that expects the images of the trees."""
+def suite_entry(set_id: str) -> str:
+    """The text of a built-in entry, as an entry of the suite file that expects the counts of the trees."""
     whole = BUILT_IN.read_text(encoding="utf-8")
     (body,) = re.findall(rf"^\[{set_id}\]$(.*?)(?=^\[(?!{set_id}\.)|\Z)", whole, flags=re.MULTILINE | re.DOTALL)
     body = re.sub(r"^#.*\n", "", body, flags=re.MULTILINE)
@@ -173,7 +173,7 @@ def ran(suite: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ra
     return Ran(done.stdout, list(read_records(files[0])))
 
 
-def test_the_suite_runs_over_all_that_is_there_and_skips_what_is_not(ran: Ran, suite: Path) -> None:
+def test_the_suite_runs_on_the_sets_that_are_there_and_skips_the_others(ran: Ran, suite: Path) -> None:
     expected = load_suite(str(suite))
     assert ran.cases.keys() == {
         f"{case.detector}/{case.set}" for case in (*expected.ood_cases(), *expected.unit_test_cases(unit_tests))
@@ -185,7 +185,7 @@ def test_the_suite_runs_over_all_that_is_there_and_skips_what_is_not(ran: Ran, s
 
     inaturalist, species = (ran.cases[f"msp/{set_id}"].reason or "" for set_id in ("inaturalist", "species"))
     assert "python -m benchmark fetch inaturalist" in inaturalist
-    assert "Google Drive" in species  # what a person has to do
+    assert "Google Drive" in species  # a manual download
     assert "data missing: image set inaturalist" in ran.output
 
     (model,) = (record for record in ran.records if isinstance(record, ModelRecord))
@@ -228,7 +228,7 @@ def test_groups_of_classes_and_means_of_sets_are_compared_with_published_figures
     assert measured["mean-of-five"] is None  # one of its sets is missing
 
 
-def test_folders_of_wordnet_ids_have_the_labels_of_their_place_in_the_list(
+def test_folders_of_wordnet_ids_have_the_labels_of_their_places_in_the_list(
     entries: dict[str, ImageSetEntry],
 ) -> None:
     train, val, test = (load_image_set(f"imagenet-{split}", entries) for split in ("train", "val", "test"))
@@ -236,12 +236,12 @@ def test_folders_of_wordnet_ids_have_the_labels_of_their_place_in_the_list(
     for image_set, per_class in ((train, 2), (val, 1), (test, 1)):
         assert image_set.labels is not None
         assert list(image_set.labels) == list(np.repeat(np.arange(1000), per_class))
-    assert all(set_id.endswith("_00001_" + set_id.partition("/")[0] + ".JPEG") for set_id in val.image_ids)
+    assert all(image_id.endswith("_00001_" + image_id.partition("/")[0] + ".JPEG") for image_id in val.image_ids)
     assert {*val.image_ids}.isdisjoint(test.image_ids)
 
 
 def test_folders_of_integers_are_indices(entries: dict[str, ImageSetEntry]) -> None:
-    """In the order of their names 10 comes before 2."""
+    """They are not read in the order of their names, where 10 comes before 2."""
     image_set = load_image_set("imagenet-v2", entries)
     assert image_set.labels is not None
     labels = dict(zip(image_set.image_ids, image_set.labels.tolist(), strict=True))
@@ -262,7 +262,7 @@ def test_some_of_imagenets_folders_have_the_labels_of_all(entries: dict[str, Ima
         assert sorted(image_set.labels.tolist()) == [1, 900]
 
 
-def test_the_hubs_shards_of_indices_stand_for_folders_of_wordnet_ids(
+def test_the_indices_in_the_hubs_shards_mean_the_same_classes_as_wordnet_ids(
     entries: dict[str, ImageSetEntry], tmp_path: Path
 ) -> None:
     labels = [[5, 999, 0], [17]]
@@ -277,19 +277,19 @@ def test_the_hubs_shards_of_indices_stand_for_folders_of_wordnet_ids(
         load_image_set("imagenet-all-test", {"imagenet-all-test": entry})
 
 
-def test_a_count_that_is_not_the_sets_is_refused(entries: dict[str, ImageSetEntry], data: Path) -> None:
-    """As where a loader knows no gif, or a download is cut."""
+def test_another_count_than_the_entry_expects_is_refused(entries: dict[str, ImageSetEntry], data: Path) -> None:
+    """This happens where a loader does not find gif files, or a download is cut."""
     whole = read_entries(BUILT_IN, ImageSetEntry, data_dir=data)
     with pytest.raises(ImageSetError, match=r"ninco: 128 images in .*NINCO_OOD_classes, 5879 expected"):
         load_image_set("ninco", whole)
 
 
-def test_textures_without_the_four_overlapping_ones(entries: dict[str, ImageSetEntry]) -> None:
+def test_textures_43_leaves_out_the_four_overlapping_textures(entries: dict[str, ImageSetEntry]) -> None:
     entry = entries["textures-43"]
     missing = set(entry.leave_out) - {"bubbly"}
     entry = entry.model_copy(update={"images": 4, "leave_out": tuple(set(entry.leave_out) - missing)})
     image_set = load_image_set("textures-43", {"textures-43": entry})
-    assert {set_id.partition("/")[0] for set_id in image_set.image_ids} == {"banded", "dotted", "grid", "woven"}
+    assert {image_id.partition("/")[0] for image_id in image_set.image_ids} == {"banded", "dotted", "grid", "woven"}
 
 
 def test_openoods_lists_choose_images_and_name_their_classes(tmp_path: Path) -> None:
