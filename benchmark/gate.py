@@ -336,14 +336,20 @@ class Gate:
 def _image_set(images: Sequence[AnImage], decoding: Decoding) -> ImageSet:
     """Images as the loader of image sets sees them, so that they are decoded as those of the suite are."""
     names = tuple(_name(image) or f"image {place}" for place, image in enumerate(images))
+    return ImageSet("gate", "", "", "", "", names, None, (), _GivenImages(images), decoding=decoding)
 
-    def encoded(index: int) -> bytes | np.ndarray:
-        image = images[index]
+
+@dataclass(frozen=True)
+class _GivenImages:
+    """Reads image i of those that somebody gave: pictures, bytes or files."""
+
+    images: Sequence[AnImage]
+
+    def __call__(self, index: int) -> bytes | np.ndarray:
+        image = self.images[index]
         if isinstance(image, Image.Image):
             return np.asarray(to_rgb(image))
         return image if isinstance(image, bytes) else Path(image).read_bytes()
-
-    return ImageSet("gate", "", "", "", "", names, None, (), encoded, decoding=decoding)
 
 
 def _name(image: AnImage) -> str:

@@ -7,7 +7,9 @@ alone: no squashing, no interpolation between scores, ties treated exactly.
 
 Intervals are 95 % and let both samples vary: the ID images, which set the threshold, and the OOD images. They are
 deterministic, contain their estimate, and never have zero width. Where one side has fewer than some 200 images they
-cover less than they say, down to 91 % of the time at 50 images against 3,000, most for AURC. With fewer than some 60 ID
+cover less than they say. With 50 images against 50 or 3,000 the lowest coverage of eight kinds of scores and accuracies
+is 94 % for FPR@95, 93 % for AUROC and OSCR, 92 % for average precision and 91 % for AURC; of 1,000 against 300 it is
+92 % or more for all (`python -m tests.coverage_of_intervals`). With fewer than some 60 ID
 images the threshold may well lie below all of them, and the interval of FPR@95 then reaches to about 1.
 """
 
@@ -18,6 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
 from benchmark.records import ClassValue, Estimate, Metrics
 
@@ -428,14 +431,20 @@ def _auroc(id_scores: Floats, ood_scores: Floats) -> Estimate:
 
 
 def _oscr(id_scores: Floats, correct: NDArray[np.bool_], ood_scores: Floats) -> Estimate:
-    """DeLong's variance again, a misclassified ID image being below every OOD image."""
-    id_images, ood_images = len(id_scores), len(ood_scores)
-    ood_scores, right = np.sort(ood_scores), np.sort(id_scores[correct])
-    of_id = np.zeros(id_images)
-    of_id[: len(right)] = _half_below(right, ood_scores)
-    id_below = _half_below(ood_scores, right)
-    variance = (of_id / (2 * ood_images)).var() / id_images + (id_below / (2 * id_images)).var() / ood_images
-    return _with_variance(float(of_id.sum()) / (2 * id_images * ood_images), variance, id_images, ood_images)
+    """The accuracy times the AUROC of the images that are classified right, of which each has its own interval.
+
+    Each limit lies as far from the product as the two limits of the factors, times the other factor, lie together: the
+    root of the sum of their squares (G. Y. Zou, A. Donner, "Construction of confidence limits about effect measures",
+    Statistics in Medicine 27, 2008). A few ID images that are all right thus leave room for some that are wrong.
+    """
+    value, right = oscr(id_scores, correct, ood_scores), np.sort(id_scores[correct])
+    share = accuracy(len(right), len(id_scores))
+    if len(right) == 0:
+        return _estimate(value, 0.0, share.high)
+    above = _auroc(right, np.sort(ood_scores))
+    down = math.hypot(above.value * (share.value - share.low), share.value * (above.value - above.low))
+    up = math.hypot(above.value * (share.high - share.value), share.value * (above.high - above.value))
+    return _estimate(value, value - down, value + up)
 
 
 def _aupr(positives: Floats, negatives: Floats) -> Estimate:
@@ -507,7 +516,7 @@ def _sum_below(levels: Floats) -> Floats:
 
 
 def _aurc(id_scores: Floats, correct: NDArray[np.bool_], ood_scores: Floats | None) -> Estimate:
-    """Wilson's interval on the part of [0, 1] that AURC can reach.
+    """Wilson's interval, with Student's quantile, on the part of [0, 1] that AURC can reach.
 
     A single error moves AURC by its weight times -ln of the coverage at which it comes, and few errors tell little of
     where they may come: to find the interval's width, half an error on each side is added at a place by chance, where
@@ -519,10 +528,13 @@ def _aurc(id_scores: Floats, correct: NDArray[np.bool_], ood_scores: Floats | No
     reach = 1 - lowest
     value = max(0.0, curve.area - lowest) / reach
     halves = [0.5 / (len(sides) * len(influence) * reach) for influence in sides]
-    variance = sum(influence.var() / len(influence) for influence in sides) / reach**2
-    variance += sum(2 * half**2 for half in halves)
+    variances = [
+        float(influence.var()) / max(1, len(influence) - 1) / reach**2 + 2 * half**2
+        for influence, half in zip(sides, halves, strict=True)
+    ]
     smoothed = (value + sum(halves)) / (1 + 2 * sum(halves))
-    interval = _wilson(value, smoothed * (1 - smoothed) / variance)
+    quantile = _t_quantile([(variance, len(influence)) for variance, influence in zip(variances, sides, strict=True)])
+    interval = _wilson(value, smoothed * (1 - smoothed) / sum(variances), quantile)
     return _estimate(curve.area, lowest + reach * interval.low, lowest + reach * interval.high)
 
 
@@ -538,11 +550,20 @@ def _with_variance(value: float, variance: float, positives: int, negatives: int
     return _wilson(value, smoothed * (1 - smoothed) / variance)
 
 
-def _wilson(share: float, images: float) -> Estimate:
-    """For a share of so many images, which need not be a whole number."""
-    middle = share + _Z**2 / (2 * images)
-    reach = _Z * math.sqrt(share * (1 - share) / images + (_Z / (2 * images)) ** 2)
-    shrink = 1 + _Z**2 / images
+def _t_quantile(sides: Sequence[tuple[float, int]]) -> float:
+    """Student's 97.5 % quantile where a variance is the sum of the sides', by Welch's and Satterthwaite's formula.
+
+    sides: of each its part of the variance, above 0, and the number of images that it was found from.
+    """
+    total = sum(variance for variance, _ in sides)
+    return float(stdtrit(total**2 / sum(variance**2 / max(1, images - 1) for variance, images in sides), _TAILS[1]))
+
+
+def _wilson(share: float, images: float, quantile: float = _Z) -> Estimate:
+    """For a share of so many images, which need not be a whole number; quantile: how many standard errors it spans."""
+    middle = share + quantile**2 / (2 * images)
+    reach = quantile * math.sqrt(share * (1 - share) / images + (quantile / (2 * images)) ** 2)
+    shrink = 1 + quantile**2 / images
     return _estimate(share, (middle - reach) / shrink, (middle + reach) / shrink)
 
 

@@ -1,7 +1,7 @@
 """The contract that every detector keeps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Self, get_type_hints
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detectors.numerics import l1_norms
 from detectors.outputs import Head, Outputs, as_tensor
-from detectors.state import digest, pack, plain, unpack
+from detectors.state import digest, join_value, plain, split_value
 
 # "text": the head's weights are embeddings of class names by a vision-language model.
 NEEDS = frozenset({"logits", "features", "head", "train", "val", "patches", "images", "model", "text"})
@@ -23,31 +23,45 @@ _MADE_DOUBLE = ("features", "logits", "patches")
 class Detector(ABC):
     """Tells images of a network's classes from all others. Higher scores mean more in-distribution.
 
-    A subclass is a keyword-only dataclass: its fields are its options and, marked by `learned()`, what `_fit` sets:
-    tensors, numbers, texts, or dataclasses of those. It declares its `id` and `needs`, checks its options in
-    `__post_init__`, and implements `_score` and, where it learns from data, `_fit`. It reads data through `_stream` and
-    `_labels` alone, so that it sees checked float64 and never holds a whole data set.
+    A subclass is a keyword-only dataclass. It consists of:
+
+        fields: its options and, marked by `learned()`, what `_fit` sets: tensors, numbers, texts, dataclasses of such.
+        id: its name, which no other detector has.
+        needs: what it reads of a network and its images, from `NEEDS`.
+        __post_init__: checks the options.
+        _score: gives the scores of a batch.
+        _fit: sets what it learns, where it learns from data.
+
+    It reads data through `_stream` and `_labels` alone. So it gets checked values in float64, and never holds a whole
+    data set.
     """
 
     id: ClassVar[str]
     needs: ClassVar[frozenset[str]]
     # Small enough that the temporaries of a batch (16 MiB at 2,048 dimensions) are reused and not mapped anew.
     batch_rows: ClassVar[int] = 1024
+    # How far apart two scores of an image may be, relatively, and count as the same to `detectors/contract.py`.
+    precision: ClassVar[float] = 1e-9
     made_of: ClassVar[tuple[type, ...]] = ()  # other classes that it is put together from
+    # The checks of `detectors/contract.py` that it cannot pass -> why not. One that passes nevertheless is an error.
+    expected_failures: ClassVar[Mapping[str, str]] = {}
 
     @torch.no_grad()
     def fit(self, train: Outputs | None, head: Head | None, *, val: Outputs | None = None, model: Any = None) -> Self:
-        """Learns from in-distribution training outputs and returns itself. What the detector does not need it ignores.
+        """Learns from in-distribution training outputs, and returns itself. It ignores what it does not need.
 
-        train: outputs of the training images, with labels. head: the network's last layer. val: outputs of a split
-        that is neither train nor test. model: a callable from images (N, 3, H, W) to logits (N, C) that torch can
-        differentiate. Some detectors ask it for more, by these names:
+            train: outputs of the training images, with labels.
+            head: the network's last layer.
+            val: outputs of a split that is neither train nor test.
+            model: a callable from images (N, 3, H, W) to logits (N, C) that torch can differentiate.
 
-            features(images) -> (N, D), pre-logit features
-            layers(images) -> list of (N, C_l), the pooled outputs of several layers, first to last
-            feature_map(images) -> (N, positions, channels), the last one before pooling
-            logits_of_map(feature_map) -> (N, C)
-            text_features(words) -> (number of words, D), of a vision-language model
+        Some detectors ask the model for more, by these names:
+
+            features(images): (N, D), pre-logit features.
+            layers(images): list of (N, C_l), the pooled outputs of several layers, first to last.
+            feature_map(images): (N, positions, channels), the last one before pooling.
+            logits_of_map(feature_map): (N, C).
+            text_features(words): (number of words, D), of a vision-language model.
 
         Raises ValueError when something that the detector needs is missing, does not fit or is not finite.
         """
@@ -70,17 +84,17 @@ class Detector(ABC):
             classes, width = head.weight.shape
             self._row_shapes = {"features": (width,), "logits": (classes,)}
         if "model" in self.needs:
-            self._use(model)
+            self._take_network(model)
         self._fit(train, head, val, model)
         self._fitted = True
         return self
 
     @torch.no_grad()
     def score(self, outputs: Outputs) -> Tensor:
-        """Scores (N,) in float64, one an image, each from its own row only; higher means more in-distribution.
+        """Scores (N,) in float64, one for each image, from its own row alone. Higher means more in-distribution.
 
-        Raises RuntimeError before `fit`, ValueError when a needed output is missing, is not finite or has another
-        width than in `fit`.
+        Raises RuntimeError before `fit`. Raises ValueError when a needed output is missing, is not finite, or has
+        another width than in `fit`.
         """
         self._check_fitted()
         if not isinstance(outputs, Outputs):
@@ -91,37 +105,37 @@ class Detector(ABC):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the detector is and has learned: tensors for a safetensors file, and the rest as values for JSON.
 
-        `restore(tensors, about)` gives the detector back, and refuses what was changed in between: a hash of it all is
-        among the values. Raises RuntimeError before `fit`.
+        `restore(tensors, about)` gives the detector back. It refuses a state that was changed in between, since a hash
+        of all of it is among the values. Raises RuntimeError before `fit`.
         """
         self._check_fitted()
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {}
-        for part in fields(self):
-            if not part.init:
-                pack(getattr(self, part.name), part.name, tensors, values)
+        for entry in fields(self):
+            if not entry.init:
+                split_value(getattr(self, entry.name), entry.name, tensors, values)
         options = {option.name: plain(getattr(self, option.name)) for option in option_fields(self)}
         shapes = {name: list(shape) for name, shape in self._row_shapes.items()}
         about = {"id": self.id, "options": options, "row_shapes": shapes, "values": values}
         return tensors, {**about, "sha256": digest(tensors, about)}
 
-    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any], model: Any) -> None:
+    def _take_state(self, tensors: dict[str, Tensor], about: dict[str, Any], model: Any) -> None:
         """Takes the state of a fitted detector with the same options."""
         hints = get_type_hints(type(self))
-        for part in fields(self):
-            if not part.init:
-                setattr(self, part.name, unpack(hints[part.name], part.name, tensors, about["values"]))
+        for entry in fields(self):
+            if not entry.init:
+                setattr(self, entry.name, join_value(hints[entry.name], entry.name, tensors, about["values"]))
         self._row_shapes = {name: tuple(shape) for name, shape in about["row_shapes"].items()}
         if {"model", "images"} <= self.needs:
             if model is None:
                 raise ValueError(f"{self.id} scores with the network: restore(tensors, about, model=...)")
-            self._use(model)
+            self._take_network(model)
         self._fitted = True
         if self.state()[1] != about:
             self._fitted = False
             raise ValueError(f"this state of {self.id} is not as it was saved: its SHA-256 is another one")
 
-    def _use(self, model: Any) -> None:
+    def _take_network(self, model: Any) -> None:
         """Takes the network that `fit` or `restore` was given."""
         if getattr(model, "training", False):
             raise ValueError(
@@ -151,9 +165,11 @@ class Detector(ABC):
     def _stream(
         self, outputs: Outputs, labels: Tensor | None = None, only: Collection[str] = _SHAPES.keys()
     ) -> Iterator["Batch"]:
-        """Checked batches of the outputs that the detector needs, with their part of `labels` (N,) where given.
+        """Checked batches of the outputs that the detector needs, from the first row on.
 
-        only: which of them are read. Images are to be decoded, so a fit that has no use for them leaves them out.
+        labels: (N,), where each batch is to hold those of its rows.
+        only: the outputs that are read. To read images is to decode them: a fit without a use for them leaves them
+            out.
         """
         wanted = sorted(self.needs & _SHAPES.keys() & set(only))
         if not wanted:
@@ -218,9 +234,13 @@ def option_fields(detector: Any) -> list[Field[Any]]:
 
 
 class Batch:
-    """Rows of what a detector needs: features, logits and patches in float64, images as given, labels in int64.
+    """Rows of what a detector needs. All values are finite. To read what it did not declare is an AttributeError.
 
-    All are finite. Reading what the detector did not declare is an AttributeError.
+    features: (n, D) in float64.
+    logits: (n, C) in float64.
+    labels: (n,) in int64.
+    patches: (n, P, D) in float64.
+    images: (n, 3, H, W) as they were given.
     """
 
     features: Tensor

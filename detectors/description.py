@@ -1,45 +1,87 @@
-"""The docstring of a detector is its only description: this reads it."""
+"""The docstring of a detector is its only description: this reads it, and says what a docstring lacks."""
 
 import inspect
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from detectors.base import option_fields
+from detectors.base import Detector, option_fields
 
 _SECTIONS = ("Formula", "Paper", "Options", "Deviations", "Verified")
+_NEEDED = ("Formula", "Paper", "Verified")
+_PAPER = re.compile(r'[A-Z].*, ".+", .*\b(19|20)\d\d')
+_PLACE = re.compile(r"arXiv:\d{4}\.\d{4,5}\b|\bdoi:\S|https?://\S|\bnot on arXiv\b")
 
 
 def describe(detector: Any) -> dict[str, Any]:
-    """What the docstring of a detector (or part) says; the keys are those of `Registry.describe`.
-
-    Raises ValueError when it lacks a section, or explains other options than there are.
-    """
+    """What the docstring of a detector (or part) says, as far as it goes; the keys are those of `Registry.describe`."""
     summary, sections = _sections(detector)
-    if missing := {"Formula", "Paper"} - sections.keys():
-        raise ValueError(f"{detector.id}: its docstring lacks {' and '.join(sorted(missing))}")
-    meanings = _meanings(sections)
-    defaults = {option.name: option.default for option in option_fields(detector)}
-    if meanings.keys() != defaults.keys():
-        raise ValueError(
-            f"{detector.id}: its docstring explains {sorted(meanings)}, its options are {sorted(defaults)}"
-        )
     return {
         "id": detector.id,
         "summary": summary,
-        "formula": " ".join(sections["Formula"].split()),
-        "paper": " ".join(sections["Paper"].split()),
+        "formula": " ".join(sections.get("Formula", "").split()),
+        "paper": " ".join(sections.get("Paper", "").split()),
         "needs": sorted(detector.needs),
-        "options": meanings,
-        "defaults": defaults,
+        "options": _meanings(sections),
+        "defaults": {option.name: option.default for option in option_fields(detector)},
         "deviations": _items(sections.get("Deviations", "")),
         "verified": _items(sections.get("Verified", "")),
     }
 
 
+def check_description(detector: Any) -> None:
+    """Raises ValueError for the first gap in the docstring of a detector (or part).
+
+    The message names the class, what the docstring lacks, and where CONTRIBUTING.md explains it.
+    """
+    for gap in _gaps(detector):
+        raise ValueError(f"{detector.__name__} ({detector.id}): {gap}; see `Add a detector` in CONTRIBUTING.md")
+
+
+def _gaps(detector: Any) -> Iterator[str]:
+    """What a docstring lacks, a line each."""
+    description, (_, sections) = describe(detector), _sections(detector)
+    if missing := [name for name in _NEEDED if not sections.get(name)]:
+        yield f"its docstring lacks {' and '.join(missing)}"
+    if not description["summary"].endswith("."):
+        yield "its docstring does not begin with a whole sentence, which ends with a full stop"
+    if issubclass(detector, Detector) and not re.search("(^|; )S = ", description["formula"]):
+        yield "its Formula does not say what the score S is, as in `S = max_c o_c`"
+    yield from _gaps_of_paper(description["paper"])
+    options, defaults = description["options"], description["defaults"]
+    if options.keys() != defaults.keys():
+        yield f"its docstring explains {sorted(options)}, its options are {sorted(defaults)}"
+    if empty := [name for name, meaning in options.items() if not meaning]:
+        yield f"its docstring does not say what the option {empty[0]} means"
+    if loose := [deviation for deviation in description["deviations"] if not deviation.endswith(".")]:
+        yield f"its Deviations are whole sentences, and this one has no full stop: {loose[0]}"
+    for name, default in defaults.items():
+        try:
+            json.dumps(default, allow_nan=False)
+        except (TypeError, ValueError):
+            yield f"the default of its option {name} is {default!r}, which JSON cannot hold"
+
+
+def _gaps_of_paper(papers: str) -> Iterator[str]:
+    """What the Paper of a docstring lacks. One that begins with `none` says that there is no paper."""
+    if papers.startswith("none"):
+        return
+    for paper in papers.split("; "):
+        if not _PAPER.match(paper):
+            yield f'its Paper is not of the form `A. Author, "Title", Venue 2024, arXiv:2401.00001` or `none`: {paper}'
+        elif not _PLACE.search(paper):
+            yield f"its Paper does not say where it is (arXiv:, doi: or https://), or that it is not on arXiv: {paper}"
+
+
 def join_descriptions(score: Any, parts: Sequence[Any], options: dict[str, tuple[Any, str]]) -> str:
-    """The docstring of a score after parts. options: the combination's name -> the part and its name for the option."""
+    """The docstring of a score after parts. Raises ValueError where the docstring of one of them has a gap.
+
+    options: the combination's name of each option -> the class that it belongs to, and that class's name of it.
+    """
     kinds = (*parts, score)
+    for kind in kinds:
+        check_description(kind)
     described = {kind: describe(kind) for kind in kinds}
     steps = [described[part]["summary"][0].lower() + described[part]["summary"][1:].rstrip(".") for part in parts]
     papers = dict.fromkeys(described[kind]["paper"] for kind in kinds)

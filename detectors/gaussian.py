@@ -21,7 +21,12 @@ Rows = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What a shared-covariance Gaussian learns: sizes (K,) and means (K, D) of the classes, covariance (D, D)."""
+    """What Gaussians with a shared covariance learn from K classes.
+
+    sizes: (K,), how many vectors each class has.
+    means: (K, D), those of the classes.
+    covariance: (D, D), the one that all classes share.
+    """
 
     sizes: Tensor
     means: Tensor
@@ -39,7 +44,7 @@ class Moments:
         return cls(sizes, means, scatter / sizes.sum())
 
     def pooled(self) -> "Moments":
-        """The moments of all features as one class, without another pass: within-class plus between-class scatter."""
+        """The moments of all features as one class, made of these: within-class plus between-class scatter."""
         shares = self.sizes / self.sizes.sum()
         mean = shares @ self.means
         offsets = self.means - mean
@@ -51,13 +56,18 @@ class Moments:
 class Gaussians:
     """Squared Mahalanobis distances to the nearest of K means under their shared covariance.
 
+        centre: (D,), the mean of all features.
+        whitening: (D, rank), takes centred features to axes in which the covariance is the identity.
+        means: (K, rank), whitened.
+        squared_norms: (K,), those of the whitened means.
+
     The inverse covariance is the Hermitian pseudo-inverse: directions without variance do not count. Features are
     whitened, so that all distances of a batch are one matrix product.
     """
 
     centre: Tensor
     whitening: Tensor
-    means: Tensor  # whitened
+    means: Tensor
     squared_norms: Tensor
 
     @classmethod
@@ -74,7 +84,7 @@ class Gaussians:
         return self.offsets(features).square_().sum(dim=1)
 
     def offsets(self, features: Tensor) -> Tensor:
-        """Whitened features (n, rank) less their nearest mean."""
+        """Whitened features (n, rank), less the nearest mean of each."""
         white = (features - self.centre) @ self.whitening
         # |m|^2 - 2 z.m finds the nearest mean; the offset is taken afresh, because the expanded square cancels.
         nearest = torch.addmm(self.squared_norms, white, self.means.T, alpha=-2).argmin(dim=1)
@@ -82,8 +92,12 @@ class Gaussians:
 
 
 def variance_round_off(variances: Tensor, means: Tensor, images: Tensor) -> Tensor:
-    """The level up to which the eigenvalues (D,) of a covariance of `images` vectors are round-off: their own, or that
-    of the means that were subtracted."""
+    """The level up to which eigenvalues of a covariance are round-off: their own, or that of the subtracted means.
+
+    variances: (D,), the eigenvalues.
+    means: those that were subtracted.
+    images: how many vectors the covariance is of.
+    """
     means_round_off = means.abs().max() * images * torch.finfo(variances.dtype).eps
     return torch.maximum(round_off(variances), means_round_off.square())
 

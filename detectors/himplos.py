@@ -18,7 +18,7 @@ from detectors.state import learned
 
 
 def rectifier(clip: float | None, training: Training) -> ReAct:
-    """ReAct at that limit, or else, as its paper has it, at the 90th percentile of the training activations."""
+    """ReAct with that limit or, where there is none, with the 90th percentile of the training activations."""
     react = ReAct(percentile=90.0)
     if clip is None:
         react.fit(training)

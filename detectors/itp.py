@@ -23,7 +23,12 @@ _BLOCK = 2**15
 
 @dataclass(frozen=True, eq=False)
 class ClassStatistics:
-    """Sizes (C,) of the classes, and means and standard deviations (C, D) of their features; 0 in an empty class."""
+    """What is known of the features of each class; 0 for a class without images.
+
+    sizes: (C,), how many images each class has.
+    means: (C, D).
+    deviations: (C, D), standard deviations.
+    """
 
     sizes: Tensor
     means: Tensor
@@ -57,7 +62,10 @@ class ClassStatistics:
 def products_above(values: Tensor, weights: Tensor, compared: Tensor, limits: Tensor) -> Tensor:
     """Sums (N, C) over d of values[n, d] weights[c, d] where compared[n, d] > limits[c, d].
 
-    values and compared: (N, D). weights and limits: (C, D). Differentiable in values and weights.
+        values, compared: (N, D).
+        weights, limits: (C, D).
+
+    It can be differentiated in values and weights.
     """
     return _ProductsAbove.apply(values, weights, compared.detach(), limits)
 

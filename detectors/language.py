@@ -93,9 +93,9 @@ class GLMCM(MCM):
         return _rows_at_once(self.batch_rows, patches * max(self.text.shape))
 
     def _score(self, batch: Batch) -> Tensor:
-        return super()._score(batch).exp_() + self._local(batch.patches)
+        return super()._score(batch).exp_() + self._best_patch(batch.patches)
 
-    def _local(self, patches: Tensor) -> Tensor:
+    def _best_patch(self, patches: Tensor) -> Tensor:
         """The probability (n,) of the class that a patch matches best."""
         images, positions, width = patches.shape
         if width != self.text.shape[1]:

@@ -57,9 +57,10 @@ def without_largest_singular_value(matrices: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class LayerGaussians:
-    """The Gaussians of L layers, end to end, so that they are tensors whatever L is: the fields of all, flattened.
+    """The Gaussians of L layers, end to end, so that they are tensors whatever L is.
 
     shapes: (L, 3), the width, the number of directions with variance and the number of classes of each layer.
+    centres, whitenings, means, squared_norms: the fields of all Gaussians, flattened.
     """
 
     shapes: Tensor
@@ -189,7 +190,9 @@ class MahalanobisLayers(ImageDetector):
 class RunningMoments:
     """Moments of a stream that is read once: a second pass of the network would take as long as all the rest.
 
-    sizes (K,) and means (K, D) of the classes so far; scatter (D, D) around these means.
+    sizes: (K,), how many vectors each class has so far.
+    means: (K, D), those of the classes so far.
+    scatter: (D, D), around these means.
     """
 
     sizes: Tensor

@@ -133,7 +133,7 @@ class GEN(Detector):
 
     Formula: S = -sum_{m <= M} p_(m)^gamma (1 - p_(m))^gamma, p_(1) >= p_(2) >= ... = softmax(o) in descending order
     Paper: X. Liu, Y. Lochman, C. Zach, "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection",
-        CVPR 2023
+        CVPR 2023, not on arXiv
     Options:
     - gamma: above 0; the paper takes it from 0 to 1
     - top: M, at least 1; all classes where there are fewer. The paper takes a tenth of the classes on ImageNet (100)
@@ -263,7 +263,12 @@ class TemperatureScaling(Detector):
 
 @dataclass(frozen=True, eq=False)
 class Weibulls:
-    """Weibull distributions of the largest distances of each of K classes; all tensors (K,).
+    """Weibull distributions of the largest distances of each of K classes.
+
+        shift: what is added to a distance, so that its logarithm exists.
+        smallest: (K,), the smallest of the distances of a class.
+        log_scale: (K,), the logarithm of the distribution's scale.
+        shape: (K,), the distribution's shape.
 
     log(1 + (distance - smallest) / shift) has the distribution of log x, x ~ Weibull(shape, exp(log_scale)).
     """

@@ -22,11 +22,16 @@ _SMALLEST_JITTER_EXPONENT = -15
 
 @dataclass(frozen=True, eq=False)
 class ClassGaussians:
-    """K Gaussians, each with a mean (D,) and a covariance (D, D) of its own."""
+    """K Gaussians, each with a mean and a covariance of its own.
+
+    means: (K, D).
+    whitening: (K, D, D), takes centred features to axes in which the covariance is the identity.
+    log_peaks: (K,), the log-densities at the means.
+    """
 
     means: Tensor
-    whitening: Tensor  # (K, D, D)
-    log_peaks: Tensor  # (K,) log-densities at the means
+    whitening: Tensor
+    log_peaks: Tensor
 
     @classmethod
     def of(cls, rows: Rows, classes: int) -> "ClassGaussians":

@@ -8,11 +8,21 @@ import numpy as np
 
 
 class OptionError(ValueError):
-    """An option that cannot be used; the message names the detector, the option, the value and the values allowed."""
+    """An option that cannot be used. The message says this:
+
+    detector: the id of the detector.
+    option: the name of the option.
+    value: what was given.
+    allowed: what is allowed, in words.
+    """
 
     def __init__(self, detector: str, option: str, value: Any, allowed: str) -> None:
         super().__init__(f"{detector}: {option} is {value!r}; allowed: {allowed}")
-        self.option, self.value, self.allowed = option, value, allowed
+        self.detector, self.option, self.value, self.allowed = detector, option, value, allowed
+
+    def __reduce__(self) -> tuple[type["OptionError"], tuple[str, str, Any, str]]:
+        """For pickle, which would call the class with the message alone."""
+        return type(self), (self.detector, self.option, self.value, self.allowed)
 
 
 def require(ok: bool, detector: str, option: str, value: Any, allowed: str) -> None:

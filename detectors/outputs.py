@@ -27,11 +27,11 @@ def as_tensor(rows: Any) -> Tensor:
 class Outputs:
     """The outputs of one network on N images. Every field has N rows or is None.
 
-    features: (N, D) pooled pre-logit features.
-    logits: (N, C).
-    labels: (N,) integer class indices.
-    patches: (N, P, D) patch features of a vision-language model.
-    images: (N, 3, H, W) as the network takes them.
+        features: (N, D), pooled and before the logits.
+        logits: (N, C).
+        labels: (N,), integer class indices.
+        patches: (N, P, D), patch features of a vision-language model.
+        images: (N, 3, H, W), as the network takes them.
 
     Raises ValueError when two fields differ in their number of rows.
     """
@@ -72,9 +72,12 @@ class Outputs:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """The last linear layer: logits = features @ weight.T + bias.
+    """The last linear layer: logits = features @ weight.T + bias. Tensors or arrays will do.
 
-    weight: (C, D). bias: (C,): tensors or arrays. Raises ValueError when the shapes do not fit.
+        weight: (C, D).
+        bias: (C,).
+
+    Raises ValueError when the shapes do not fit.
     """
 
     weight: Tensor
@@ -93,5 +96,5 @@ class Head:
             )
 
     def double(self) -> "Head":
-        """In float64, on the CPU."""
+        """The same layer in float64, on the CPU."""
         return Head(*(values.detach().to("cpu", torch.float64) for values in (self.weight, self.bias)))

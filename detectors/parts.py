@@ -6,9 +6,11 @@ comes out. So a combination is one line:
     registry.register(combination("dice+react", Energy, ReAct, DICE))
 """
 
-from abc import ABC, abstractmethod
+import copyreg
+from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, make_dataclass, replace
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -24,14 +26,19 @@ from detectors.state import learned
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """A batch on its way from the network's own features (n, D) and logits (n, C) to the logits that a score reads.
+    """A batch on its way from the network's own outputs to the logits that a score reads.
 
-    A part gives new ones and never writes to those that it got: torch may differentiate all of it.
+        head: the network's last layer, in float64.
+        network_features: (n, D), as the network gave them.
+        network_logits: (n, C), as the network gave them; None unless a part declares that it needs "logits".
+        features: (n, D), as the parts so far changed them.
+
+    A part gives new activations and never writes to those that it got: torch may differentiate all of it.
     """
 
     head: Head
     network_features: Tensor
-    network_logits: Tensor | None  # for parts that declare the need
+    network_logits: Tensor | None
     features: Tensor
     _logits: Tensor | None = None
     _reach: Callable[[], Tensor] | None = None
@@ -62,18 +69,20 @@ class Activations:
         return l1_norms(self.features)
 
     def with_features(self, features: Tensor) -> "Activations":
-        """With other features (n, D), and the head's logits of them.
+        """The activations with other features (n, D), and the head's logits of them.
 
-        Raises ValueError when a part before has given logits already: they would be lost.
+        Raises ValueError when an earlier part gave logits: they would be lost.
         """
         if self._logits is not None:
             raise ValueError("a part that changes features comes before those that change logits")
         return replace(self, features=features)
 
     def with_logits(self, logits: Tensor, reach: Callable[[], Tensor] | None = None) -> "Activations":
-        """With other logits (n, C) of the same features.
+        """The activations with other logits (n, C) of the same features.
 
-        reach: given by a part that prunes the head for them, gives `reach`. Raises ValueError after another such part.
+            reach: computes `reach`; a part that prunes the head gives it.
+
+        Raises ValueError where a part prunes the head after another part gave logits.
         """
         if reach is not None and self._logits is not None:
             raise ValueError("only one part can prune the head, and only before those that change its logits")
@@ -82,7 +91,11 @@ class Activations:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What a part learns from: the network's own outputs on `images` training images, and its head in float64."""
+    """What a part learns from: the network's own outputs on the training images, whatever other parts do.
+
+    head: the network's last layer, in float64.
+    images: how many training images there are.
+    """
 
     head: Head
     images: int
@@ -102,25 +115,38 @@ class Training:
 class Part(ABC):
     """A change on the way from the features to the logits.
 
-    A subclass is described and checked like a detector: a keyword-only dataclass with options and, marked by
-    `learned()`, what `fit` sets. It needs features and the head; one that learns from training outputs declares
-    "train" too, one that reads the network's own logits or predictions "logits".
+    A subclass is described and checked like a detector. It is a keyword-only dataclass: its fields are its options and,
+    marked by `learned()`, what `fit` sets. Features and the head are always there. A part that learns from training
+    outputs declares that it needs "train"; one that reads the network's own logits or predictions declares "logits".
     """
 
     id: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def fit(self, training: Training) -> None:
-        """Sets what the part learns; always from the network's own outputs, whatever other parts do."""
+        """Sets what the part learns. By default it learns nothing."""
         return
 
     @abstractmethod
     def apply(self, activations: Activations) -> Activations:
-        """The activations after the part."""
+        """The activations after this part."""
+
+
+class CombinationClass(ABCMeta):
+    """The class of the classes that `combination` makes, which no module holds: pickle makes such a class again."""
+
+    recipe: Callable[[], type["Combination"]]
+
+
+def _reduce_class(kind: CombinationClass) -> Any:
+    return (kind.recipe, ()) if "recipe" in vars(kind) else kind.__qualname__
+
+
+copyreg.pickle(CombinationClass, _reduce_class)
 
 
 @dataclass(kw_only=True, eq=False)
-class Combination(Detector):
+class Combination(Detector, metaclass=CombinationClass):
     """A score over the logits that parts have changed; `combination` makes its subclasses."""
 
     score_class: ClassVar[type[Detector]]
@@ -129,9 +155,9 @@ class Combination(Detector):
     head: Head = learned()
 
     def __post_init__(self) -> None:
-        self._reader = self._make(self.score_class)
+        self._reader = self._make_kind(self.score_class)
         for part in self.part_classes:
-            setattr(self, _attribute(part), self._make(part))
+            setattr(self, _attribute(part), self._make_kind(part))
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
         self.head = head
@@ -152,11 +178,13 @@ class Combination(Detector):
     def _score(self, batch: Batch) -> Tensor:
         if "images" in self._reader.needs:
             return self._reader._score(batch)
-        return self._reader._score(self._change(batch.features, batch.logits if "logits" in self.needs else None))
+        return self._reader._score(
+            self._change_activations(batch.features, batch.logits if "logits" in self.needs else None)
+        )
 
-    def _use(self, model: Any) -> None:
-        super()._use(model)
-        self._reader._use(self._changed_network)
+    def _take_network(self, model: Any) -> None:
+        super()._take_network(model)
+        self._reader._take_network(self._changed_network)
 
     def _rows_in_a_batch(self, outputs: Outputs) -> int:
         return min(self.batch_rows, self._reader._rows_in_a_batch(outputs))
@@ -164,9 +192,9 @@ class Combination(Detector):
     def _changed_network(self, images: Tensor) -> Tensor:
         features = self._ask_model("features", images).to("cpu", torch.float64)
         logits = torch.addmm(self.head.bias, features, self.head.weight.T)
-        return self._change(features, logits if "logits" in self.needs else None).logits
+        return self._change_activations(features, logits if "logits" in self.needs else None).logits
 
-    def _change(self, features: Tensor, logits: Tensor | None) -> Activations:
+    def _change_activations(self, features: Tensor, logits: Tensor | None) -> Activations:
         activations = Activations.of(self.head, features, logits)
         for part in self._parts():
             activations = part.apply(activations)
@@ -175,7 +203,7 @@ class Combination(Detector):
     def _parts(self) -> list[Part]:
         return [getattr(self, _attribute(part)) for part in self.part_classes]
 
-    def _make(self, kind: Any) -> Any:
+    def _make_kind(self, kind: Any) -> Any:
         names = self.option_names[kind.id]
         try:
             return kind(**{option: getattr(self, name) for option, name in names.items()})
@@ -186,17 +214,24 @@ class Combination(Detector):
         return OptionError(self.id, self.option_names[kind].get(error.option, error.option), error.value, error.allowed)
 
 
+@lru_cache(maxsize=None, typed=True)
 def combination(detector_id: str, score: type[Detector], *parts: type[Part], **defaults: Any) -> type[Combination]:
     """The detector in which `score` reads the logits after `parts`, which are applied in their order.
 
-    Its options are those of the parts (and of the score) that its id names, joined by '+'. Those of the one that comes
-    first in the id keep their names, those of the others begin with theirs: `percentile` and `react_percentile` in
-    `dice+react`. `defaults` are by these names; all others are the parts' own.
+        detector_id: its id. It joins with '+' the ids of those parts, and of the score, that lend it their options.
+        score: the detector that reads the logits.
+        parts: what changes them.
+        defaults: the defaults of options, by the names that they have here. All others are the parts' own.
 
-    Raises ValueError for a default of no option or outside its range, a word of the id that names none of them, a score
-    that learns, or a part given twice.
+    The options of the part (or score) that the id names first keep their names. Those of the others begin with the id
+    of their part: `dice+react` has `percentile` and `react_percentile`. The same arguments give the same class, in
+    each process that unpickles it.
+
+    Raises ValueError for a default of no option or outside its range, for a word of the id that names none of the
+    parts, for a score that learns, and for a part that is given twice.
     """
     named = detector_id.split("+")
+    recipe = partial(combination, detector_id, score, *parts, **defaults)
     _check_plan(detector_id, score, parts)
     option_names: dict[str, dict[str, str]] = {}
     options: list[tuple[str, Any, Any]] = []
@@ -227,6 +262,7 @@ def combination(detector_id: str, score: type[Detector], *parts: type[Part], **d
             "part_classes": parts,
             "option_names": option_names,
             "made_of": (score, *parts),
+            "recipe": recipe,
             "__doc__": join_descriptions(score, parts, meanings),
         },
         kw_only=True,

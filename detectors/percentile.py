@@ -18,10 +18,13 @@ Batches = Callable[[], Iterator[Tensor]]
 
 
 def percentile(batches: Batches, count: int, percent: float, held: int = _HELD) -> float:
-    """The percentile of all values of a stream of float64 tensors, `count` values in all.
+    """The percentile of all values of a stream of float64 tensors.
 
-    batches: starts the stream anew; it is read once where `held` values hold it, and otherwise up to eight times, two
-    to four times as a rule.
+    batches: starts the stream anew. It is read once where `held` values hold it, and otherwise up to eight times,
+        two to four times as a rule.
+    count: how many values there are in all.
+    percent: from 0 to 100.
+    held: how many values may be in memory at once.
     """
     if count <= held:
         return float(np.percentile(torch.cat([values.flatten() for values in batches()]).numpy(), percent))
@@ -31,9 +34,11 @@ def percentile(batches: Batches, count: int, percent: float, held: int = _HELD) 
 def column_percentiles(
     batches: Batches, shape: tuple[int, int], percents: Sequence[float], held: int = _HELD
 ) -> Tensor:
-    """The percentiles (P, D) of each column of a stream of float64 rows (n, D), `shape` = (N, D) in all.
+    """The percentiles (P, D) of each column of a stream of float64 rows (n, D).
 
-    batches and held: as in `percentile`. Besides, 2**23 counts are held.
+    batches, held: as in `percentile`. Besides, 2**23 counts are held.
+    shape: (N, D), the rows in all and their width.
+    percents: P numbers from 0 to 100.
     """
     rows, width = shape
     if rows * width <= held:

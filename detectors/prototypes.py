@@ -1,4 +1,4 @@
-"""Detectors that compare the features with what stands for each class: its mean, its weights, its boundaries."""
+"""Detectors that compare the features with the mean, the weights or the decision boundaries of each class."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +111,7 @@ class SHE(Detector):
 
     Formula: S = h.u_p, p = argmax_c o_c, u_c = mean of the training features of class c that the network puts there
     Paper: J. Zhang, Q. Fu, X. Chen, L. Du, Z. Li, G. Wang, X. Liu, S. Han, D. Zhang, "Out-of-Distribution Detection
-        based on In-Distribution Data Patterns Memorization with Modern Hopfield Energy", ICLR 2023
+        based on In-Distribution Data Patterns Memorization with Modern Hopfield Energy", ICLR 2023, not on arXiv
     Options:
     - metric: 'inner-product', 'euclidean' for S = -|h - u_p|_2, or 'cosine' for S = cos(h, u_p)
     Deviations:

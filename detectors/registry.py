@@ -5,29 +5,32 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from detectors.base import NEEDS, Detector, option_fields
-from detectors.description import describe
+from detectors.description import check_description, describe
 from detectors.spelling import did_you_mean
 
 _DetectorClass = TypeVar("_DetectorClass", bound=type[Detector])
 
 
 class Registry:
-    """A name for each detector class."""
+    """Detector classes by their ids."""
 
     def __init__(self) -> None:
         self._classes: dict[str, type[Detector]] = {}
 
     def register(self, detector: _DetectorClass) -> _DetectorClass:
-        """Class decorator. Raises ValueError on an id that is taken, an unknown need or a gap in the docstring."""
+        """Class decorator. Raises ValueError on an id that is taken, an unknown need or a gap in the docstring.
+
+        To register a class again changes nothing.
+        """
         if "__dataclass_fields__" not in vars(detector):
             raise ValueError(f"{detector.__name__} needs @dataclass(kw_only=True, eq=False), under @registry.register")
         if missing := [name for name in ("id", "needs") if not hasattr(detector, name)]:
             raise ValueError(f"{detector.__name__} lacks {' and '.join(missing)}")
-        if detector.id in self._classes:
+        if self._classes.get(detector.id, detector) is not detector:
             raise ValueError(f"two detectors are called {detector.id!r}")
         if unknown := detector.needs - NEEDS:
             raise ValueError(f"{detector.id}: unknown needs {sorted(unknown)}; the known ones are {sorted(NEEDS)}")
-        describe(detector)
+        check_description(detector)
         self._classes[detector.id] = detector
         return detector
 
@@ -50,20 +53,27 @@ class Registry:
     def describe(self, detector_id: str) -> dict[str, Any]:
         """What a reader should know, as plain values that JSON can hold.
 
-        Keys: id, summary, formula, paper, needs (list), options (name -> meaning), defaults (name -> value; None
-        stands for the rule that the option's meaning gives), deviations (list, one a difference from the paper) and
-        verified (list, one an independent reference, with the tolerance).
+        id: the detector's id.
+        summary: one sentence.
+        formula: the score S.
+        paper: authors, title, venue and year.
+        needs: list of what it reads.
+        options: what each option means, by its name.
+        defaults: the value of each option, by its name; None stands for the rule that its meaning gives.
+        deviations: list of the differences from the paper.
+        verified: list of the independent references that it was compared with, and the tolerances.
         """
         return describe(self._class(detector_id))
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any], *, model: Any = None) -> Detector:
-        """The fitted detector whose `state()` this is.
+        """The fitted detector whose `state()` this is. Raises ValueError for a state that is not whole.
 
-        model: the network, for a detector that scores with it. Raises ValueError for a state that is not whole.
+        tensors, about: the two values of `state()`.
+        model: the network, for a detector that scores with it.
         """
         try:
             detector = self.create(about["id"], **about["options"])
-            detector._restore(tensors, about, model)
+            detector._take_state(tensors, about, model)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this is not the state of a detector: {error!r}") from error
         return detector

@@ -1,4 +1,4 @@
-"""Detectors that know nothing: what a benchmark measures for them is its own zero."""
+"""Detectors that know nothing of the images. A benchmark in which they tell OOD images from others is wrong."""
 
 from dataclasses import dataclass
 
@@ -11,6 +11,8 @@ from detectors.options import is_integer, require
 
 # The constants of SplitMix64 (Steele, Lea, Flood 2014), as signed integers: arithmetic wraps around at 64 bits.
 _STEP, _FIRST, _SECOND = (constant - 2**64 for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+_KNOWS_NOTHING = {"higher_means_in_distribution": "a sanity detector must not tell in-distribution images from others"}
 
 
 @registry.register
@@ -26,6 +28,7 @@ class Constant(Detector):
 
     id = "constant"
     needs = frozenset({"logits"})
+    expected_failures = _KNOWS_NOTHING
 
     def _score(self, batch: Batch) -> Tensor:
         return batch.logits.new_zeros(len(batch.logits))
@@ -50,6 +53,7 @@ class Random(Detector):
 
     id = "random"
     needs = frozenset({"logits"})
+    expected_failures = _KNOWS_NOTHING
     seed: int = 0
 
     def __post_init__(self) -> None:

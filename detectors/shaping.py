@@ -51,7 +51,7 @@ class ReAct(Part):
 
 @dataclass(kw_only=True, eq=False)
 class _Pruning(Part):
-    """What keeps the largest features of an image."""
+    """A part that keeps the largest features of an image."""
 
     percentile: float
 
@@ -251,7 +251,7 @@ class VRA(Part):
 
 @dataclass(kw_only=True, eq=False)
 class _TypicalSet(Part):
-    """Each feature clipped to an interval of its own."""
+    """A part that clips each feature to an interval of its own."""
 
     needs = frozenset({"train"})
     lower: Tensor = learned()
@@ -264,7 +264,7 @@ class _TypicalSet(Part):
 
     @abstractmethod
     def _interval(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-        """Its ends (D,), from the mean and the standard deviation (D,) of the training features."""
+        """The ends (D,) of the interval, from the mean and the standard deviation (D,) of the training features."""
 
     def apply(self, activations: Activations) -> Activations:
         return activations.with_features(activations.features.minimum(self.upper).maximum(self.lower))
@@ -305,7 +305,7 @@ class LAPS(_TypicalSet):
         c_d = a (mean_j mu_j - mu_d), e_d = b (mean_j sigma_j - sigma_d), mu_d and sigma_d = mean and standard deviation
         (1/N) of training feature d
     Paper: R. He, Y. Yuan, Z. Han, F. Wang, W. Su, Y. Yin, T. Liu, Y. Gong, "Exploring Channel-Aware Typical Features
-        for Out-of-Distribution Detection", AAAI 2024
+        for Out-of-Distribution Detection", AAAI 2024, not on arXiv
     Options:
     - lam: lambda, at least 0; 1.5 in the authors' code
     - mean_weight: a, at least 0; 13 for torchvision's ResNet-50 on ImageNet in the authors' code. By default

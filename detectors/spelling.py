@@ -1,4 +1,4 @@
-"""Names that somebody mistyped."""
+"""Hints for names that somebody mistyped."""
 
 import difflib
 from collections.abc import Iterable

@@ -19,14 +19,19 @@ def learned() -> Any:
     return field(init=False, default=None, repr=False)
 
 
-def pack(value: Any, name: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Puts a tensor, a plain value or a dataclass of such, under names that start with `name`, where it belongs."""
+def split_value(value: Any, name: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Splits a value into tensors and plain values, and puts each under a name that starts with `name`.
+
+    value: a tensor, a plain value, or a dataclass of such.
+    tensors: where tensors go.
+    values: where plain values go.
+    """
     value = plain(value)
     if isinstance(value, _PLAIN):
         values[name] = value
     elif is_dataclass(value):
-        for part in fields(value):
-            pack(getattr(value, part.name), f"{name}.{part.name}", tensors, values)
+        for entry in fields(value):
+            split_value(getattr(value, entry.name), f"{name}.{entry.name}", tensors, values)
     elif isinstance(value, Tensor):
         tensors[name] = value.cpu().contiguous()
     else:
@@ -47,8 +52,11 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def unpack(kind: Any, name: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> Any:
-    """What `pack` took apart; `kind` is its type. Raises ValueError for what is missing or of another type."""
+def join_value(kind: Any, name: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> Any:
+    """The value that `split_value` took apart. Raises ValueError for what is missing or of another type.
+
+    kind: its type.
+    """
     if name in tensors or name in values:
         value = tensors[name] if name in tensors else values[name]
         if not _is_a(value, kind):
@@ -57,11 +65,11 @@ def unpack(kind: Any, name: str, tensors: dict[str, Tensor], values: dict[str, A
     if not is_dataclass(kind) or not isinstance(kind, type):
         raise ValueError(f"the state lacks {name!r}")
     hints = get_type_hints(kind)
-    parts = {part: unpack(hints[part.name], f"{name}.{part.name}", tensors, values) for part in fields(kind)}
-    made = kind(**{part.name: value for part, value in parts.items() if part.init})
-    for part, value in parts.items():
-        if not part.init:
-            object.__setattr__(made, part.name, value)
+    entries = {entry: join_value(hints[entry.name], f"{name}.{entry.name}", tensors, values) for entry in fields(kind)}
+    made = kind(**{entry.name: value for entry, value in entries.items() if entry.init})
+    for entry, value in entries.items():
+        if not entry.init:
+            object.__setattr__(made, entry.name, value)
     return made
 
 

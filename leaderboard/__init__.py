@@ -1,6 +1,6 @@
-"""The leaderboard: records in, one static site out.
+"""The leaderboard: it turns records into a static site.
 
     python -m leaderboard build --results results --output site
 
-It reads what `benchmark.records` wrote and nothing else, and imports neither torch nor timm.
+It reads only files that `benchmark.records` wrote, and imports neither torch nor timm.
 """

@@ -1,4 +1,4 @@
-"""`python -m leaderboard build`: results -> site."""
+"""`python -m leaderboard build`: turns a folder of results into a site."""
 
 import argparse
 import runpy
@@ -18,12 +18,13 @@ BUILT, LEFT_OUT, NOTHING_BUILT = 0, 1, 2
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 built; 1 built, but damaged files were left out of it; 2 nothing built."""
+    """Runs the command. Exit codes: 0: built; 1: built, without some damaged files; 2: nothing built."""
     parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Turns benchmark records into a site.")
     build = parser.add_subparsers(dest="command", required=True).add_parser(
         "build",
         help="write the site",
-        description="Writes the site. Exit codes: 0 built; 1 built, damaged files left out and named; 2 nothing built.",
+        description="Writes the site. Exit codes: 0: built; 1: built, without the damaged files that are named; "
+        "2: nothing built.",
     )
     build.add_argument("--results", type=Path, default=Path("results"), help="where the records lie (%(default)s)")
     build.add_argument("--output", type=Path, default=Path("site"), help="where the site goes (%(default)s)")
@@ -36,7 +37,7 @@ def _build(results_folder: Path, output: Path) -> int:
     _report(f"left out of the site, in {results_folder}", results.damage)
     if not results.suites:
         print(
-            f"no records to show in {results_folder}: `python -m benchmark run` makes them; "
+            f"no records to show in {results_folder}: `python -m benchmark run` writes some; "
             "`--results FOLDER` names another folder",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""What changing a network did: variants beside their bases, on the same images or over the same seeds."""
+"""Compares variants with their bases, on the same images or over the same seeds."""
 
 import math
 import statistics
@@ -17,14 +17,18 @@ from leaderboard.view import Cell, ModelTable, Row, results_of
 Finding = Literal["better", "worse", "no difference found", "not compared"]
 FINDINGS: tuple[Finding, ...] = ("better", "worse", "no difference found", "not compared")
 Better = Literal["lower", "higher"]
+CLASSIFIED_BY_BASE = "images are classified by the base"
 _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A fraction. interval: of one model, its sampling interval. deviation: of several seeds, their standard deviation.
+    """A fraction, of one model or as the mean over several seeds.
 
-    seeds: how many it is the mean over.
+    value: the fraction, from 0 to 1.
+    interval: the sampling interval, of one model only.
+    deviation: the standard deviation over the seeds, of several seeds only.
+    seeds: the number of seeds.
     """
 
     value: float
@@ -34,10 +38,14 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A figure before and after. difference: after less before, with its 95 % interval where there is one.
+class FigureChange:
+    """A figure of a base and of its variant.
 
-    finding: 'better' or 'worse' only where that interval excludes 0. reason: why it was not compared.
+    before: the figure of the base; None where there is none.
+    after: the figure of the variant; None where there is none.
+    finding: "better" or "worse" only where the interval of the difference does not contain 0.
+    difference: after minus before, with its 95 % interval; None where they were not compared.
+    reason: why they were not compared.
     """
 
     before: Figure | None
@@ -53,65 +61,76 @@ class Change:
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant beside its base. problem: why nothing of it can be compared; null where something can.
+    """One variant beside its base.
 
-    means: by detector, the mean FPR@95 over the OOD sets. sets: by detector, FPR@95 on each OOD set.
+    record: the record of the variant.
+    problem: why none of its figures can be compared; None where some can.
+    accuracy: the ID accuracy.
+    means: by detector, the mean FPR@95 over the OOD sets.
+    sets: by detector, the FPR@95 on each OOD set.
     """
 
     record: ModelRecord
     problem: str | None
-    accuracy: Change
-    means: dict[str, Change]
-    sets: dict[str, list[Change]]
+    accuracy: FigureChange
+    means: dict[str, FigureChange]
+    sets: dict[str, list[FigureChange]]
 
 
 @dataclass(frozen=True)
-class Changed:
-    """A line of the table of changes: a variant, or variants that differ in their seed alone.
+class VariantLine:
+    """A line of the table of variants: one variant, or several that differ only in their seed.
 
-    base: a model, or the group of the bases. network_accuracy: of the changed network, where the base classifies.
+    id: the id of the variant, or the name of the group.
+    base: the id of the base, or the name of the group of the bases.
+    variants: the variants.
+    accuracy: the ID accuracy.
+    network_accuracy: the ID accuracy of the variant's own network, where images are classified by the base.
+    means: by detector, the mean FPR@95 over the OOD sets.
     """
 
     id: str
     base: str
     variants: list[Variant]
-    accuracy: Change
+    accuracy: FigureChange
     network_accuracy: Figure | None
-    means: dict[str, Change]
+    means: dict[str, FigureChange]
 
     @property
     def is_group(self) -> bool:
+        """Whether the variants differ in their seed."""
         return self.variants[0].record.group is not None
 
     @property
     def problems(self) -> list[str]:
+        """Why figures cannot be compared, for the variants of which none can."""
         return sorted({variant.problem for variant in self.variants if variant.problem})
 
     @property
     def counts(self) -> list[tuple[Finding, int]]:
-        """How many detectors there are of each finding, without those that do not occur."""
+        """How many detectors have each finding. Findings that no detector has are left out."""
         findings = [change.finding for change in self.means.values()]
         return [(finding, findings.count(finding)) for finding in FINDINGS if finding in findings]
 
 
-def changed_models(suite: SuiteResults, tables: Mapping[str, ModelTable]) -> tuple[list[Changed], list[str]]:
-    """A line for every variant or group of them, by base and name; and why scores could not be compared."""
+def variant_lines(suite: SuiteResults, tables: Mapping[str, ModelTable]) -> tuple[list[VariantLine], list[str]]:
+    """The lines of the table of variants, by base and name, and why scores could not be compared."""
     variants, problems = [], []
     for model_id in tables:
         record = suite.models.get(model_id)
         if record and record.base:
             comparisons = Comparisons(suite.id_set)
-            variants.append(_variant(suite, tables, record, record.base, comparisons))
+            variants.append(_compare_variant(suite, tables, record, record.base, comparisons))
             problems += comparisons.problems
     lines: dict[tuple[bool, str], list[Variant]] = {}
     for variant in variants:
         group = variant.record.group
         lines.setdefault((group is not None, group or variant.record.id), []).append(variant)
-    changed = [_changed(suite, model_id, members) for (_, model_id), members in lines.items()]
-    return sorted(changed, key=lambda line: (line.base, line.id)), problems
+    of_suite = [_variant_line(suite, line_id, members) for (_, line_id), members in lines.items()]
+    return sorted(of_suite, key=lambda line: (line.base, line.id)), problems
 
 
-def _variant(
+def _compare_variant(
     suite: SuiteResults, tables: Mapping[str, ModelTable], record: ModelRecord, base: str, comparisons: Comparisons
 ) -> Variant:
     problem = None
@@ -133,7 +152,7 @@ def _variant(
     return Variant(record, problem, _accuracy_change(suite.models.get(base), record, problem), means, sets)
 
 
-def _mean_change(before: Row | None, after: Row, problem: str | None, comparisons: Comparisons) -> Change:
+def _mean_change(before: Row | None, after: Row, problem: str | None, comparisons: Comparisons) -> FigureChange:
     reason = problem
     if reason is None and before is None:
         reason = "the detector has no results on the base"
@@ -150,7 +169,7 @@ def _mean_change(before: Row | None, after: Row, problem: str | None, comparison
     )
 
 
-def _set_change(before: Cell, after: Cell, problem: str | None, comparisons: Comparisons) -> Change:
+def _set_change(before: Cell, after: Cell, problem: str | None, comparisons: Comparisons) -> FigureChange:
     reason = problem
     for whose, cell in (("base", before), ("variant", after)):
         if reason is None and not cell.comparable:
@@ -166,70 +185,85 @@ def _fpr_change(
     results_after: list[Result],
     reason: str | None,
     comparisons: Comparisons,
-) -> Change:
+) -> FigureChange:
     difference = None
     if reason is None:
         difference = comparisons.difference(results_after, results_before)
         reason = None if difference else "no scores to compare"
-    return _change(_figure(before), _figure(after), difference, "lower", reason)
+    return _figure_change(_figure(before), _figure(after), difference, "lower", reason)
 
 
 def _figure(estimate: Estimate | None) -> Figure | None:
     return Figure(estimate.value, estimate) if estimate else None
 
 
-def _change(
+def _figure_change(
     before: Figure | None, after: Figure | None, difference: Difference | None, better: Better, reason: str | None
-) -> Change:
-    """The interval counts all images of a set alike, a headline its classes: it is widened to hold the headline."""
+) -> FigureChange:
+    """The change from one figure to another.
+
+    The interval of the difference weighs all images of a set alike, while the figure of a set with classes is a mean
+    over its classes. So the difference of the figures may lie outside of the interval, which is then widened to contain
+    it.
+    """
     if not before or not after or not difference:
-        return Change(before, after, reason=reason)
+        return FigureChange(before, after, reason=reason)
     value = after.value - before.value
     low, high = min(difference.low, value), max(difference.high, value)
     finding: Finding = "no difference found"
     if low > 0 or high < 0:
         finding = "better" if (high < 0) == (better == "lower") else "worse"
-    return Change(before, after, finding, Difference(value, low, high))
+    return FigureChange(before, after, finding, Difference(value, low, high))
 
 
-def _accuracy_change(base: ModelRecord | None, record: ModelRecord, problem: str | None) -> Change:
-    """Records hold no verdict on each image: what is not paired differs where the two intervals do not meet."""
+def _accuracy_change(base: ModelRecord | None, record: ModelRecord, problem: str | None) -> FigureChange:
+    """The change of the ID accuracy. It counts as a difference where the two intervals do not overlap.
+
+    A paired comparison is not possible, since records do not say which images were classified right.
+    """
     after = record.id_accuracy
     before = base.id_accuracy if base else None
     if record.classified_by_base or before is None or after is None or problem:
         lacking = "the ID images have no labels" if base else "the base has no record"
-        reason = "the base goes on classifying" if record.classified_by_base else problem or lacking
-        return Change(_figure(before), _figure(after), reason=reason)
+        reason = CLASSIFIED_BY_BASE if record.classified_by_base else problem or lacking
+        return FigureChange(_figure(before), _figure(after), reason=reason)
     finding: Finding = "no difference found"
     if after.low > before.high or after.high < before.low:
         finding = "better" if after.low > before.high else "worse"
-    return Change(_figure(before), _figure(after), finding)
+    return FigureChange(_figure(before), _figure(after), finding)
 
 
-def _changed(suite: SuiteResults, model_id: str, variants: list[Variant]) -> Changed:
+def _variant_line(suite: SuiteResults, model_id: str, variants: list[Variant]) -> VariantLine:
     first = variants[0]
-    own = [v.record.network_accuracy for v in variants if v.record.classified_by_base and v.record.network_accuracy]
-    network_accuracy = mean_over_seeds([accuracy.value for accuracy in own]) if own else None
+    estimates = [
+        v.record.network_accuracy for v in variants if v.record.classified_by_base and v.record.network_accuracy
+    ]
+    network_accuracy = mean_over_seeds([estimate.value for estimate in estimates]) if estimates else None
     if first.record.group is None:
-        network_accuracy = _figure(own[0]) if own else None
-        return Changed(model_id, str(first.record.base), variants, first.accuracy, network_accuracy, first.means)
+        network_accuracy = _figure(estimates[0]) if estimates else None
+        return VariantLine(model_id, str(first.record.base), variants, first.accuracy, network_accuracy, first.means)
     bases = {base.group or base.id for v in variants if (base := suite.models.get(str(v.record.base)))}
     detectors = sorted({detector for variant in variants for detector in variant.means})
-    return Changed(
+    return VariantLine(
         model_id,
         ", ".join(sorted(bases or {str(variant.record.base) for variant in variants})),
         variants,
-        _over_seeds(variants, [variant.accuracy for variant in variants], "higher"),
+        _change_over_seeds(variants, [variant.accuracy for variant in variants], "higher"),
         network_accuracy,
         {
-            detector: _over_seeds(variants, [variant.means.get(detector) for variant in variants], "lower")
+            detector: _change_over_seeds(variants, [variant.means.get(detector) for variant in variants], "lower")
             for detector in detectors
         },
     )
 
 
-def _over_seeds(variants: list[Variant], changes: Sequence[Change | None], better: Better) -> Change:
-    """The mean over the seeds with a figure before and after, each beside its own base. changes: a variant each."""
+def _change_over_seeds(variants: list[Variant], changes: Sequence[FigureChange | None], better: Better) -> FigureChange:
+    """The change of the mean over the seeds.
+
+    variants: the variants of the group.
+    changes: the change of each variant from its base, in the same order. Only seeds with both figures are used.
+    better: whether lower or higher figures are better.
+    """
     pairs = [
         (str(variant.record.base), change.before.value, change.after.value)
         for variant, change in zip(variants, changes, strict=True)
@@ -237,18 +271,20 @@ def _over_seeds(variants: list[Variant], changes: Sequence[Change | None], bette
     ]
     if not pairs:
         after = mean_over_seeds([change.after.value for change in changes if change and change.after])
-        return Change(None, after, reason=next((v.problem for v in variants if v.problem), "no seed has both figures"))
+        problem = next((v.problem for v in variants if v.problem), "no seed has both figures")
+        return FigureChange(None, after, reason=problem)
     of_bases = mean_over_seeds([*{base: before for base, before, _ in pairs}.values()])
     before = replace(of_bases, value=statistics.fmean(before for _, before, _ in pairs)) if of_bases else None
     after = mean_over_seeds([after for *_, after in pairs])
     if all(variant.record.classified_by_base for variant in variants) and better == "higher":
-        return Change(before, after, reason="the base goes on classifying")
+        return FigureChange(before, after, reason=CLASSIFIED_BY_BASE)
     differences = [after - before for _, before, after in pairs]
     difference = difference_over_seeds(differences)
-    return _change(before, after, difference, better, None if difference else "too few seeds that differ")
+    return _figure_change(before, after, difference, better, None if difference else "too few seeds that differ")
 
 
 def mean_over_seeds(values: Sequence[float]) -> Figure | None:
+    """The mean of the figures of several seeds, with their standard deviation; None where there are none."""
     if not values:
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else None
@@ -256,9 +292,11 @@ def mean_over_seeds(values: Sequence[float]) -> Figure | None:
 
 
 def difference_over_seeds(differences: Sequence[float]) -> Difference | None:
-    """The mean with its 95 % t-interval of n - 1 degrees of freedom, the seeds varying and the images not.
+    """The mean of the differences of several seeds, with its 95 % t-interval of n - 1 degrees of freedom.
 
-    Null for a single one, and where several are the same though not 0: equal by chance, they would give no width.
+    The interval covers other seeds, not other images. It is None for a single seed. It is also None where all
+    differences
+    are equal but not 0: that is chance, and would give an interval without width.
     """
     if len(differences) < 2:
         return None

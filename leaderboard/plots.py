@@ -1,4 +1,4 @@
-"""Figures as SVG for inlining: text takes the page's colour and font, and the same numbers give the same bytes."""
+"""Plots as SVG elements. Their text has the colour and the font of the page; equal numbers give equal bytes."""
 
 import io
 import math
@@ -17,7 +17,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from leaderboard.trace import Trace
 from leaderboard.view import Cell, ModelTable, exceeds_goal
 
-# Matplotlib wants a colour where the page's own (CSS currentColor) is meant; this one stands in and is replaced.
+# The text should have the colour of the page (CSS currentColor), which matplotlib does not know. This colour is
+# replaced.
 _INK = "#010203"
 _HEAT = "#d9660a"
 _PASS = "#2f7fbf"
@@ -48,29 +49,29 @@ _PANELS_A_ROW = 4
 
 
 def fpr_dots(table: ModelTable, name: str) -> Markup | None:
-    """FPR@95 of every detector (rows) on every OOD set (panels) with its interval; null where nothing was measured."""
+    """FPR@95 of every detector (rows) on every OOD set (panels), with its interval; None without any figure."""
     rows = [row for row in reversed(table.rows) if any(cell.fpr for cell in row.ood)]
     if not rows:
         return None
     sets = [cell.set for cell in rows[0].ood]
     columns = min(len(sets), _PANELS_A_ROW)
     lines = -(-len(sets) // columns)
-    with _style():
+    with _figure_style():
         figure = Figure(figsize=(1.6 + 2.1 * columns, (0.75 + 0.21 * len(rows)) * lines), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for panel in panels[len(sets) :]:
             panel.remove()
         for column, (panel, set_id) in enumerate(zip(panels, sets, strict=False)):
-            _dots(panel, [row.ood[column] for row in rows])
+            _draw_dots(panel, [row.ood[column] for row in rows])
             panel.set(title=set_id, xlim=(-3, 103), ylim=(-0.6, len(rows) - 0.4), xticks=(0, 50, 100))
             panel.set_yticks(range(len(rows)), [row.detector for row in rows])
             panel.grid(visible=True)
         figure.supxlabel("FPR@95 in %", fontsize=9)
-        return _svg(figure, name)
+        return _svg_element(figure, name)
 
 
-def _dots(panel: Any, cells: Sequence[Cell]) -> None:
-    """A dot on its interval for each cell: full within the goal, hollow above; a tick where the goal lies."""
+def _draw_dots(panel: Any, cells: Sequence[Cell]) -> None:
+    """Draws a dot and an interval for each cell: a full dot within the goal, a hollow one above. A tick is the goal."""
     shown = [(height, cell, cell.fpr, cell.result) for height, cell in enumerate(cells) if cell.fpr and cell.result]
     panel.hlines(
         [height for height, *_ in shown],
@@ -81,24 +82,24 @@ def _dots(panel: Any, cells: Sequence[Cell]) -> None:
         linewidth=1.4,
     )
     goals = [(100 * result.case.limit.goal, height) for height, _, _, result in shown if result.case.limit]
-    _marks(panel, goals, marker="|", color=_INK, alpha=0.6, markersize=7, markeredgewidth=0.9)
+    _draw_marks(panel, goals, marker="|", color=_INK, alpha=0.6, markersize=7, markeredgewidth=0.9)
     within = [(100 * fpr.value, height) for height, cell, fpr, _ in shown if not exceeds_goal(cell)]
-    _marks(panel, within, marker="o", color=_PASS, markersize=5)
+    _draw_marks(panel, within, marker="o", color=_PASS, markersize=5)
     above = [(100 * fpr.value, height) for height, cell, fpr, _ in shown if exceeds_goal(cell)]
-    _marks(panel, above, marker="o", color=_HEAT, markerfacecolor="none", markersize=5)
+    _draw_marks(panel, above, marker="o", color=_HEAT, markerfacecolor="none", markersize=5)
 
 
-def _marks(panel: Any, points: Sequence[tuple[float, float]], **style: Any) -> None:
+def _draw_marks(panel: Any, points: Sequence[tuple[float, float]], **style: Any) -> None:
     panel.plot([x for x, _ in points], [y for _, y in points], linestyle="none", **style)
 
 
 def unit_test_heat(table: ModelTable, name: str) -> Markup | None:
-    """FPR@95 in % of every detector (columns) on every unit test (rows); null where nothing was measured."""
+    """FPR@95 in % of every detector (columns) on every unit test (rows); None without any figure."""
     rows = [row for row in table.rows if any(cell.fpr for cell in row.unit_cells)]
     if not rows:
         return None
     tests = [cell.set for cell in rows[0].unit_cells]
-    with _style():
+    with _figure_style():
         figure = Figure(figsize=(2.2 + 0.47 * len(rows), 1.5 + 0.24 * len(tests)), layout="constrained")
         panel = figure.subplots()
         places = [(x, y, cell) for x, row in enumerate(rows) for y, cell in enumerate(row.unit_cells)]
@@ -119,13 +120,14 @@ def unit_test_heat(table: ModelTable, name: str) -> Markup | None:
         panel.xaxis.tick_top()
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
-        return _svg(figure, name)
+        return _svg_element(figure, name)
 
 
 def fpr_against_time(tables: Sequence[ModelTable], name: str) -> Markup | None:
-    """Mean FPR@95 against score time over forward time, a panel a model; null without complete means.
+    """Mean FPR@95 against score time divided by forward time, one panel a model; None without complete means.
 
-    Full are the detectors that no other one beats in both; they are named where there is room, the lowest first.
+    A detector has a full dot if no other detector is better in both. Full dots are labelled where there is room, the
+    lowest first.
     """
     points = {table.model: points for table in tables if (points := _time_and_fpr(table))}
     if not points:
@@ -135,17 +137,17 @@ def fpr_against_time(tables: Sequence[ModelTable], name: str) -> Markup | None:
     few_decades = max(ratios) < 30 * min(ratios)
     columns = min(len(points), 3)
     lines = -(-len(points) // columns)
-    with _style():
+    with _figure_style():
         figure = Figure(figsize=(0.9 + 3.4 * columns, 0.4 + 2.6 * lines), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for panel in panels[len(points) :]:
             panel.remove()
         for panel, (model, of_model) in zip(panels, points.items(), strict=False):
-            best = [(x, y, name) for x, y, name in of_model if not any(_beats(other, (x, y)) for other in of_model)]
-            _marks(
+            best = [(x, y, name) for x, y, name in of_model if not any(_is_better(other, (x, y)) for other in of_model)]
+            _draw_marks(
                 panel, [(x, y) for x, y, _ in of_model], marker="o", color=_PASS, markerfacecolor="none", markersize=5
             )
-            _marks(panel, [(x, y) for x, y, _ in best], marker="o", color=_PASS, markersize=5)
+            _draw_marks(panel, [(x, y) for x, y, _ in best], marker="o", color=_PASS, markersize=5)
             free_from = -math.inf
             for y, x, label in sorted((y, x, label) for x, y, label in best):
                 if y >= free_from:
@@ -159,16 +161,16 @@ def fpr_against_time(tables: Sequence[ModelTable], name: str) -> Markup | None:
             panel.grid(visible=True)
         figure.supxlabel("score time ÷ forward time, an image", fontsize=9)
         figure.supylabel("mean FPR@95 in %", fontsize=9)
-        return _svg(figure, name)
+        return _svg_element(figure, name)
 
 
 def losses(trace: Trace, name: str) -> Markup | None:
-    """The losses of a making against its steps, a panel each; null where there are none."""
+    """The losses of a variant's making against its steps, one panel a loss; None without losses."""
     if not trace.losses:
         return None
     columns = min(len(trace.losses), _PANELS_A_ROW)
     lines = -(-len(trace.losses) // columns)
-    with _style():
+    with _figure_style():
         figure = Figure(figsize=(0.4 + 2.6 * columns, 0.3 + 1.9 * lines), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
         for panel in panels[len(trace.losses) :]:
@@ -176,23 +178,23 @@ def losses(trace: Trace, name: str) -> Markup | None:
         for panel, (loss, points) in zip(panels, trace.losses.items(), strict=False):
             few = len(points) <= 50
             panel.plot(*zip(*points, strict=True), color=_PASS, linewidth=1.2, marker="o" if few else "", markersize=3)
-            panel.set(title=_short(loss))
+            panel.set(title=_shortened(loss))
             panel.margins(x=0.03, y=0.08)
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             panel.grid(visible=True)
         figure.supxlabel(trace.place, fontsize=9)
-        return _svg(figure, name)
+        return _svg_element(figure, name)
 
 
 def ratio_strip(trace: Trace, name: str) -> Markup | None:
-    """The share of singular values dropped of each layer (columns) of each tower (rows); null where there is none."""
+    """The share of singular values removed from each layer (columns) of each tower (rows); None without such shares."""
     if not trace.ratios:
         return None
     layers = range(
         min(layer for of_tower in trace.ratios.values() for layer in of_tower),
         1 + max(layer for of_tower in trace.ratios.values() for layer in of_tower),
     )
-    with _style():
+    with _figure_style():
         figure = Figure(figsize=(1.8 + 0.4 * len(layers), 0.6 + 0.36 * len(trace.ratios)), layout="constrained")
         panel = figure.subplots()
         places = [
@@ -210,19 +212,19 @@ def ratio_strip(trace: Trace, name: str) -> Markup | None:
         for x, y, ratio in places:
             panel.text(x, y, f"{100 * ratio:.3g}", ha="center", va="center", fontsize=7.5, in_layout=False)
         panel.set(xlim=(layers[0] - 0.5, layers[-1] + 0.5), ylim=(len(trace.ratios) - 0.5, -0.5))
-        panel.set_yticks(range(len(trace.ratios)), [_short(tower) for tower in trace.ratios])
+        panel.set_yticks(range(len(trace.ratios)), [_shortened(tower) for tower in trace.ratios])
         panel.set_xticks(layers[:: 1 + len(layers) // 40])
         panel.set_xlabel("layer, from the input", fontsize=9)
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
-        return _svg(figure, name)
+        return _svg_element(figure, name)
 
 
-def _short(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= 24 else f"{text[:23]}…"
 
 
-def _beats(one: tuple[float, float, str], other: tuple[float, float]) -> bool:
+def _is_better(one: tuple[float, float, str], other: tuple[float, float]) -> bool:
     return one[0] <= other[0] and one[1] <= other[1] and one[:2] != other
 
 
@@ -235,16 +237,16 @@ def _time_and_fpr(table: ModelTable) -> list[tuple[float, float, str]]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
-    """Our style over matplotlib's own defaults, whatever this machine's matplotlibrc says."""
+def _figure_style() -> Iterator[None]:
+    """The style of the plots, without the settings of a matplotlibrc file of this machine."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
 
 
-def _svg(figure: Figure, name: str) -> Markup:
-    """The figure as an SVG element. Its ids start with `name`, so that several fit on one page."""
+def _svg_element(figure: Figure, name: str) -> Markup:
+    """The figure as an SVG element. Its ids start with `name`, so that ids of several figures on a page differ."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = buffer.getvalue()

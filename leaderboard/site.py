@@ -1,4 +1,4 @@
-"""Writes the site: pages from templates, and the records to download. When all is there, it replaces the old site."""
+"""Writes the site: pages from templates, and the records to download. A complete new site replaces the old one."""
 
 import csv
 import json
@@ -28,14 +28,16 @@ _ENDS = {"": "value", "_low": "low", "_high": "high"}
 
 
 class OutputError(UserError, RuntimeError):
-    """The output folder holds something that is not a site of ours."""
+    """The output folder holds something that is not a site of this leaderboard."""
 
 
 def build_site(results: Results, output: Path) -> list[str]:
-    """Writes the site of `results` to `output` and returns notes on what it could not show.
+    """Writes a site, and returns notes on what it could not show.
 
-    A site that is there is replaced at once when the new one is complete. Raises OutputError when `output` holds
-    anything else, OSError when it cannot be written.
+    results: the newest results of each suite.
+    output: the folder of the site. An older site in it is replaced when the new one is complete.
+
+    Raises OutputError where the folder holds anything else, and OSError where it cannot be written.
     """
     _check_replaceable(output)
     output = output.absolute()
@@ -57,7 +59,7 @@ def build_site(results: Results, output: Path) -> list[str]:
 def _check_replaceable(output: Path) -> None:
     ours = all((output / name).is_file() for name in ("index.html", *_DOWNLOADS))
     if output.exists() and not ours and not (output.is_dir() and not any(output.iterdir())):
-        raise OutputError(f"{output} is there and is not a site of this leaderboard; name another folder or remove it")
+        raise OutputError(f"{output} exists and is not a site of this leaderboard; name another folder or remove it")
 
 
 def _write_site(results: Results, folder: Path) -> list[str]:
@@ -78,7 +80,7 @@ def _write_site(results: Results, folder: Path) -> list[str]:
 
 
 def _pages(results: Results, boards: list[Board], notes: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Path, template and values of each page."""
+    """The path, the template and the values of each page."""
     detectors = detector_records(boards)
     yield "index.html", "index.html", {"results": results, "boards": boards, "notes": notes, "detectors": detectors}
     yield "methods.html", "methods.html", {}
@@ -116,11 +118,12 @@ def _environment() -> jinja2.Environment:
 
 
 def percent(fraction: float) -> str:
+    """A fraction in %, with one decimal."""
     return f"{100 * fraction:.1f}"
 
 
 def interval(estimate: Estimate) -> str:
-    """The ends of the interval in %, which do not break over lines."""
+    """The ends of the interval of an estimate in %, without a line break."""
     return f"[{percent(estimate.low)},\u00a0{percent(estimate.high)}]"
 
 
@@ -131,13 +134,16 @@ def points(difference: float) -> str:
 
 
 def points_interval(difference: Difference) -> str:
-    """The ends of its interval, which do not break over lines; one that is not quite 0 keeps its sign."""
+    """The ends of the interval of a difference in percentage points, without a line break.
+
+    An end that rounds to 0 but is not 0 keeps its sign.
+    """
     low, high = (f"{100 * end:+.1f}".replace("-", "\u2212") if end else "0.0" for end in difference[1:])
     return f"[{low},\u00a0{high}]"
 
 
 def count_of(things: Collection[Any], noun: str) -> str:
-    """How many there are, in words: '1 model', '3 models'."""
+    """The number of things, with their noun: '1 model', '3 models'."""
     return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
@@ -146,12 +152,12 @@ def json_text(value: Any) -> str:
 
 
 def address(*parts: str) -> str:
-    """A path or a fragment of these parts as it stands in a link."""
+    """A path or a fragment of these parts, encoded for a link."""
     return "/".join(quote(part, safe="") for part in parts)
 
 
 def with_links(text: str) -> Markup:
-    """The text, in which arXiv numbers lead to arXiv."""
+    """The text, with links in place of arXiv numbers."""
     link = r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>'
     return Markup(re.sub(r"arXiv:(\d{4}\.\d{4,5})", link, str(escape(text))))
 
@@ -162,7 +168,7 @@ def _write_downloads(results: Results, folder: Path) -> None:
     schema = json.dumps(records.json_schema(), indent=1) + "\n"
     (folder / "schema.json").write_text(schema, encoding="utf-8", newline="\n")
     rows = [
-        _flat(result, suite.models.get(result.case.model))
+        _csv_row(result, suite.models.get(result.case.model))
         for suite in results.suites
         for result in suite.results.values()
     ]
@@ -172,8 +178,8 @@ def _write_downloads(results: Results, folder: Path) -> None:
         table.writerows(rows)
 
 
-def _flat(result: Result, model: ModelRecord | None) -> dict[str, Any]:
-    """One line of the CSV file: fractions as fractions, null as nothing."""
+def _csv_row(result: Result, model: ModelRecord | None) -> dict[str, Any]:
+    """One line of the CSV file. Fractions are from 0 to 1; a missing value is an empty field."""
     case = result.case
     row = {name: getattr(case, name) for name in ("suite", "model", "detector", "set", "role", "status")}
     row |= {"verdict": view.verdict(case), "reason": case.reason, "stale": result.stale}

@@ -1,4 +1,4 @@
-"""How a variant was made, as far as a page can show it: settings and traces may hold anything, and any amount of it."""
+"""How a variant was made, cut for a page: settings and traces may hold any value, and may have any length."""
 
 import json
 import math
@@ -8,16 +8,21 @@ from typing import Any
 
 _ROWS, _COLUMNS, _PLOTTED, _SETTINGS, _CHARACTERS = 60, 12, 400, 60, 160
 _PLACES = ("epoch", "step", "iteration")
-# What a trace of SeTAR calls its losses; elsewhere the name of a column says so.
+# The names of the losses in a trace of SeTAR. In other traces, a loss has "loss" in its name.
 _SEARCH_LOSSES = ("total", "id", "ood")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The steps of a making. columns, rows: as text, cut. cut: what was left out, in words.
+    """The steps in which a variant was made.
 
-    place: what counts the steps. losses: by column, its finite numbers with the place of each. ratios: by tower and
-    layer, the share of singular values that was dropped.
+    steps: the number of steps.
+    columns: the names of the first columns.
+    rows: the values of the first steps, as text.
+    cut: what was left out, in words.
+    place: what the steps are called: "epoch", "step", "decision", ...
+    losses: by column, the finite losses, each after the number of its step.
+    ratios: by tower and layer, the share of singular values that was removed, from 0 to 1.
     """
 
     steps: int
@@ -30,10 +35,11 @@ class Trace:
 
 
 def read_trace(steps: Sequence[Mapping[str, Any]]) -> Trace:
+    """The trace of a model's record, cut for a page."""
     columns = list(dict.fromkeys(name for step in steps for name in step))
-    ratios = _ratios(steps)
+    ratios = _ratios_by_tower(steps)
     place = next((name for name in _PLACES if name in columns), "decision" if ratios else "entry")
-    losses, thinned = _losses(steps, columns, place, ratios)
+    losses, thinned = _losses_by_column(steps, columns, place, ratios)
     cut = []
     if len(steps) > _ROWS:
         cut.append(f"the table has the first {_ROWS} of {len(steps)} steps")
@@ -46,10 +52,10 @@ def read_trace(steps: Sequence[Mapping[str, Any]]) -> Trace:
     return Trace(len(steps), [text_of(name) for name in shown], rows, cut, place, losses, ratios)
 
 
-def _losses(
+def _losses_by_column(
     steps: Sequence[Mapping[str, Any]], columns: Sequence[str], place: str, ratios: object
 ) -> tuple[dict[str, list[tuple[float, float]]], int]:
-    """And of how many steps one is kept."""
+    """The losses by column, and n, where only every n-th step is kept."""
     every = max(1, math.ceil(len(steps) / _PLOTTED))
     names = [name for name in columns if "loss" in name.lower() or (ratios and name in _SEARCH_LOSSES)]
     losses = {}
@@ -57,25 +63,25 @@ def _losses(
         points = [
             (place_of, value)
             for number, step in enumerate(steps[::every])
-            if (place_of := _number(step.get(place, 1 + number * every))) is not None
-            and (value := _number(step.get(name))) is not None
+            if (place_of := _finite_number(step.get(place, 1 + number * every))) is not None
+            and (value := _finite_number(step.get(name))) is not None
         ]
         if points:
             losses[text_of(name)] = points
     return losses, every
 
 
-def _ratios(steps: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+def _ratios_by_tower(steps: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     ratios: dict[str, dict[int, float]] = {}
     for step in steps:
-        layer, ratio = _number(step.get("layer")), _number(step.get("ratio"))
+        layer, ratio = _finite_number(step.get("layer")), _finite_number(step.get("ratio"))
         if layer is not None and ratio is not None and 0 <= ratio <= 1 and layer == int(layer) and 0 <= layer < 1000:
             ratios.setdefault(text_of(step.get("tower", "vision")), {})[int(layer)] = ratio
     return ratios
 
 
-def _number(value: Any) -> float | None:
-    """A finite number, which may be written as a text."""
+def _finite_number(value: Any) -> float | None:
+    """The value as a finite number; None where it is none. A text is read as a number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -86,22 +92,22 @@ def _number(value: Any) -> float | None:
 
 
 def setting_texts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values, those inside of others by a dotted name."""
-    texts = [(text_of(name), text_of(value)) for name, value in _flat("", settings)]
+    """The names and the values of settings, as texts. A setting inside of another has a dotted name."""
+    texts = [(text_of(name), text_of(value)) for name, value in _with_dotted_names("", settings)]
     left_out = len(texts) - _SETTINGS
     return texts[:_SETTINGS] + ([("and more", f"{left_out}, all in records.json")] if left_out > 0 else [])
 
 
-def _flat(prefix: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _with_dotted_names(prefix: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(f"{prefix}{name}.", value)
+            yield from _with_dotted_names(f"{prefix}{name}.", value)
         else:
             yield f"{prefix}{name}", value
 
 
 def text_of(value: Any) -> str:
-    """A text as it is, a float with six digits, anything else as JSON; cut where it is long."""
+    """A value as text: a text as it is, a float with six digits, anything else as JSON. A long text is cut."""
     if isinstance(value, float):
         text = f"{value:.6g}"
     else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator
 
-from benchmark.training.augmentation import CROP_PIXELS, Augmentation, augment, augmented
+from benchmark.training.augmentation import CROP_PIXELS, Augmentation, augment_affine, augment_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -19,26 +19,26 @@ def seeded(seed: int = 0) -> Generator:
 @pytest.mark.parametrize("kind", ["affine", "crop-flip"])
 def test_what_enters_from_outside_is_the_models_black(kind: Augmentation) -> None:
     images = BLACK.expand(20, 3, 16, 16)
-    torch.testing.assert_close(augmented(images, kind, seeded(), IMAGENET), images)
+    torch.testing.assert_close(augment_images(images, kind, seeded(), IMAGENET), images)
 
 
 @pytest.mark.parametrize("kind", ["none", "affine", "crop-flip"])
 def test_the_generator_decides(kind: Augmentation) -> None:
     images = torch.rand(6, 3, 16, 16)
-    first = augmented(images, kind, seeded(), {})
-    assert torch.equal(first, augmented(images, kind, seeded(), {}))
-    assert torch.equal(first, augmented(images, kind, seeded(1), {})) == (kind == "none")
+    first = augment_images(images, kind, seeded(), {})
+    assert torch.equal(first, augment_images(images, kind, seeded(), {}))
+    assert torch.equal(first, augment_images(images, kind, seeded(1), {})) == (kind == "none")
 
 
 def test_affine_is_that_of_the_digits_trainings() -> None:
     images = torch.rand(6, 3, 32, 32)
-    assert torch.equal(augmented(images, "affine", seeded(), {}), augment(images, seeded()))
+    assert torch.equal(augment_images(images, "affine", seeded(), {}), augment_affine(images, seeded()))
 
 
 def test_crops_are_shifts_by_up_to_four_pixels_and_half_are_mirrored() -> None:
     count, side = 400, 12
     images = torch.arange(3.0 * side * side).view(1, 3, side, side).expand(count, -1, -1, -1) + 100
-    varied = augmented(images, "crop-flip", seeded(), {})
+    varied = augment_images(images, "crop-flip", seeded(), {})
     black = -torch.ones(3, side + 2 * CROP_PIXELS, side + 2 * CROP_PIXELS)
     black[:, CROP_PIXELS:-CROP_PIXELS, CROP_PIXELS:-CROP_PIXELS] = images[0]
     windows = {

@@ -10,6 +10,7 @@ from benchmark.records import Role, Timing
 from benchmark.suites.loading import load_suite
 from benchmark.suites.published import PublishedFigure
 from benchmark.suites.suite import CaseId
+from benchmark.user.messages import on_command_line
 
 FAST = Timing(device="d", fit_s=0, score_ms_per_image=0.01, forward_ms_per_image=1, forward_ratio=0.01)
 SLOW = FAST.model_copy(update={"forward_ratio": 3.0, "score_ms_per_image": 3.0})
@@ -52,8 +53,8 @@ def test_a_unit_test_is_held_to_its_goal_not_to_its_baseline() -> None:
 
 def test_without_a_baseline_an_ood_case_fails_and_says_how_to_record_one() -> None:
     verdict = judge(0.0, FAST, None, None)
-    assert verdict.status == "failed"
-    assert "--record-baselines" in str(verdict.reason)
+    assert (verdict.status, verdict.reason) == ("failed", "no baseline")
+    assert "--record-baselines" in on_command_line(verdict.remedy)
     assert judge(0.0, FAST, limit_of_goal(0.1, "goal"), None).status == "passed"
 
 

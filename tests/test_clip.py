@@ -26,6 +26,7 @@ from benchmark.models.loading import load_model
 from benchmark.running.forward import forward
 from benchmark.training.from_scratch import CHECKPOINTS
 from benchmark.training.optimisation import Progress, Schedule
+from benchmark.user.messages import told
 from detectors import Outputs, create
 from tests.references.data import Data, agree
 from tests.references.language import gl_mcm, mcm
@@ -426,7 +427,7 @@ def test_a_damaged_folder_is_refused(damage: Callable[[Path], None], reason: str
     damage(whole_folder)
     with pytest.raises(ModelError, match=reason) as refusal:
         load(whole_folder.parent)
-    message = str(refusal.value)
+    message = told(refusal.value)
     assert message.startswith("model net: cannot load open-clip:local-dir:net (named in ")
     assert message.endswith("; make it again with: make it so")
 
@@ -633,14 +634,14 @@ def test_a_training_that_was_killed_and_continued_gives_the_same_bits(
     progress = Progress(tmp_path / "progress.safetensors", {"recipe": "this"})
     steps = 0
 
-    def counting(*arguments: Any, augment: Any = train_clip.augment) -> Tensor:
+    def counting(*arguments: Any, augment: Any = train_clip.augment_affine) -> Tensor:
         nonlocal steps
         steps += 1
         if steps == 8:
             raise KeyboardInterrupt
         return augment(*arguments)
 
-    monkeypatch.setattr(train_clip, "augment", counting)
+    monkeypatch.setattr(train_clip, "augment_affine", counting)
     with pytest.raises(KeyboardInterrupt):
         train_clip.train(recipe, small_set, progress)
     again, _ = train_clip.train(recipe, small_set, progress)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from benchmark.commands.app import INSTALLED, MODULE, console, main, make_app
 from benchmark.commands.run import run_pytest
 from benchmark.entries import read_entries
 from benchmark.gate import Gate, GateError
+from benchmark.images.downloads import DownloadError
 from benchmark.images.entries import BUILT_IN as IMAGE_SETS
 from benchmark.images.entries import ImageSetEntry
 from benchmark.models.entries import BUILT_IN as MODELS
@@ -144,11 +145,18 @@ def ends(with_what: BaseException) -> Callable[..., None]:
     return end
 
 
-def test_a_mistake_is_one_line_and_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for mistake in (ValueError("file.toml: title: it is missing"), OSError("file.toml: title: it is missing")):
-        monkeypatch.setattr("benchmark.images.inventory.describe_image_set", ends(mistake))
-        assert main(["sets", "digits-val"]) == 1
-        assert capsys.readouterr() == ("", "file.toml: title: it is missing\n")
+@pytest.mark.parametrize(
+    "mistake", [DownloadError("set.zip: cut off; try again"), OSError("set.zip: cut off; try again")]
+)
+def test_a_mistake_is_one_line_and_code_1(
+    mistake: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmark.images.inventory.describe_image_set", ends(mistake))
+    assert main(["sets", "digits-val"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "set.zip: cut off; try again" in err
+    assert err.count("\n") == 1
 
 
 def test_an_interruption_is_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,11 +166,29 @@ def test_an_interruption_is_code_130(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmark.images.inventory.describe_image_set", ends(ZeroDivisionError("bug")))
+    monkeypatch.setattr("benchmark.images.inventory.describe_image_set", divmod)  # which takes no texts
     before = sys.excepthook
-    with pytest.raises(ZeroDivisionError, match="bug"):
+    with pytest.raises(TypeError, match="divmod"):
         main(["sets", "digits-val"])
     assert sys.excepthook is before
+
+
+def test_another_package_under_one_of_our_names_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "detectors.py"
+    file.touch()
+    other = ModuleType("detectors")
+    other.__file__ = str(file)
+    monkeypatch.setitem(sys.modules, "detectors", other)
+    assert main(["sets", "nois"]) == 1
+    assert capsys.readouterr().err.startswith(f"{file} is imported as detectors, and is not that of ood-benchmark")
+
+
+def test_another_import_that_fails_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "benchmark.images.inventory", None)
+    with pytest.raises(ImportError):
+        main(["sets"])
 
 
 @pytest.mark.parametrize("arguments", [["set"], ["sets", "--jsn"], ["save", "digits-resnet"], ["fetch", "--from", "x"]])

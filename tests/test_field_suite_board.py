@@ -266,5 +266,5 @@ def test_title_about_and_set_facts_are_on_the_suite_page(site: dict[str, Page]) 
     text = " ".join(site["suites/field.html"].text.split())
     assert "What differs." in text
     assert "25.6 % of 400 inspected images show a class of imagenet-1k" in text
-    assert "not to be passed on" in text
+    assert "must not be redistributed" in text
     assert site["suites/field.html"].tags["script"] == 0

@@ -17,6 +17,7 @@ from benchmark.images.sources import HubSource, ManualSource, UrlSource
 from benchmark.records import ID_PATTERN
 from benchmark.suites.entries import SuiteEntry
 from benchmark.suites.loading import FOLDER, load_suite, suite_names
+from benchmark.user.messages import told
 from unit_tests_ood import names as unit_tests
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -231,6 +232,6 @@ def test_the_error_for_each_missing_built_in_set_says_how_to_get_it(tmp_path: Pa
             continue
         with pytest.raises(MissingImageSetError) as raised:
             load_image_set(set_id, {set_id: entry})
-        message = str(raised.value)
+        message = told(raised.value)
         assert f"fetch {set_id} --data-dir {tmp_path}" in message or "get it by hand" in message, message
         assert "\n" not in message

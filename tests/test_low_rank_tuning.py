@@ -26,13 +26,13 @@ from benchmark.training.optimisation import Progress
 from benchmark.variants.low_rank_tuning import (
     LoRA,
     SeTARFineTuning,
-    adapted,
     crop_and_flip,
     logits_of,
     lora_adapter,
     minor_adapter,
     up_matrices,
     weight_of,
+    with_adapters,
 )
 from benchmark.variants.method import TrainingData
 from tests.references.networks import clip_network, model_fields, zero_shot
@@ -125,14 +125,14 @@ BOTH = pytest.mark.parametrize("kind", [SeTARFineTuning, LoRA])
 def test_training_starts_from_the_base(base, kind):
     adapters = method(kind).adapters(base)
     images = Images().images(torch.arange(4))
-    before, after = logits_of(base, images), logits_of(adapted(base, adapters), images)
+    before, after = logits_of(base, images), logits_of(with_adapters(base, adapters), images)
     for own, others in zip(before, after, strict=True):
         torch.testing.assert_close(own, others, atol=1e-5, rtol=0)
 
 
 def test_what_setar_keeps_is_frozen_and_what_it_drops_is_trained(base):
     adapters = method(SeTARFineTuning).adapters(base)
-    tuned = adapted(base, adapters)
+    tuned = with_adapters(base, adapters)
     for name, ratio in RATIOS[base.id].items():
         if ratio == 0:
             assert name not in adapters
@@ -176,7 +176,7 @@ def test_lora_starts_at_zero_within_its_bound_and_counts_alpha_over_rank_times()
 @BOTH
 def test_only_adapters_are_trained(base, kind):
     adapters = method(kind).adapters(base)
-    tuned = adapted(base, adapters)
+    tuned = with_adapters(base, adapters)
     trained = {id(parameter) for parameter in tuned.network.parameters() if parameter.requires_grad}
     assert trained == {id(parameter) for adapter in adapters.values() for parameter in adapter.parameters()}
 
@@ -184,7 +184,7 @@ def test_only_adapters_are_trained(base, kind):
 @BOTH
 def test_gradients_reach_every_adapter_of_both_towers(base, kind):
     adapters = method(kind).adapters(base)
-    logits, local_logits = logits_of(adapted(base, adapters), Images().images(torch.arange(4)))
+    logits, local_logits = logits_of(with_adapters(base, adapters), Images().images(torch.arange(4)))
     (logits.square().sum() + local_logits.square().sum()).backward()
     assert all(adapter.up.grad.any() for adapter in adapters.values())
 
@@ -197,7 +197,7 @@ def test_lora_adapts_the_first_matrix_of_every_mlp(base):
 def test_base_stays_as_it_was_and_the_edit_names_adapted_weights_alone(base, kind):
     before = copy.deepcopy(base.network.state_dict())
     chosen = method(kind)
-    edit = chosen.make(base, data(), nothing_kept())
+    edit = chosen.make_edit(base, data(), nothing_kept())
     after = base.network.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -210,7 +210,7 @@ def test_base_stays_as_it_was_and_the_edit_names_adapted_weights_alone(base, kin
 @BOTH
 def test_merged_weights_give_what_the_adapters_give(base, kind):
     adapters = method(kind).adapters(base)
-    tuned = adapted(base, adapters)
+    tuned = with_adapters(base, adapters)
     with torch.no_grad():
         for parameter in tuned.network.parameters():
             if parameter.requires_grad:
@@ -228,17 +228,17 @@ def test_merged_weights_give_what_the_adapters_give(base, kind):
 @BOTH
 def test_loss_falls(base, kind):
     schedule = {"epochs": 20, "batch": 16, "learning_rate": 0.002}
-    losses = method(kind, schedule=schedule, smallest_crop=1.0).make(base, data(), nothing_kept()).about["losses"]
+    losses = method(kind, schedule=schedule, smallest_crop=1.0).make_edit(base, data(), nothing_kept()).about["losses"]
     assert len(losses) == 20
     assert losses[-1] < 0.95 * losses[0]
 
 
 def test_trained_parameters_are_counted(base):
-    edit = method(SeTARFineTuning).make(base, data(), nothing_kept())
+    edit = method(SeTARFineTuning).make_edit(base, data(), nothing_kept())
     shapes = {name: base.network.get_parameter(name).shape for name in RATIOS[base.id]}
     minor = sum(removed_components(shapes[name], ratio) * sum(shapes[name]) for name, ratio in RATIOS[base.id].items())
     assert edit.about["trained_parameters"] == minor
-    edit = method(LoRA).make(base, data(), nothing_kept())
+    edit = method(LoRA).make_edit(base, data(), nothing_kept())
     assert edit.about["trained_parameters"] == 3 * sum(sum(shape) for shape in shapes.values())
 
 
@@ -287,7 +287,7 @@ def test_a_plain_loop_gives_the_same_losses_and_weights(clip, kind):
         images_per_class=3,
         smallest_crop=1.0,
     )
-    edit = chosen.make(model, data(images), nothing_kept())
+    edit = chosen.make_edit(model, data(images), nothing_kept())
 
     factors, frozen, scaling = {}, {}, 1.0
     for name, adapter in chosen.adapters(model).items():
@@ -326,14 +326,14 @@ def test_a_plain_loop_gives_the_same_losses_and_weights(clip, kind):
 def test_a_killed_training_ends_with_the_same_bits(clip, kind, steps_done, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_EVERY_S", -1.0)
     chosen = method(kind, smallest_crop=0.8, flip=True)
-    whole = chosen.make(clip, data(), nothing_kept())
+    whole = chosen.make_edit(clip, data(), nothing_kept())
     progress = Progress(tmp_path / "progress.safetensors", {"settings": "these"})
     killed = Images()
     killed.calls_left = steps_done
     with pytest.raises(KeyboardInterrupt):
-        chosen.make(clip, data(killed), progress)
+        chosen.make_edit(clip, data(killed), progress)
     resumed = Images()
-    again = chosen.make(clip, data(resumed), progress)
+    again = chosen.make_edit(clip, data(resumed), progress)
     assert again.about == whole.about
     assert all(torch.equal(again.weights[name], whole.weights[name]) for name in whole.weights)
 
@@ -344,10 +344,10 @@ def test_steps_on_other_ratios_are_not_taken_up(clip, tmp_path, monkeypatch):
     killed = Images()
     killed.calls_left = 2
     with pytest.raises(KeyboardInterrupt):
-        method(SeTARFineTuning).make(clip, data(killed), progress)
+        method(SeTARFineTuning).make_edit(clip, data(killed), progress)
     Edit({"base_sha256": None}, ratios={VISION.format(0): 0.4}).save(tmp_path / "setar")
-    resumed = method(SeTARFineTuning).make(clip, data(), progress)
-    assert resumed.about["losses"] == method(SeTARFineTuning).make(clip, data(), nothing_kept()).about["losses"]
+    resumed = method(SeTARFineTuning).make_edit(clip, data(), progress)
+    assert resumed.about["losses"] == method(SeTARFineTuning).make_edit(clip, data(), nothing_kept()).about["losses"]
 
 
 @BOTH
@@ -355,7 +355,7 @@ def test_the_seed_decides(clip, kind):
     def losses(seed: int) -> list[float]:
         torch.manual_seed(torch.seed())
         chosen = method(kind, schedule=SCHEDULE | {"seed": seed}, flip=True, smallest_crop=0.5)
-        return chosen.make(clip, data(), nothing_kept()).about["losses"]
+        return chosen.make_edit(clip, data(), nothing_kept()).about["losses"]
 
     assert losses(0) == losses(0) != losses(1)
 
@@ -376,7 +376,7 @@ def test_settings_that_do_not_fit_are_refused_by_name(clip, kind, wrong, message
     untouched = Images()
     untouched.calls_left = 0
     with pytest.raises(ValueError, match=message):
-        method(kind, **wrong).make(clip, data(untouched), nothing_kept())
+        method(kind, **wrong).make_edit(clip, data(untouched), nothing_kept())
 
 
 @pytest.mark.parametrize(
@@ -392,31 +392,31 @@ def test_settings_that_do_not_fit_are_refused_by_name(clip, kind, wrong, message
 def test_ratios_that_name_no_matrix_are_refused(clip, ratios, message, tmp_path):
     Edit({"base_sha256": None}, ratios=ratios).save(tmp_path / "setar")
     with pytest.raises(ValueError, match=f"ratios_of .*{message}"):
-        method(SeTARFineTuning).make(clip, data(), nothing_kept())
+        method(SeTARFineTuning).make_edit(clip, data(), nothing_kept())
 
 
 def test_ratios_of_other_weights_are_refused(clip, tmp_path):
     Edit({"base_sha256": "another"}, ratios=RATIOS["clip"]).save(tmp_path / "setar")
     with pytest.raises(ValueError, match=r"ratios_of .*other weights"):
-        method(SeTARFineTuning).make(clip, data(), nothing_kept())
+        method(SeTARFineTuning).make_edit(clip, data(), nothing_kept())
 
 
 def test_images_without_labels_are_refused(clip):
     with pytest.raises(ValueError, match="labels"):
-        method(LoRA).make(clip, data(SimpleNamespace(labels=None)), nothing_kept())
+        method(LoRA).make_edit(clip, data(SimpleNamespace(labels=None)), nothing_kept())
 
 
 def test_a_network_without_local_features_has_the_cross_entropy_alone(tmp_path):
     convnext = Classifier(*model_fields("convnext", timm.create_model("test_convnext", num_classes=CLASSES), tmp_path))
     with pytest.raises(ValueError, match=r"ood_weight is 0\.1; allowed: 0"):
-        method(LoRA).make(convnext, data(Images(size=32)), nothing_kept())
-    assert method(LoRA, ood_weight=0).make(convnext, data(Images(size=32)), nothing_kept()).about["losses"][0] > 0
+        method(LoRA).make_edit(convnext, data(Images(size=32)), nothing_kept())
+    assert method(LoRA, ood_weight=0).make_edit(convnext, data(Images(size=32)), nothing_kept()).about["losses"][0] > 0
 
 
 def test_a_network_without_matrices_is_refused(tmp_path):
     network = timm.create_model("test_resnet", num_classes=CLASSES)
     with pytest.raises(ValueError, match="resnet has no MLPs"):
-        method(LoRA).make(Classifier(*model_fields("resnet", network, tmp_path)), data(), nothing_kept())
+        method(LoRA).make_edit(Classifier(*model_fields("resnet", network, tmp_path)), data(), nothing_kept())
 
 
 # -- The images

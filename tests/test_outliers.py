@@ -232,7 +232,7 @@ def _confidence(model: Model, images: TrainingSet) -> float:
 def test_a_training_lowers_the_confidence_in_outliers_alone(method: Any, base: Model, data: TrainingData) -> None:
     assert data.outliers is not None
     before = {name: value.clone() for name, value in base.network.state_dict().items()}
-    variant = _variant(base, _short(method).make(base, data, NOT_KEPT))
+    variant = _variant(base, _short(method).make_edit(base, data, NOT_KEPT))
     assert _confidence(variant, data.outliers) < _confidence(base, data.outliers) - 0.1
     assert _confidence(variant, data.train) > _confidence(base, data.train) - 0.1
     correct = variant(data.train.images(torch.arange(90))).argmax(dim=1) == data.train.labels
@@ -245,10 +245,10 @@ def test_a_training_lowers_the_confidence_in_outliers_alone(method: Any, base: M
 def test_a_rerun_gives_the_same_weights(base: Model, data: TrainingData, augmentation: str) -> None:
     method = _short(OutlierExposure(augmentation=augmentation), epochs=2)  # type: ignore[arg-type]
     torch.manual_seed(1)
-    first = method.make(base, data, NOT_KEPT)
+    first = method.make_edit(base, data, NOT_KEPT)
     torch.manual_seed(2)
-    second = method.make(base, data, NOT_KEPT)
-    other = _short(method, epochs=2, seed=1).make(base, data, NOT_KEPT)
+    second = method.make_edit(base, data, NOT_KEPT)
+    other = _short(method, epochs=2, seed=1).make_edit(base, data, NOT_KEPT)
     assert _same(first, second)
     assert not _same(first, other)
 
@@ -275,15 +275,15 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(base: Model, data: T
 
     data.train.images = killed(data.train.images)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        method.make(base, data, progress)
-    resumed = method.make(base, data, progress)
+        method.make_edit(base, data, progress)
+    resumed = method.make_edit(base, data, progress)
     assert len(steps) == 8 + 6  # of 12, 6 were kept: two epochs
-    assert _same(resumed, method.make(base, _data(base), NOT_KEPT))
+    assert _same(resumed, method.make_edit(base, _data(base), NOT_KEPT))
 
 
 def test_the_edit_holds_what_changed_in_float16_and_names_the_outliers(base: Model, data: TrainingData) -> None:
     assert data.outliers is not None
-    edit = _short(OutlierExposure(), epochs=2).make(base, data, NOT_KEPT)
+    edit = _short(OutlierExposure(), epochs=2).make_edit(base, data, NOT_KEPT)
     assert edit.weights.keys() == base.network.state_dict().keys() - {"2.num_batches_tracked"}
     kept = {(value.dtype, value.ndim > 1) for value in edit.weights.values()}
     assert kept == {(torch.float16, True), (torch.float32, False)}
@@ -298,7 +298,7 @@ def test_batch_norm_sees_id_images_and_outliers_as_one_batch(base: Model, data: 
     assert data.outliers is not None
     data.outliers.images = lambda rows: torch.full((len(rows), 3, 8, 8), 0.5)  # type: ignore[method-assign]
     method = _short(OutlierExposure(weight_decay=0), epochs=1, batch=len(data.train), learning_rate=0)
-    edit = method.make(base, data, NOT_KEPT)
+    edit = method.make_edit(base, data, NOT_KEPT)
     assert set(edit.weights) == {"2.running_mean", "2.running_var"}
     images = torch.cat([data.train.images(torch.arange(90)), torch.full((90, 3, 8, 8), 0.5)])
     first: Any = base.network
@@ -320,15 +320,15 @@ def test_at_the_base_the_retain_loss_is_zero_and_has_no_gradient(base: Model, da
 
 def test_training_without_outliers_is_refused(base: Model, data: TrainingData) -> None:
     with pytest.raises(ValueError, match="oe: outliers is None; allowed: an image set"):
-        OutlierExposure().make(base, TrainingData(data.train), NOT_KEPT)
+        OutlierExposure().make_edit(base, TrainingData(data.train), NOT_KEPT)
 
 
 def test_training_without_labels_is_refused(base: Model, data: TrainingData) -> None:
     data.train.labels = None
     with pytest.raises(ValueError, match="oe: the training images have no labels"):
-        OutlierExposure().make(base, data, NOT_KEPT)
+        OutlierExposure().make_edit(base, data, NOT_KEPT)
 
 
 def test_a_training_that_diverges_is_refused(base: Model, data: TrainingData) -> None:
     with pytest.raises(ValueError, match=r"energy-bounded: the training diverged in step .*learning_rate is 1e.20"):
-        _short(EnergyBounded(), epochs=2, learning_rate=1e20).make(base, data, NOT_KEPT)
+        _short(EnergyBounded(), epochs=2, learning_rate=1e20).make_edit(base, data, NOT_KEPT)

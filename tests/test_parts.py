@@ -28,7 +28,7 @@ class Ceiling(Part):
     """Features clipped at a share of their largest training value.
 
     Formula: o = W min(h, share * max_i h_i) + b
-    Paper: A. Author, "Ceilings", 2020
+    Paper: A. Author, "Ceilings", 2020, not on arXiv
     Options:
     - share: from 0 to 1
     - slope: of what lies above, from 0
@@ -65,11 +65,13 @@ class Mask(Part):
     """The head's weights that are below the mean of their class left out.
 
     Formula: o_c = sum_d [w_cd >= share * mean_d w_cd] w_cd h_d + b_c
-    Paper: B. Author, "Masks", 2021
+    Paper: B. Author, "Masks", 2021, not on arXiv
     Options:
     - share: from -100 to 100
     Deviations:
     - None of note.
+    Verified:
+    - by hand, 1e-9
     """
 
     id = "class-mask"
@@ -90,7 +92,9 @@ class Favour(Part):
     """The logit of the class that the network predicts raised by one.
 
     Formula: o_m + 1, m = argmax_c o_c
-    Paper: C. Author, "Favours", 2022
+    Paper: C. Author, "Favours", 2022, not on arXiv
+    Verified:
+    - by hand, 1e-9
     """
 
     id = "favour"
@@ -106,7 +110,9 @@ class SecretlyFavour(Favour):
     """It reads the prediction, and does not say so.
 
     Formula: o_m + 1, m = argmax_c o_c
-    Paper: C. Author, "Favours", 2022
+    Paper: C. Author, "Favours", 2022, not on arXiv
+    Verified:
+    - by hand, 1e-9
     """
 
     id = "secret"
@@ -118,7 +124,9 @@ class Reach(Detector):
     """The smallest of what reaches a class.
 
     Formula: S = min_c |h_c|_1
-    Paper: D. Author, "Reach", 2023
+    Paper: D. Author, "Reach", 2023, not on arXiv
+    Verified:
+    - by hand, 1e-9
     """
 
     id = "reach"
@@ -356,7 +364,8 @@ def test_descriptions_are_joined() -> None:
         "value; then the head's weights that are below the mean of their class left out.",
         "formula": "o = W min(h, share * max_i h_i) + b; o_c = sum_d [w_cd >= share * mean_d w_cd] w_cd h_d + b_c; "
         "S = min_c |h_c|_1",
-        "paper": 'A. Author, "Ceilings", 2020; B. Author, "Masks", 2021; D. Author, "Reach", 2023',
+        "paper": 'A. Author, "Ceilings", 2020, not on arXiv; B. Author, "Masks", 2021, not on arXiv; '
+        'D. Author, "Reach", 2023, not on arXiv',
         "needs": ["features", "head", "train"],
         "options": {
             "ceil_share": "from 0 to 1",
@@ -365,7 +374,7 @@ def test_descriptions_are_joined() -> None:
         },
         "defaults": {"ceil_share": 0.5, "ceil_slope": 0.0, "share": 1.0},
         "deviations": ["None of note."],
-        "verified": ["ceil: by hand, 1e-9"],
+        "verified": ["ceil: by hand, 1e-9", "class-mask: by hand, 1e-9", "reach: by hand, 1e-9"],
     }
 
 

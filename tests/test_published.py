@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from benchmark.commands.app import main
 from benchmark.limits.comparison_table import table
 from benchmark.limits.comparisons import Comparison, compare, comparisons, counts, in_words, published_records
-from benchmark.limits.curate_published import FILES, Curated, write
+from benchmark.limits.curate_published import FILES, Curated, write_files
 from benchmark.records import Case, ClassValue, Estimate, Metrics, PublishedRecord, Record, read_records
 from benchmark.results import ResultsFolder
 from benchmark.running.session import Draft
@@ -45,7 +45,7 @@ def exactly(value: float) -> Estimate:
 
 @pytest.mark.skipif(not TRANSCRIPTS.is_dir(), reason="needs the transcripts of the papers, ../shared/published")
 def test_the_shipped_files_are_what_the_script_writes(tmp_path: Path) -> None:
-    for file in write(TRANSCRIPTS, tmp_path):
+    for file in write_files(TRANSCRIPTS, tmp_path):
         shipped = ROOT / "benchmark" / "limits" / "published" / file.name
         assert shipped.read_bytes() == file.read_bytes(), "make them with python -m benchmark.limits.curate_published"
     assert {path.stem for path in (ROOT / "benchmark" / "limits" / "published").iterdir()} == set(FILES)
@@ -109,6 +109,35 @@ def test_a_tolerance_grows_with_all_that_may_differ() -> None:
     assert mean.tolerance == pytest.approx(2.05 + 196 * (2 * 2 * 0.25 / 10_000) ** 0.5 / 4)
     other = Curated("m", "d", "s", "50.0", "p", training_sd=2.0, extra=4.0)
     assert other.tolerance == pytest.approx(2.05 + 1.96 * 2**0.5 * 2.0 + 4.0)
+
+
+def tolerances(name: str) -> dict[tuple[str, str], tuple[float, str]]:
+    """Of a shipped file: tolerance in points and note, by detector and set."""
+    with (ROOT / "benchmark" / "limits" / "published" / f"{name}.csv").open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    return {(row["detector"], row["set"]): (float(row["tolerance_points"]), row["note"]) for row in rows}
+
+
+def test_a_network_that_is_the_authors_own_has_no_tolerance_for_another_training() -> None:
+    """HIMPLoS's for CIFAR-100 is: a set that is whole there has the margin alone, and a mean hardly more."""
+    found = tolerances("himplos-cifar100")
+    stated = {
+        cell: tolerance for cell, (tolerance, _) in found.items() if cell[0] in ("msp", "energy", "himplos", "fm+ls")
+    }
+    assert {stated[cell] for cell in stated if cell[1] in ("isun", "lsun-crop", "lsun-resize", "textures")} == {2.0}
+    assert all(2.2 < stated[cell] < 2.4 for cell in stated if cell[1] == "six-sets")
+    assert max(tolerance for tolerance, _ in found.values()) < 7.5
+    assert not any(note for _, note in found.values())
+
+
+def test_what_is_not_known_of_a_network_is_called_that() -> None:
+    assert all(
+        "we do not know whether this is the authors' network" in note
+        for _, note in tolerances("himplos-cifar10").values()
+    )
+    for name in FILES:
+        trained_otherwise = any("another training" in note for _, note in tolerances(name).values())
+        assert trained_otherwise == name.startswith("um-")
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

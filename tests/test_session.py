@@ -66,10 +66,11 @@ def run(pytester: pytest.Pytester, user_world: Path) -> Runs:
 
 
 def test_a_suite_is_recorded_and_then_held_to_its_baselines(run: Runs) -> None:
-    assert run(OOD, UNIT_TESTS).ret == pytest.ExitCode.TESTS_FAILED  # without baselines
-    assert {case.reason for case in run.cases().values() if case.role != "unit-test"} == {
-        "no baseline: record one with --record-baselines, or name a limit with --fpr-limit"
-    }
+    result = run(OOD, UNIT_TESTS)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED  # without baselines
+    remedy = "no baseline: record one with --record-baselines, or name a limit with --fpr-limit; alone: pytest"
+    result.stdout.fnmatch_lines([f"*net/msp/noise: FPR@95 *, {remedy} *"])
+    assert {case.reason for case in run.cases().values() if case.role != "unit-test"} == {"no baseline"}
     assert run(OOD, UNIT_TESTS, "--record-baselines").ret == pytest.ExitCode.OK
     recorded = read_baselines(run.world / "colours.csv", list(run.cases()))
     assert recorded.keys() == run.cases().keys()
@@ -134,8 +135,9 @@ def test_a_failing_case_says_all_in_one_line(run: Runs) -> None:
     result = run(OOD, "-k", "msp and noise", "--fpr-limit", "0")
     line = next(line for line in result.outlines if line.startswith("net/msp/noise: FPR@95"))
     assert "95 % interval" in line
-    assert "allowed 0.0% (--fpr-limit)" in line
-    assert f"pytest 'benchmark/test_ood_detection.py::test_case[net/msp/noise]' --suite {run.suite} --store" in line
+    assert "allowed 0.0% (the limit of this run)" in line
+    file = os.path.relpath(ROOT / "benchmark" / "test_ood_detection.py", run.pytester.path)
+    assert f"pytest '{file}::test_case[net/msp/noise]' --suite {run.suite} --store" in line
     assert "--fpr-limit 0.0" in line
     assert run(OOD, "-k", "msp and noise", "--fpr-limit", "1").ret == pytest.ExitCode.OK  # the twin
 
@@ -210,7 +212,8 @@ def test_scores_that_are_nan_are_an_error_that_names_the_case(run: Runs, monkeyp
         (["--suite", "digit"], "no suite 'digit' (did you mean 'digits'?)"),
         (["--fpr-limit", "2"], "--fpr-limit"),
         (["--fpr-limit", "abc"], "'abc' is no number from 0 to 1"),
-        (["--device", "abacus"], "--device abacus"),
+        (["--device", "abacus"], "device abacus: Expected one of cpu, cuda"),
+        (["--device", "abacus"], "; name another one with --device"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_a_usage_error(run: Runs, arguments: list[str], says: str) -> None:
@@ -255,7 +258,7 @@ def test_two_processes_give_the_same_records_as_one(run: Runs) -> None:
 
 def test_a_unit_test_limit_of_the_user_replaces_the_suites(run: Runs) -> None:
     run(UNIT_TESTS, "-k", "black", "--unit-test-limit", "1").assert_outcomes(passed=1)
-    assert run.cases()["net/mahalanobis/black"].limit.source == "--unit-test-limit"
+    assert run.cases()["net/mahalanobis/black"].limit.source == "the limit of this run"
 
 
 @pytest.mark.parametrize("place", ["records", "scores"])

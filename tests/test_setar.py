@@ -260,7 +260,7 @@ def search_images(per_class: int = 3) -> Images:
 
 
 def make(method: SeTAR, base: Model, progress: Progress = NOTHING_KEPT, per_class: int = 3) -> Edit:
-    return method.make(base, TrainingData(search_images(per_class)), progress)  # type: ignore[arg-type]
+    return method.make_edit(base, TrainingData(search_images(per_class)), progress)  # type: ignore[arg-type]
 
 
 def decisions(edit: Edit) -> list[tuple[str, int, float, float]]:
@@ -363,13 +363,13 @@ class TestSearch:
 
     def test_random_components_hang_on_the_seed_and_are_nested(self) -> None:
         layer = setar.layers_of(clip().vision_tower(), "up")[0]  # type: ignore[attr-defined]
-        dropped = partial(SeTAR(prune="random", seed=3).dropped, layer, shape=(10, 20))
+        dropped = partial(SeTAR(prune="random", seed=3).removed_indices, layer, shape=(10, 20))
         assert set(dropped(0.2)) < set(dropped(0.4))
-        assert dropped(0.4) == SeTAR(prune="random", seed=3).dropped(layer, 0.4, (10, 20))
-        assert dropped(0.4) != SeTAR(prune="random", seed=4).dropped(layer, 0.4, (10, 20))
+        assert dropped(0.4) == SeTAR(prune="random", seed=3).removed_indices(layer, 0.4, (10, 20))
+        assert dropped(0.4) != SeTAR(prune="random", seed=4).removed_indices(layer, 0.4, (10, 20))
 
     def test_rank_is_30_percent_of_the_classes(self) -> None:
-        assert [SeTAR()._rank(classes) for classes in (1000, 14, 2)] == [300, 4, 1]
+        assert [SeTAR()._loss_rank(classes) for classes in (1000, 14, 2)] == [300, 4, 1]
         assert make(SeTAR(ratios=(0.0,)), clip()).about["rank"] == 1
 
 

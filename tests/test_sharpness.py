@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy, log_softmax
 from benchmark.commands.app import main
 from benchmark.training import sharpness as module
 from benchmark.training.sharpness import (
-    Measured,
+    ModelSharpness,
     average_rise,
-    correlate,
+    correlate_sharpness_with_error,
     definitions,
     kendall_tau,
     kendall_tau_deviation,
@@ -310,7 +310,7 @@ def test_the_search_is_the_algorithm(norm: str, steps: int, monkeypatch: pytest.
         def rugged(weights: Tensor, waves: Tensor = 3 * waves) -> Tensor:
             return (weights @ waves).sin().mean()
 
-        monkeypatch.setattr(module, "_start", lambda *_, start=start: start)
+        monkeypatch.setattr(module, "_start_position", lambda *_, start=start: start)
         value = worst_rise(rugged, weights, weights.abs(), norm, 0.6, steps, random)
         assert value == pytest.approx(_auto_pgd(rugged, weights, weights.abs(), norm, 0.6, steps, start), rel=1e-9)
 
@@ -514,9 +514,9 @@ def test_measurements_that_cannot_be_ranked_are_refused() -> None:
 
 
 def test_models_of_one_loss_surface_alone_are_correlated() -> None:
-    pool = [Measured(str(index), "resnet", "digits", index, 1 / (1 + index)) for index in range(4)]
-    assert correlate(pool) == -1
+    pool = [ModelSharpness(str(index), "resnet", "digits", index, 1 / (1 + index)) for index in range(4)]
+    assert correlate_sharpness_with_error(pool) == -1
     with pytest.raises(ValueError, match="architecture is resnet and vit; allowed: the same"):
-        correlate([*pool, Measured("other", "vit", "digits", 0.5, 0.5)])
+        correlate_sharpness_with_error([*pool, ModelSharpness("other", "vit", "digits", 0.5, 0.5)])
     with pytest.raises(ValueError, match="training_set is digits and letters"):
-        correlate([*pool, Measured("other", "resnet", "letters", 0.5, 0.5)])
+        correlate_sharpness_with_error([*pool, ModelSharpness("other", "resnet", "letters", 0.5, 0.5)])

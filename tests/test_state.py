@@ -15,7 +15,7 @@ from torch import Tensor
 from detectors import Head, Outputs, create, restore
 from detectors.contract import build_world, fitted, refusal
 from detectors.outputs import Rows
-from detectors.state import learned, pack, unpack
+from detectors.state import join_value, learned, split_value
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,7 +47,7 @@ def outer() -> Outer:
 def packed(value: Any, name: str = "it") -> State:
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
-    pack(value, name, tensors, values)
+    split_value(value, name, tensors, values)
     return tensors, values
 
 
@@ -73,7 +73,7 @@ def test_nested_dataclasses_are_taken_apart_by_name() -> None:
 
 
 def test_nested_dataclasses_are_put_together_again() -> None:
-    again = unpack(Outer, "it", *packed(outer()))
+    again = join_value(Outer, "it", *packed(outer()))
     assert isinstance(again, Outer)
     assert isinstance(again.first, Inner)
     assert torch.equal(again.first.mean, torch.arange(3.0))
@@ -82,9 +82,9 @@ def test_nested_dataclasses_are_put_together_again() -> None:
 
 def test_names_that_begin_alike_are_apart() -> None:
     tensors, values = packed(Inner(torch.zeros(1), 1), "a")
-    pack(Inner(torch.ones(1), 2), "aa", tensors, values)
-    assert unpack(Inner, "a", tensors, values).count == 1
-    assert unpack(Inner, "aa", tensors, values).count == 2
+    split_value(Inner(torch.ones(1), 2), "aa", tensors, values)
+    assert join_value(Inner, "a", tensors, values).count == 1
+    assert join_value(Inner, "aa", tensors, values).count == 2
 
 
 def test_slices_and_transposes_are_stored_in_their_order() -> None:
@@ -112,7 +112,7 @@ def test_numbers_of_numpy_serve_as_options() -> None:
 def test_what_is_missing_is_named(name: str) -> None:
     tensors, values = packed(outer())
     tensors.pop(name, None), values.pop(name, None)
-    assert repr(name) in refusal(ValueError, unpack, Outer, "it", tensors, values)
+    assert repr(name) in refusal(ValueError, join_value, Outer, "it", tensors, values)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_what_is_missing_is_named(name: str) -> None:
 )
 def test_values_of_another_type_are_refused(kind: Any, value: Any) -> None:
     given = ({"it": value}, {}) if isinstance(value, Tensor) else ({}, {"it": value})
-    text = refusal(ValueError, unpack, kind, "it", *given)
+    text = refusal(ValueError, join_value, kind, "it", *given)
     assert "'it'" in text
     assert type(value).__name__ in text
 
@@ -148,7 +148,7 @@ def test_values_of_another_type_are_refused(kind: Any, value: Any) -> None:
     ("kind", "value"), [(int, 3), (float, 0.5), (float, 3), (str, "a"), (bool, True), (float | None, None), (Any, 1)]
 )
 def test_values_of_their_type_are_taken(kind: Any, value: Any) -> None:
-    assert unpack(kind, "it", {}, {"it": value}) == value
+    assert join_value(kind, "it", {}, {"it": value}) == value
 
 
 def test_learned_fields_are_no_options() -> None:

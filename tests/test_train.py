@@ -117,8 +117,8 @@ def test_training_learns_and_a_learning_rate_of_zero_does_not(small_set: ImageSe
 def test_augmentation_moves_the_digit_and_keeps_the_ground_black(small_set: ImageSet) -> None:
     images, _ = _tensors(small_set, PREPROCESSING)
     black = torch.full_like(images, augmentation.BLACK)
-    torch.testing.assert_close(augmentation.augment(black), black)
-    moved = augmentation.augment(images)
+    torch.testing.assert_close(augmentation.augment_affine(black), black)
+    moved = augmentation.augment_affine(images)
     assert moved.shape == images.shape
     assert moved.min() >= -1.0001
     assert moved.max() <= 1.0001

@@ -477,11 +477,11 @@ def test_blur_widths_follow_the_shorter_side_and_have_a_floor(
 @pytest.mark.parametrize("size", manifest.SIZES, ids=["32x32", "224x224"])
 @pytest.mark.parametrize("name", names)
 def test_every_pixel_is_that_of_the_manifest(name: str, size: tuple[int, int]) -> None:
-    assert manifest.measure(size, [name])[name] == manifest.recorded(size)[name]
+    assert manifest.compute_hashes(size, [name])[name] == manifest.recorded_hashes(size)[name]
 
 
 def test_the_manifest_holds_these_sets_and_no_others() -> None:
-    assert [list(manifest.recorded(size)) for size in manifest.SIZES] == [list(names)] * 2
+    assert [list(manifest.recorded_hashes(size)) for size in manifest.SIZES] == [list(names)] * 2
 
 
 def test_a_changed_recipe_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,14 +491,14 @@ def test_a_changed_recipe_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return image
 
     monkeypatch.setitem(RECIPES, "white", nearly_white)
-    measured = manifest.measure((32, 32), ["black", "white", "grey"])
-    expected = {name: hash_ for name, hash_ in manifest.recorded((32, 32)).items() if name in measured}
-    assert manifest.differing(measured, expected) == ["white"]
+    measured = manifest.compute_hashes((32, 32), ["black", "white", "grey"])
+    expected = {name: hash_ for name, hash_ in manifest.recorded_hashes((32, 32)).items() if name in measured}
+    assert manifest.differing_sets(measured, expected) == ["white"]
 
 
 def test_a_missing_and_an_unknown_set_are_noticed() -> None:
-    assert manifest.differing({"black": "1"}, {"black": "1", "white": "2"}) == ["white"]
-    assert manifest.differing({"black": "1", "white": "2"}, {"black": "1"}) == ["white"]
+    assert manifest.differing_sets({"black": "1"}, {"black": "1", "white": "2"}) == ["white"]
+    assert manifest.differing_sets({"black": "1", "white": "2"}, {"black": "1"}) == ["white"]
 
 
 def test_the_fingerprint_sees_shape_and_pixels() -> None:
@@ -509,12 +509,12 @@ def test_the_fingerprint_sees_shape_and_pixels() -> None:
 
 def test_a_size_that_the_manifest_lacks_is_named() -> None:
     with pytest.raises(ValueError, match=r"manifest.json has no hashes for the size 9x9, only for 32x32, 224x224"):
-        manifest.recorded((9, 9))
+        manifest.recorded_hashes((9, 9))
 
 
 def test_rewriting_gives_the_manifest_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(manifest, "SIZES", ((32, 32),))
-    manifest.rewrite(tmp_path / "manifest.json")
+    manifest.rewrite_manifest(tmp_path / "manifest.json")
     written = json.loads((tmp_path / "manifest.json").read_text())
     committed = json.loads(manifest.MANIFEST.read_text())
     assert written == {"count": committed["count"], "sha256": {"32x32": committed["sha256"]["32x32"]}}
@@ -619,7 +619,7 @@ def test_list_says_what_each_test_shows(capsys: pytest.CaptureFixture[str]) -> N
 def test_verify_tells_which_sets_differ(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(manifest, "SIZES", ((32, 32),))
     main(["verify"])
-    assert "all 17 unit tests are equal to the bit" in capsys.readouterr().out
+    assert "all 17 unit tests have the images" in capsys.readouterr().out
     monkeypatch.setitem(RECIPES, "black", RECIPES["white"])
     with pytest.raises(SystemExit, match=r"not the images of .*manifest.json: black at 32x32"):
         main(["verify"])

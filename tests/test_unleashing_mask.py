@@ -31,7 +31,7 @@ from benchmark.variants.unleashing_mask import (
     LearnedPruning,
     LossTarget,
     estimate_loss_target,
-    flooded,
+    flooding_objective,
     keep_largest,
     maskable_weights,
 )
@@ -215,7 +215,7 @@ def test_an_estimate_goes_on_where_it_was_killed(base: Model, few: Images, tmp_p
 @given(st.floats(0, 5), st.floats(0, 5))
 def test_objective_descends_above_the_target_and_ascends_below(loss: float, target: float) -> None:
     value = torch.tensor(loss, dtype=torch.float64, requires_grad=True)
-    objective = flooded(target)(value)
+    objective = flooding_objective(target)(value)
     objective.backward()
     assert objective.item() == pytest.approx(max(loss, 2 * target - loss))
     assert value.grad is not None
@@ -228,7 +228,7 @@ TRAINED = Schedule(epochs=12, batch=36, learning_rate=0.05)
 
 
 def losses_of(method: Method, base: Model, train: Images) -> list[float]:
-    return method.make(base, data(train), NO_PROGRESS).about["losses"]
+    return method.make_edit(base, data(train), NO_PROGRESS).about["losses"]
 
 
 def settled(losses: list[float]) -> bool:
@@ -243,7 +243,7 @@ def test_training_loss_settles_at_the_target(method: type[UM] | type[UMAP], base
 def test_without_the_absolute_value_the_loss_does_not_settle(
     base: Model, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unleashing_mask, "flooded", lambda _: lambda loss: loss)
+    monkeypatch.setattr(unleashing_mask, "flooding_objective", lambda _: lambda loss: loss)
     losses = losses_of(UM(loss_target=TARGET, schedule=TRAINED), base, images)
     assert not settled(losses)
     assert losses[-1] < 0.1 * TARGET
@@ -269,14 +269,14 @@ def test_a_training_goes_on_where_it_was_killed_and_leaves_the_base(
     training: UM | UMAP | LearnedPruning, base: Model, few: Images, tmp_path: Path
 ) -> None:
     before = weights_hash(base)
-    expected = training.make(base, data(few, noise()), NO_PROGRESS)
+    expected = training.make_edit(base, data(few, noise()), NO_PROGRESS)
     assert few.calls >= 6
     progress = Progress(tmp_path / "kept", training.about(base))
     killed = Images(few.pixels, few.labels, stop=few.calls - 2)
     with pytest.raises(KeyboardInterrupt):
-        training.make(base, data(killed, noise()), progress)
+        training.make_edit(base, data(killed, noise()), progress)
     resumed = Images(few.pixels, few.labels)
-    edit = training.make(base, data(resumed, noise()), progress)
+    edit = training.make_edit(base, data(resumed, noise()), progress)
     assert 0 < resumed.calls < few.calls
     assert edit.about == expected.about
     for part, other in ((edit.weights, expected.weights), (edit.masks, expected.masks)):
@@ -288,7 +288,7 @@ def test_a_training_goes_on_where_it_was_killed_and_leaves_the_base(
 
 
 def test_um_keeps_all_that_changed(base: Model, few: Images, tmp_path: Path) -> None:
-    edit = UM(loss_target=TARGET, schedule=SHORT).make(base, data(few), NO_PROGRESS)
+    edit = UM(loss_target=TARGET, schedule=SHORT).make_edit(base, data(few), NO_PROGRESS)
     floats = {name for name, value in base.network.state_dict().items() if value.is_floating_point()}
     assert edit.weights.keys() == floats
     assert edit.weights["fc.weight"].dtype == torch.float16
@@ -301,11 +301,11 @@ def test_um_keeps_all_that_changed(base: Model, few: Images, tmp_path: Path) -> 
 
 def test_um_without_training_steps_changes_no_weight(base: Model, few: Images) -> None:
     still = UM(loss_target=TARGET, schedule=SHORT.model_copy(update={"learning_rate": 0.0}))
-    assert all("running" in name for name in still.make(base, data(few), NO_PROGRESS).weights)
+    assert all("running" in name for name in still.make_edit(base, data(few), NO_PROGRESS).weights)
 
 
 def test_umap_masks_weights_and_renews_batchnorm_statistics_alone(base: Model, few: Images) -> None:
-    edit = UMAP(kept=0.7, loss_target=TARGET, schedule=SHORT).make(base, data(few), NO_PROGRESS)
+    edit = UMAP(kept=0.7, loss_target=TARGET, schedule=SHORT).make_edit(base, data(few), NO_PROGRESS)
     assert edit.masks.keys() == maskable_weights(base).keys()
     for mask in edit.masks.values():
         assert int(mask.sum()) == mask.numel() - round(0.3 * mask.numel())
@@ -317,11 +317,11 @@ def test_umap_masks_weights_and_renews_batchnorm_statistics_alone(base: Model, f
 
 def test_a_score_gets_the_gradient_of_its_mask(base: Model, few: Images) -> None:
     schedule = Schedule(epochs=1, batch=len(few), learning_rate=0.5, seed=3)
-    edit = UMAP(kept=0.8, loss_target=50, schedule=schedule, weight_decay=0.1).make(base, data(few), NO_PROGRESS)
+    edit = UMAP(kept=0.8, loss_target=50, schedule=schedule, weight_decay=0.1).make_edit(base, data(few), NO_PROGRESS)
     network = copy.deepcopy(base.network).train()
     weights = {name: network.get_parameter(name) for name in maskable_weights(base)}
     frozen = {name: weight.detach().clone() for name, weight in weights.items()}
-    scores = unleashing_mask._first_scores(frozen, seed=3)
+    scores = unleashing_mask._initial_scores(frozen, seed=3)
     changed = 0
     with torch.no_grad():
         for name, mask in keep_largest({name: score.abs() for name, score in scores.items()}, 0.8).items():
@@ -346,7 +346,7 @@ def test_a_step_of_um_is_that_of_the_formula(base: Model, few: Images, term: Out
     outlier = noise(1)
     schedule = Schedule(epochs=1, batch=len(few), learning_rate=0.1)
     training = UM(loss_target=target, schedule=schedule, weight_decay=0.1, outliers=term)
-    edit = training.make(base, data(few, outlier), NO_PROGRESS)
+    edit = training.make_edit(base, data(few, outlier), NO_PROGRESS)
     assert edit.about.get("outliers") == (None if term is None else "some")
     network = copy.deepcopy(base.network).train().requires_grad_()
     images = few.pixels if term is None else torch.cat([few.pixels, outlier.pixels.expand(len(few), -1, -1, -1)])
@@ -399,7 +399,7 @@ def test_estimates_out_of_range_are_refused_by_name(
 @pytest.mark.parametrize("method", [UM(outliers=TERM), UMAP(outliers=TERM)])
 def test_outliers_that_the_suite_does_not_name_are_refused(method: Method, base: Model, few: Images) -> None:
     with pytest.raises(ValueError, match=f"{method.id}: outliers is 'uniform'; allowed: none"):
-        method.make(base, data(few), NO_PROGRESS)
+        method.make_edit(base, data(few), NO_PROGRESS)
     assert few.calls == 0
 
 
@@ -407,19 +407,19 @@ def test_outliers_that_the_suite_does_not_name_are_refused(method: Method, base:
 def test_networks_and_images_that_do_not_fit_are_refused(method: Method, base: Model, few: Images) -> None:
     bare = replace(base, network=nn.Sequential(nn.Flatten(), nn.LayerNorm(3)))
     with pytest.raises(ValueError, match="model digits-resnet: the network has no convolutional or linear weight"):
-        method.make(bare, data(few), NO_PROGRESS)
+        method.make_edit(bare, data(few), NO_PROGRESS)
     other = SimpleNamespace(id="clip", network=base.network)
     with pytest.raises(ValueError, match="model clip: a mask needs an image classifier"):
-        method.make(other, data(few), NO_PROGRESS)  # type: ignore[arg-type]
+        method.make_edit(other, data(few), NO_PROGRESS)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"{method.id}: the training images have no labels"):
-        method.make(base, data(Images(few.pixels, None)), NO_PROGRESS)
+        method.make_edit(base, data(Images(few.pixels, None)), NO_PROGRESS)
     assert isinstance(base, Classifier)
     assert few.calls == 0
 
 
 def test_a_last_batch_of_one_image_is_refused_where_batchnorm_is(base: Model, few: Images) -> None:
     with pytest.raises(ValueError, match=r"umap: schedule\.batch is 47; allowed: "):
-        UMAP(schedule=Schedule(epochs=1, batch=47, learning_rate=0.1)).make(base, data(few), NO_PROGRESS)
+        UMAP(schedule=Schedule(epochs=1, batch=47, learning_rate=0.1)).make_edit(base, data(few), NO_PROGRESS)
     assert few.calls == 0
 
 
@@ -428,4 +428,4 @@ def test_a_training_that_diverges_is_no_variant(base: Model, few: Images) -> Non
     with pytest.raises(
         ValueError, match=r"um: the training diverged .*learning_rate is 1e\+30; allowed: a smaller one"
     ):
-        fast.make(base, data(few), NO_PROGRESS)
+        fast.make_edit(base, data(few), NO_PROGRESS)

@@ -44,6 +44,8 @@ class SecondLargest(Detector):
 
     Formula: S = o_1 + 0.1 o_2, the logits in falling order
     Paper: none
+    Verified:
+    - nothing yet
     """
 
     id = "my-detector"
@@ -273,7 +275,7 @@ def test_a_mistake_in_the_options_is_a_usage_error(run: Runs) -> None:
     assert "name the network that is run on these images with --model" in result.stderr.str()
     result = run(OOD, *run.user, "--record-baselines")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "a threshold file is of what its suite file names, without --model" in result.stderr.str()
+    assert "baselines are of what their suite file names, without --model" in result.stderr.str()
 
 
 def test_a_network_for_other_classes_is_an_error_of_its_cases(run: Runs) -> None:

@@ -32,8 +32,9 @@ from benchmark.suites.suite import Suite
 from benchmark.training.data import IN_MEMORY_BYTES, TrainingSet
 from benchmark.training.from_scratch import RECIPES
 from benchmark.training.optimisation import Progress, Schedule, optimise
+from benchmark.user.messages import told
 from benchmark.variants import making
-from benchmark.variants.making import make, recipe_of
+from benchmark.variants.making import make_edit, method_of
 from benchmark.variants.method import Method, TrainingData
 from tests.conftest import IMAGE_SET
 from unit_tests_ood import names
@@ -80,7 +81,7 @@ class BiasTimes(Method):
     def uses_outliers(self) -> bool:
         return True
 
-    def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
+    def make_edit(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
         assert data.outliers is not None
         about = self.about(base, **self.about_outliers(data.outliers))
         return Edit(about, weights={"fc.bias": base.head.bias * self.factor})
@@ -368,15 +369,16 @@ def test_an_edit_of_other_weights_is_refused_with_what_makes_it_anew(variants: P
     weights = variants.parent / "net" / "model.safetensors"
     tensors = load_file(weights)
     save_file(tensors | {"fc.bias": tensors["fc.bias"] + 1}, weights)
-    with pytest.raises(ModelError, match=r"net\+double: cannot apply .*other weights than those of net; make it again"):
+    with pytest.raises(ModelError, match=r"net\+double: cannot apply .*other weights than those of net$") as refused:
         load_model("net+double", load(variants).known_models, CPU, COLOURS)
+    assert "of net; make it again with: python -m benchmark variant net+double --suite" in told(refused.value)
 
 
 def test_a_missing_edit_is_refused_with_what_makes_it(variants: Path) -> None:
     (variants.parent / "edits" / "double" / "edit.json").unlink()
-    says = r"there is no .*edit.json; make it again with: python -m benchmark variant net\+double --suite .*colours"
-    with pytest.raises(ModelError, match=says):
+    with pytest.raises(ModelError, match=r"there is no .*edit.json$") as refused:
         load_model("net+double", load(variants).known_models, CPU, COLOURS)
+    assert "json; make it again with: python -m benchmark variant net+double --suite" in told(refused.value)
 
 
 def test_under_a_mask_for_detection_the_base_classifies(variants: Path, tmp_path: Path) -> None:
@@ -452,7 +454,7 @@ def test_an_outlier_that_is_also_evaluated_is_found_by_its_content(variants: Pat
     folder = variants.parent / "images"
     (folder / "outliers" / "copied.png").write_bytes(next((folder / "noise").rglob("*.png")).read_bytes())
     with pytest.raises(ValueError, match=r"outliers shares 1 images with noise.*copied.png"):
-        make("net+double", load(variants), CPU)
+        make_edit("net+double", load(variants), CPU)
 
 
 def test_sets_overlap_where_their_rows_or_folders_may() -> None:
@@ -484,14 +486,14 @@ def test_a_wrong_recipe_is_named(variants: Path, recipe: str, says: str) -> None
     text = variants.read_text()
     variants.write_text(text.replace('{ method = "bias-times", factor = 2.0 }', recipe))
     with pytest.raises(ValueError, match=says):
-        recipe_of("net+double", load(variants))
+        method_of("net+double", load(variants))
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
         ("net+dubble", "no model is called 'net+dubble' (did you mean 'net+double'?)"),
-        ("net", "net is no edit of another model; what makes it is: see tests/conftest.py"),
+        ("net", "net is no edit of another model; its recipe is: see tests/conftest.py"),
         ("net+double+blind", "it needs `recipe = "),
     ],
 )

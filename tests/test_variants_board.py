@@ -197,7 +197,7 @@ def words(page: Page) -> str:
 
 
 def test_better_worse_and_equal_are_told_apart(board: Board) -> None:
-    findings = {line.id: {d: change.finding for d, change in line.means.items()} for line in board.changed}
+    findings = {line.id: {d: change.finding for d, change in line.means.items()} for line in board.variant_lines}
     assert findings["digits-resnet+um"] == {"msp": "better", "knn": "better"}
     assert findings["digits-resnet+umap"] == {"msp": "worse", "knn": "worse"}
     assert findings["digits-resnet+setar"] == dict.fromkeys(CORE, "no difference found")
@@ -205,7 +205,7 @@ def test_better_worse_and_equal_are_told_apart(board: Board) -> None:
 
 def test_the_figures_of_a_change_are_those_of_the_records(board: Board, results: Path, built: dict[str, Page]) -> None:
     suite = read_results(results).suites[0]
-    cells = dict(zip(board.changed_detectors, line(built["suites/digits.html"], "digits-resnet+um")[3:], strict=True))
+    cells = dict(zip(board.variant_detectors, line(built["suites/digits.html"], "digits-resnet+um")[3:], strict=True))
     for detector in CORE:
         means = [
             np.mean([suite.results[model, detector, set_id].case.metrics.fpr_at_95.value for set_id in OOD])
@@ -225,7 +225,7 @@ def test_accuracy_is_marked_only_where_the_intervals_are_apart(built: dict[str, 
 def test_where_the_base_classifies_both_accuracies_stand(built: dict[str, Page]) -> None:
     own = figure(accuracy(324, 360))
     cell = line(built["suites/digits.html"], "digits-resnet+umap")[2]
-    assert cell.endswith(f"the base goes on classifying; this network: {own}")
+    assert cell.endswith(f"images are classified by the base; this network alone: {own}")
     assert own.replace(" [", " % [") in words(built["models/digits-resnet+umap.html"])
 
 
@@ -237,7 +237,7 @@ def test_a_missing_base_is_named(board: Board, built: dict[str, Page]) -> None:
 
 
 def test_a_group_is_one_line_of_means_and_spreads_over_seeds(board: Board) -> None:
-    groups = {line.id: line for line in board.changed if line.is_group}
+    groups = {line.id: line for line in board.variant_lines if line.is_group}
     assert [*groups] == ["digits-thin+sam", "digits-thin+um"]
     change = groups["digits-thin+sam"].means["msp"]
     pairs = [
@@ -254,7 +254,7 @@ def test_a_group_is_one_line_of_means_and_spreads_over_seeds(board: Board) -> No
 
 
 def test_a_group_claims_only_what_excludes_0(board: Board) -> None:
-    groups = {line.id: line for line in board.changed if line.is_group}
+    groups = {line.id: line for line in board.variant_lines if line.is_group}
     assert groups["digits-thin+sam"].means["msp"].finding == "better"
     unsure = groups["digits-thin+um"].means["msp"]
     assert unsure.value < -0.02
@@ -322,7 +322,7 @@ def test_the_page_of_a_variant_shows_every_set_and_how_it_was_made(built: dict[s
     assert page.tables[0]["Detector"] == ["Detector", "Mean", *OOD]
     assert all("better" in cell for cell in page.tables[0]["msp"][1:])
     text = words(page)
-    for part in ("schedule.learning_rate0.001", "outliers.kindenergy", "The losses of its making", "outlier loss"):
+    for part in ("schedule.learning_rate0.001", "outliers.kindenergy", "The losses while it was made", "outlier loss"):
         assert part in text
     assert table_with(page, "epoch")["12"] == ["12", "0.166667", "0.125", "0.01"]
     assert "Singular values dropped" not in text

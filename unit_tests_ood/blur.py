@@ -1,4 +1,4 @@
-"""Gaussian blur in whole numbers, so that no processor and no BLAS changes a pixel."""
+"""Gaussian blur in integers, so that every processor and every BLAS library gives the same pixels."""
 
 import math
 from functools import lru_cache
@@ -9,15 +9,18 @@ from numpy.typing import NDArray
 KERNEL_SUM = 2**18
 UNIT = KERNEL_SUM**2  # one grey level of a blurred image
 
-# A blurred pixel of 255 is below 2**44 units: float64 holds every partial sum of the two products exactly (the limit is
-# 2**53), whatever their order, and int64 leaves room for the rescaling in `recipes`.
+# A blurred pixel of 255 is below 2**44 units. So float64 holds every partial sum of the two matrix products exactly, in
+# any order (its limit is 2**53), and int64 has room for the rescaling in `recipes`.
 
 
 def blur(image: NDArray[np.uint8], sigma: float) -> NDArray[np.int64]:
-    """The image (height, width, channels), each channel blurred, in units of 1 / UNIT grey levels.
+    """The image with each channel blurred: (height, width, channels), in units of 1 / UNIT grey levels.
 
-    sigma: the Gaussian's standard deviation in pixels. The image goes on beyond its edges as its mirror image, the edge
-    pixel itself repeated (d c b a | a b c d | d c b a).
+    image: the image, (height, width, channels).
+    sigma: the standard deviation of the Gaussian, in pixels.
+
+    Outside of its edges the image continues as its mirror image, with the edge pixel repeated (d c b a | a b c d | d c
+    b a).
     """
     height, width, channels = image.shape
     lines = image.transpose(0, 2, 1).reshape(height, channels * width).astype(np.float64)
@@ -28,7 +31,11 @@ def blur(image: NDArray[np.uint8], sigma: float) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=32)
 def blur_matrix(length: int, sigma: float) -> NDArray[np.float64]:
-    """(length, length): row i weighs the pixels of a line for blurred pixel i, in integers that sum to KERNEL_SUM."""
+    """The matrix that blurs a line of pixels: (length, length). Row i has the weights of the pixels for blurred pixel
+    i.
+
+    The weights are integers; each row sums to KERNEL_SUM.
+    """
     weights = kernel(sigma)
     radius = len(weights) // 2
     matrix = np.zeros((length, length))
@@ -40,7 +47,7 @@ def blur_matrix(length: int, sigma: float) -> NDArray[np.float64]:
 
 
 def kernel(sigma: float) -> list[int]:
-    """Gaussian weights out to 4 sigma, rounded to integers; the centre takes what they lack of KERNEL_SUM."""
+    """Gaussian weights up to 4 sigma, rounded to integers. The centre is adjusted so that they sum to KERNEL_SUM."""
     radius = int(4 * sigma + 0.5)
     weights = [round(weight) for weight in exact_kernel(sigma, radius)]
     weights[radius] += KERNEL_SUM - sum(weights)

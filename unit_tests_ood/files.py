@@ -1,4 +1,4 @@
-"""The unit tests as image files, half of them JPEG and half PNG, as the published sets mix them."""
+"""Writes the unit tests as image files, half of them JPEG and half PNG, as in the published sets."""
 
 import errno
 import io
@@ -20,17 +20,24 @@ PNG = {"format": "PNG"}
 def write_sets(
     directory: Path, wanted: Sequence[str] = names, count: int = 400, size: tuple[int, int] = (224, 224)
 ) -> list[Path]:
-    """Writes one folder per unit test, and returns the folders. A folder appears when it is complete.
+    """Writes one folder for each unit test, and returns the folders. A folder appears when all of its files are
+    written.
 
-    Images with an even index are JPEG files (quality 95, chroma subsampled 4:2:0), the others PNG. The pixels are the
-    same on every machine until they are coded; a JPEG's bytes and decoded pixels depend on the codec's version.
+    directory: where the folders are written.
+    wanted: the ids of the unit tests.
+    count: images of each unit test.
+    size: (height, width) in pixels.
 
-    Raises ValueError as `generate` does, and OSError with the path when a folder is not empty or cannot be written;
-    what was complete by then stays.
+    Images with an even index are JPEG files (quality 95, chroma subsampled 4:2:0), the others PNG files. The pixels are
+    the same on every machine before they are coded. The bytes of a JPEG file and its decoded pixels depend on the
+    version of the codec.
+
+    Raises ValueError as `generate` does, and OSError with the path where a folder is not empty or cannot be written.
+    Folders that were written before the error stay.
     """
     folders = [directory / name for name in dict.fromkeys(wanted)]
     for folder in folders:
-        generate(folder.name, min(count, 1), size)  # raises what is wrong before the first folder is written
+        generate(folder.name, min(count, 1), size)  # raises an error, if any, before the first folder is written
         if folder.exists() and any(folder.iterdir()):
             raise FileExistsError(
                 errno.EEXIST, "the folder is not empty: remove it or choose another place", str(folder)
@@ -48,7 +55,11 @@ def write_sets(
 
 
 def encode(image: NDArray[np.uint8], index: int) -> tuple[str, bytes]:
-    """The name and the content of the file of one image (height, width, 3)."""
+    """The name and the content of the file of one image.
+
+    image: the pixels, (height, width, 3).
+    index: the number of the image in its set; it decides between JPEG and PNG.
+    """
     options, ending = (PNG, "png") if index % 2 else (JPEG, "jpg")
     file = io.BytesIO()
     Image.fromarray(image).save(file, **options)

@@ -1,4 +1,4 @@
-"""The hashes of the seventeen sets, so that a machine or a change of code that alters one pixel is noticed."""
+"""The recorded hashes of the seventeen sets. They show when a machine or a change of the code alters a pixel."""
 
 import hashlib
 import json
@@ -18,33 +18,37 @@ Hashes = dict[str, str]
 
 
 def fingerprint(images: NDArray[np.uint8]) -> str:
-    """SHA-256 of the shape (in decimal, one line) and the pixels in C order."""
+    """The SHA-256 of the shape (in decimal, on one line) and of the pixels in C order."""
     digest = hashlib.sha256(" ".join(map(str, images.shape)).encode() + b"\n")
     digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
 
 
-def measure(size: tuple[int, int], wanted: Iterable[str] = names) -> Hashes:
-    """The hash of each wanted set as this machine makes it, at the manifest's count."""
+def compute_hashes(size: tuple[int, int], wanted: Iterable[str] = names) -> Hashes:
+    """The hash of each wanted set as this machine generates it, with as many images as the manifest has.
+
+    size: (height, width) in pixels.
+    wanted: the ids of the sets.
+    """
     return {name: fingerprint(generate(name, COUNT, size)) for name in wanted}
 
 
-def recorded(size: tuple[int, int], manifest: Path = MANIFEST) -> Hashes:
-    """The hash of each set according to the manifest. Raises ValueError when it has none of that size."""
+def recorded_hashes(size: tuple[int, int], manifest: Path = MANIFEST) -> Hashes:
+    """The hash of each set in the manifest. Raises ValueError where the manifest has no sets of this size."""
     sets = json.loads(manifest.read_text())["sha256"]
     if (key := _key(size)) not in sets:
         raise ValueError(f"{manifest} has no hashes for the size {key}, only for {', '.join(sets)}")
     return sets[key]
 
 
-def differing(measured: Hashes, expected: Hashes) -> list[str]:
-    """The sets whose hashes differ, and those that only one side has."""
-    return sorted(name for name in measured.keys() | expected.keys() if measured.get(name) != expected.get(name))
+def differing_sets(computed: Hashes, expected: Hashes) -> list[str]:
+    """The ids of the sets whose hashes differ, and of those that only one of the two has."""
+    return sorted(name for name in computed.keys() | expected.keys() if computed.get(name) != expected.get(name))
 
 
-def rewrite(manifest: Path = MANIFEST) -> None:
-    """Records what this machine makes now."""
-    content = {"count": COUNT, "sha256": {_key(size): measure(size) for size in SIZES}}
+def rewrite_manifest(manifest: Path = MANIFEST) -> None:
+    """Writes a manifest with the hashes of the sets that this machine generates."""
+    content = {"count": COUNT, "sha256": {_key(size): compute_hashes(size) for size in SIZES}}
     part = manifest.with_suffix(".part")
     part.write_text(json.dumps(content, indent=2) + "\n")
     part.replace(manifest)

@@ -12,15 +12,16 @@ _Option = TypeVar("_Option")
 
 
 class RandomBits:
-    """The random numbers of one image, from a stream of its own: image 7 is the same with or without the six before it.
+    """The random numbers of one image. Each image has its own stream, so image 7 does not depend on the six before it.
 
-    The stream is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), keyed by a SHA-256
-    of the recipe's name and the image's index, read from counter 1 on. Only the raw 64-bit words are numpy's: what its
-    `Generator` makes of them may differ between versions (NEP 19), so the few distributions needed here are written
-    out, in integers. Each draw starts at a new word.
+    The stream is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011). Its key is a
+    SHA-256 of the recipe's name and the image's index; it is read from counter 1 on. Only the raw 64-bit words come
+    from numpy. numpy's `Generator` may turn them into other numbers in another version (NEP 19), so the few
+    distributions that are needed are computed here, in integers. Each draw starts at a new word.
     """
 
     def __init__(self, name: str, index: int) -> None:
+        """The stream of the image `index` of the recipe `name`."""
         digest = hashlib.sha256(f"{name} {index}".encode()).digest()
         self._stream = Philox(key=int.from_bytes(digest[:16], "little"))
 
@@ -49,7 +50,7 @@ class RandomBits:
         """The integers 0..count - 1 in random order."""
         places = np.arange(count, dtype=np.uint64)
         place_bits = np.uint64((1 << count.bit_length()) - 1)
-        # No two keys are equal, since each holds its place in its low bits: any sorting algorithm gives this order.
+        # No two keys are equal, since the low bits of each hold its place. So every sorting algorithm gives this order.
         keys = self._draw(np.dtype("<u8"), (count,)) & ~place_bits | places
         return (np.sort(keys) & place_bits).astype(np.int64)
 

@@ -1,23 +1,25 @@
 """The seventeen recipes: OOD unit tests of Bitterwolf, Müller and Hein, "In or Out? Fixing ImageNet Out-of-Distribution
 Detection Evaluation" (ICML 2023).
 
-Each recipe takes the random bits of one image and its size in pixels, and returns the image: uint8 (height, width, 3).
-What an image draws once (a width, a colour) it draws before its pixels, so that it is the same at every size. A recipe
-whose docstring names no origin is the paper's own.
+A recipe takes the random bits of one image and the image's size in pixels. It returns the image: uint8 (height, width,
+3). What is drawn once for an image (such as a width or a colour) is drawn before its pixels, so that it is the same at
+every size. A recipe whose docstring names no origin was first published in this paper.
 
-What the paper leaves open, and what holds here:
+The paper does not say everything. Here:
 
-- Values are pixel values from the start: the paper's uniform distribution on [0, 1] is the uniform distribution over
-  the 256 values, Gaussian noise is rounded to the nearest of them.
-- Blur widths are Gaussian standard deviations, over space alone. The paper gives them in pixels of images as large as
-  ImageNet's; see `blur_width` for other sizes. Beyond its edges an image goes on as its mirror image.
-- Stripes are equal where their number divides the side; otherwise they differ by at most one pixel.
+- All values are pixel values: the paper's uniform distribution on [0, 1] is the uniform distribution over the 256
+  values, and Gaussian noise is rounded to the nearest of them.
+- A blur width is the standard deviation of a Gaussian, over space only. The paper gives blur widths in pixels of images
+  as large as those of ImageNet; see `blur_width` for other sizes. Outside of its edges, an image continues as its
+  mirror image.
+- Stripes are equally wide where their number divides the side. Otherwise their widths differ by at most one pixel.
 - A quantile is the value at a rank, without interpolation.
-- A constant channel cannot be stretched to a range: it becomes black, and in `smooth_colour` the colour itself. This
+- A constant channel cannot be stretched to a range. It becomes black, and in `smooth_colour` the colour itself. This
   happens in images of a few pixels.
-- A permuted photograph is first brought to the asked size, since its content hardly matters: see `nearest_neighbour`.
+- A photograph is resized before its pixels are permuted, see `nearest_neighbour`. What it shows has almost no effect.
 
-The published images come without seed or generator: these here agree with them in distribution, not in pixels.
+The published images came without a seed or a generator. The images here have the same distribution, not the same
+pixels.
 """
 
 import math
@@ -90,44 +92,44 @@ def pixel_permutation(bits: RandomBits, height: int, width: int, source: Source)
 
 def black(bits: RandomBits, height: int, width: int) -> Pixels:
     """All pixels are black."""
-    return _plain((0, 0, 0), height, width)
+    return _plain_image((0, 0, 0), height, width)
 
 
 def white(bits: RandomBits, height: int, width: int) -> Pixels:
     """All pixels are white."""
-    return _plain((255, 255, 255), height, width)
+    return _plain_image((255, 255, 255), height, width)
 
 
 def grey(bits: RandomBits, height: int, width: int) -> Pixels:
     """All pixels are of one shade of grey."""
-    return _plain(bits.levels(1), height, width)
+    return _plain_image(bits.levels(1), height, width)
 
 
 def monochrome(bits: RandomBits, height: int, width: int) -> Pixels:
     """All pixels are of one colour."""
-    return _plain(bits.levels(3), height, width)
+    return _plain_image(bits.levels(3), height, width)
 
 
 def tricolour(bits: RandomBits, height: int, width: int) -> Pixels:
     """Three equal stripes, vertical or horizontal, each of one colour."""
-    stripes = bits.choice((_rows, _columns))
+    stripes = bits.choice((_horizontal_bands, _vertical_bands))
     return stripes(bits.levels(3, 3), height, width)
 
 
 def primary_tricolour(bits: RandomBits, height: int, width: int) -> Pixels:
     """Three equal stripes, vertical or horizontal, each of one of eight colours whose channels are 0 or 255."""
-    stripes = bits.choice((_rows, _columns))
+    stripes = bits.choice((_horizontal_bands, _vertical_bands))
     return stripes(255 * bits.coins(3, 3), height, width)
 
 
 def horizontal_stripes(bits: RandomBits, height: int, width: int) -> Pixels:
     """4 to 20 equal horizontal stripes, each of one colour."""
-    return _rows(bits.levels(bits.choice(STRIPES), 3), height, width)
+    return _horizontal_bands(bits.levels(bits.choice(STRIPES), 3), height, width)
 
 
 def vertical_stripes(bits: RandomBits, height: int, width: int) -> Pixels:
     """4 to 20 equal vertical stripes, each of one colour."""
-    return _columns(bits.levels(bits.choice(STRIPES), 3), height, width)
+    return _vertical_bands(bits.levels(bits.choice(STRIPES), 3), height, width)
 
 
 def smooth_noise(bits: RandomBits, height: int, width: int) -> Pixels:
@@ -137,13 +139,13 @@ def smooth_noise(bits: RandomBits, height: int, width: int) -> Pixels:
     Hein 2022.
     """
     values = _blurred_noise(bits, height, width)
-    return _stretch(values, values.min(), values.max())
+    return _stretch_to_range(values, values.min(), values.max())
 
 
 def smooth_noise_plus(bits: RandomBits, height: int, width: int) -> Pixels:
     """Blurred uniform noise, each channel stretched so that its smallest value is 0 and its largest 255."""
     values = _blurred_noise(bits, height, width)
-    return _stretch(values, values.min(axis=(0, 1)), values.max(axis=(0, 1)))
+    return _stretch_to_range(values, values.min(axis=(0, 1)), values.max(axis=(0, 1)))
 
 
 def smooth_colour(bits: RandomBits, height: int, width: int) -> Pixels:
@@ -157,7 +159,7 @@ def smooth_colour(bits: RandomBits, height: int, width: int) -> Pixels:
     values = _blurred_noise(bits, height, width)
     low, high = central_95_percent(values)
     deviation = 255 * delta_thousandths * (2 * values - low - high)
-    return np.clip(colour + _divide(deviation, 1000 * np.maximum(high - low, 1)), 0, 255).astype(np.uint8)
+    return np.clip(colour + _rounded_quotient(deviation, 1000 * np.maximum(high - low, 1)), 0, 255).astype(np.uint8)
 
 
 def smooth_pixel_permutation(bits: RandomBits, height: int, width: int, source: Source) -> Pixels:
@@ -166,7 +168,7 @@ def smooth_pixel_permutation(bits: RandomBits, height: int, width: int, source: 
     Origin: Hein, Andriushchenko and Bitterwolf 2019.
     """
     sigma = blur_width(bits.choice(SMOOTH_PERMUTATION_SIGMAS), height, width)
-    return _divide(blur(pixel_permutation(bits, height, width, source), sigma), UNIT).astype(np.uint8)
+    return _rounded_quotient(blur(pixel_permutation(bits, height, width, source), sigma), UNIT).astype(np.uint8)
 
 
 def blobs(bits: RandomBits, height: int, width: int) -> Pixels:
@@ -177,7 +179,7 @@ def blobs(bits: RandomBits, height: int, width: int) -> Pixels:
     sigma = blur_width(bits.choice(BLOB_SIGMAS), height, width)
     noise = np.where(bits.shorts(height, width, 3) < round(0.7 * 2**16), 255, 0).astype(np.uint8)
     values = blur(noise, sigma)
-    return np.where(4 * values < 3 * 255 * UNIT, 0, _divide(values, UNIT)).astype(np.uint8)
+    return np.where(4 * values < 3 * 255 * UNIT, 0, _rounded_quotient(values, UNIT)).astype(np.uint8)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -205,27 +207,36 @@ PERMUTATIONS = frozenset({"pixel-permutation", "smooth-pixel-permutation"})
 
 @lru_cache
 def gaussian_levels(sigma: float) -> Pixels:
-    """(65536,): a pixel value for each equally likely integer; they follow N(0.5, sigma), rounded and clipped."""
+    """A pixel value for each of 65536 equally likely integers: (65536,). They follow N(0.5, sigma), rounded and
+    clipped.
+
+    sigma: the standard deviation, as a share of the range of pixel values.
+    """
     limits = [round(limit) for limit in gaussian_limits(sigma)]
     return np.searchsorted(limits, np.arange(2**16), side="right").astype(np.uint8)
 
 
 def gaussian_limits(sigma: float) -> list[float]:
-    """2**16 times the probability of a pixel value of at most 0, 1, ..., 254."""
+    """2**16 times the probability that a pixel value is at most 0, 1, ..., 254."""
     deviations = [((level + 0.5) / 255 - 0.5) / sigma for level in range(255)]
     return [2**15 * (1 + math.erf(deviation / math.sqrt(2))) for deviation in deviations]
 
 
 def blur_width(native: float, height: int, width: int) -> float:
-    """The blur width in pixels that looks as `native` does where the shorter side has 375 pixels, as ImageNet's images.
+    """The blur width for an image size, in pixels. It grows in proportion to the shorter side.
 
-    At least one pixel: a narrower blur mixes hardly any pixels, and small images of blobs would be plain noise.
+    native: the blur width where the shorter side has 375 pixels, as in most images of ImageNet.
+
+    It is at least one pixel: a narrower blur would hardly change the image, and small images of blobs would be noise.
     """
     return max(native * min(height, width) / NATIVE_SHORTER_SIDE, MIN_BLUR_WIDTH)
 
 
 def central_95_percent(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each channel's 2.5 % and 97.5 % quantile: of n values those of rank (n - 1) // 40 from below and from above."""
+    """The 2.5 % and the 97.5 % quantile of each channel.
+
+    Of n values they are those of rank (n - 1) // 40, counted from the smallest and from the largest.
+    """
     count = values.shape[0] * values.shape[1]
     rank = (count - 1) // 40
     ordered = np.partition(values.reshape(count, -1), [rank, count - 1 - rank], axis=0)
@@ -233,14 +244,14 @@ def central_95_percent(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], ND
 
 
 def nearest_neighbour(image: Pixels, height: int, width: int) -> Pixels:
-    """The image at another size: each pixel takes the one under its centre."""
+    """The image at another size: each new pixel has the value of the old pixel at its centre."""
     rows = (2 * np.arange(height) + 1) * image.shape[0] // (2 * height)
     columns = (2 * np.arange(width) + 1) * image.shape[1] // (2 * width)
     return image[rows[:, None], columns]
 
 
 def source_image(source: Source, index: int) -> Pixels:
-    """The pixels of one image of the source. Raises ValueError when it is none."""
+    """The pixels of one image of the source, uint8 (height, width, 3). Raises ValueError where it is no such image."""
     image = source[index]
     pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
@@ -251,20 +262,20 @@ def source_image(source: Source, index: int) -> Pixels:
     return pixels
 
 
-def _plain(colour: Any, height: int, width: int) -> Pixels:
+def _plain_image(colour: Any, height: int, width: int) -> Pixels:
     return np.broadcast_to(np.asarray(colour, dtype=np.uint8), (height, width, 3))
 
 
-def _rows(colours: Pixels, height: int, width: int) -> Pixels:
-    """Horizontal stripes from top to bottom, one a row of `colours`."""
+def _horizontal_bands(colours: Pixels, height: int, width: int) -> Pixels:
+    """Horizontal stripes from top to bottom, one for each row of `colours` (n, 3)."""
     edges = np.arange(len(colours) + 1) * height // len(colours)
     column = np.repeat(colours, np.diff(edges), axis=0)
     return np.broadcast_to(column[:, None], (height, width, 3))
 
 
-def _columns(colours: Pixels, height: int, width: int) -> Pixels:
-    """Vertical stripes from left to right."""
-    return _rows(colours, width, height).transpose(1, 0, 2)
+def _vertical_bands(colours: Pixels, height: int, width: int) -> Pixels:
+    """Vertical stripes from left to right, one for each row of `colours` (n, 3)."""
+    return _horizontal_bands(colours, width, height).transpose(1, 0, 2)
 
 
 def _blurred_noise(bits: RandomBits, height: int, width: int) -> NDArray[np.int64]:
@@ -272,11 +283,11 @@ def _blurred_noise(bits: RandomBits, height: int, width: int) -> NDArray[np.int6
     return blur(uniform_noise(bits, height, width), sigma)
 
 
-def _stretch(values: NDArray[np.int64], low: Any, high: Any) -> Pixels:
-    """`low` becomes 0, `high` 255, and all between them in proportion."""
-    return _divide(255 * (values - low), np.maximum(high - low, 1)).astype(np.uint8)
+def _stretch_to_range(values: NDArray[np.int64], low: Any, high: Any) -> Pixels:
+    """The values, scaled so that `low` becomes 0 and `high` 255."""
+    return _rounded_quotient(255 * (values - low), np.maximum(high - low, 1)).astype(np.uint8)
 
 
-def _divide(values: NDArray[np.int64], divisor: Any) -> NDArray[np.int64]:
-    """The nearest integer to values / divisor; halves go up."""
+def _rounded_quotient(values: NDArray[np.int64], divisor: Any) -> NDArray[np.int64]:
+    """The nearest integer to values / divisor; halves are rounded up."""
     return (2 * values + divisor) // (2 * divisor)

@@ -1,4 +1,4 @@
-"""Every (model, detector, synthetic set) of the suite: does the detector notice?"""
+"""The cases of the unit tests: each (model, detector, unit test) of a suite is one case."""
 
 from collections.abc import Callable
 

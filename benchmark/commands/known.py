@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.commands.options import DATA_DIR
-from detectors import did_you_mean
+from benchmark.errors import UserError
 
 if TYPE_CHECKING:
     from benchmark.images.entries import ImageSetEntry
@@ -41,9 +41,11 @@ def known_weights(suite_name: str | None, data_dir: Path) -> "dict[str, ModelEnt
     return {model_id: entry for model_id, entry in models.items() if entry.weights}
 
 
-def unknown_name(name: str, known: Iterable[str], suite_name: str | None, data_dir: Path) -> ValueError:
+def unknown_name(name: str, known: Iterable[str], suite_name: str | None, data_dir: Path) -> UserError:
     """The error for a name that nothing has."""
-    return ValueError(
+    from detectors import did_you_mean  # here, since it may be another `detectors`, of which `in_one_line` tells
+
+    return UserError(
         f"nothing is called {name!r}{did_you_mean(name, list(known))}; all sets are listed by: "
         f"{command_line(['sets'], suite_name, data_dir)}"
     )

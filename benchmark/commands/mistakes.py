@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
+from benchmark.packages import foreign_package
 from benchmark.user.messages import one_line
 
 FAILED, INTERRUPTED = 1, 130
@@ -23,7 +24,7 @@ def in_one_line(command: Callable[..., int | None]) -> Callable[..., None]:
         except BrokenPipeError:
             raise  # typer ends quietly where nobody reads the output any more
         except Exception as error:
-            problem = one_line(error)
+            problem = (foreign_package() if isinstance(error, ImportError) else None) or one_line(error)
             if problem is None:  # a bug of ours, which keeps its traceback
                 raise
             print(problem, file=sys.stderr)

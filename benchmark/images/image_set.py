@@ -1,7 +1,8 @@
 """Image sets: images with their ids and classes, read and decoded as their entry says."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,7 @@ class ImageSet:
     labels: the index of each image's class, int64 (N,); None where the images have no classes.
     classes: the C classes in the order of their indices.
     encoded: gives the image at an index: the bytes of its file or, where it has none, its pixels, uint8
-        (height, width, 3).
+        (height, width, 3). A function that pickle can take makes a set that pickle can take.
     class_names: a word for each of the C classes.
     about: what else a record says of the set: its list, contamination, groups of classes and decoding.
     decoding: how image files are decoded where decoders differ.
@@ -139,11 +140,27 @@ def load_image_set(set_id: str, entries: dict[str, ImageSetEntry] | None = None)
             f"no image set is called {set_id!r}{did_you_mean(set_id, entries)}; known: {', '.join(entries)}"
         )
     entry = entries[set_id]
-    try:
+    with _named(set_id):
         _check_is_there(set_id, entry)
         entry = entry.with_classes()
         image_set = _select_images(set_id, entry, _read_images(set_id, entry))
         return _corrupt_images(image_set, entry.corruption) if entry.corruption else image_set
+
+
+def select_images(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
+    """The image set of images that a program holds, with the classes and the part that the entry says.
+
+    Raises ImageSetError where they do not fit the entry.
+    """
+    with _named(set_id):
+        return replace(_select_images(set_id, entry, images), kept=None)
+
+
+@contextmanager
+def _named(set_id: str) -> Iterator[None]:
+    """Names the image set in what goes wrong with it."""
+    try:
+        yield
     except ImageSetError:
         raise
     except (UserError, OSError) as error:
@@ -228,7 +245,7 @@ def _select_images(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSe
         image_ids=ids,
         labels=labels,
         classes=entry.classes,
-        encoded=lambda index: images.encoded(int(rows[index])),
+        encoded=_ChosenRows(images.encoded, rows),
         class_names=entry.class_names or entry.classes,
         about={
             "list_id": entry.list_id,
@@ -242,6 +259,28 @@ def _select_images(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSe
     )
 
 
+@dataclass(frozen=True)
+class _ChosenRows:
+    """Reads image i of a set, which is image rows[i] of the place where it lies."""
+
+    encoded: Callable[[int], bytes | np.ndarray]
+    rows: np.ndarray
+
+    def __call__(self, index: int) -> bytes | np.ndarray:
+        return self.encoded(int(self.rows[index]))
+
+
+@dataclass(frozen=True)
+class _CorruptedImages:
+    """Gives the pixels of image i of a clean set, corrupted."""
+
+    clean: ImageSet
+    corruption: Corruption
+
+    def __call__(self, index: int) -> np.ndarray:
+        return self.corruption(np.asarray(self.clean[index]), self.clean.image_ids[index])
+
+
 def _kept_hashes(set_id: str, entry: ImageSetEntry, images: Images) -> KeptHashes:
     chosen = f"{entry.place} {entry.rows} {entry.columns.image}"
     return KeptHashes(entry.data_dir / ".hashes" / set_id, images.files, chosen)
@@ -253,7 +292,7 @@ def _corrupt_images(clean: ImageSet, corruption: Corruption) -> ImageSet:
         clean,
         source=f"{clean.source}; with {corruption.kind}, amount {corruption.amount} (benchmark/images/corruptions.py)",
         coding="pixels",
-        encoded=lambda index: corruption(np.asarray(clean[index]), clean.image_ids[index]),
+        encoded=_CorruptedImages(clean, corruption),
         kept=None,
     )
 

@@ -9,11 +9,12 @@ import io
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -38,7 +39,7 @@ class Images:
 
     ids: Sequence[str]
     names: Sequence[Sequence[str]]
-    encoded: Callable[[int], bytes]
+    encoded: Callable[[int], bytes | np.ndarray]
     coding: str
     files: Callable[[], list[str]]
     integers: bool = False
@@ -67,10 +68,24 @@ def in_folder(folder: Path, listed: Path | None = None) -> Images:
     return Images(
         ids=ids,
         names=[folders_of(path) if label is None else [label] for path, label in zip(ids, labels, strict=True)],
-        encoded=lambda index: (folder / ids[index]).read_bytes(),
+        encoded=_Files(folder, ids).read,
         coding=", ".join(sorted({PurePosixPath(path).suffix.lower().lstrip(".") for path in ids})),
-        files=lambda: [f"{folder}/{path}" for path in ids],
+        files=_Files(folder, ids).paths,
     )
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Image files of a folder, by their relative paths."""
+
+    folder: Path
+    ids: Sequence[str]
+
+    def read(self, index: int) -> bytes:
+        return (self.folder / self.ids[index]).read_bytes()
+
+    def paths(self) -> list[str]:
+        return [f"{self.folder}/{path}" for path in self.ids]
 
 
 def read_list(file: Path) -> list[tuple[str, str | None]]:
@@ -154,50 +169,82 @@ def in_parquet(
     rows: values by column. Only the rows that have all these values are taken.
     Raises UserError where the files cannot be read, a column is missing, or no row is left.
     """
-    import datasets  # here, since it is slow to import
-
-    datasets.disable_progress_bars()  # it would show one even for a few kilobytes
     shards = shards_of(place) if place.is_dir() else [place]
     columns = _common_columns(shards, [image, *([label] if label else []), *rows])
     wanted = [name for name in dict.fromkeys((image, label, id_column)) if name in columns]
-    filters = [(column, "=", value) for column, value in rows.items()] or None
-    try:
-        read = datasets.Dataset.from_parquet(
-            [glob.escape(str(shard)) for shard in shards], columns=wanted, filters=filters
-        )
-        table = read.cast_column(image, datasets.Image(decode=False)).data if len(read) else None
-    except Exception as error:  # `datasets` wraps the exceptions of pyarrow into its own
-        raise UserError(f"cannot read {place}: {error.__cause__ or error}") from error
-    if table is None:
-        raise UserError(f"{place} has no rows{f' with {rows}' if rows else ''}")
-    images = table.column(image)
+    source = _Table(place, tuple(shards), tuple(wanted), image, rows)
+    table = source.table
     labels = list(map(str, table.column(label).to_pylist())) if label else []
     names = {value: (value,) for value in set(labels)}  # the rows of a class share one tuple
-
-    def encoded(index: int) -> bytes:
-        content: dict[str, Any] = images[index].as_py() or {}
-        if content.get("bytes") is None:
-            raise UserError(f"the row holds no bytes, only the path {content.get('path')}; embed the images in {place}")
-        return bytes(content["bytes"])
-
+    count = table.num_rows
     return Images(
-        ids=list(map(str, table.column(id_column).to_pylist()))
-        if id_column in wanted
-        else _number_rows(name, len(images)),
+        ids=list(map(str, table.column(id_column).to_pylist())) if id_column in wanted else number_rows(name, count),
         names=[names[value] for value in labels],
-        encoded=encoded,
-        coding=_formats_of_sample(encoded, len(images)),
-        files=lambda: [str(shard) for shard in shards],
+        encoded=source.read,
+        coding=formats_of_sample(source.read, count),
+        files=source.paths,
         integers=label is not None and pa.types.is_integer(table.column(label).type),
     )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The rows of Parquet files as one table. Another process that unpickles it maps the same files anew.
+
+    place: what errors name. columns: those that are read. image: the column of the images. rows: the value of each
+    column that chooses rows.
+    """
+
+    place: Path
+    shards: tuple[Path, ...]
+    columns: tuple[str, ...]
+    image: str
+    rows: dict[str, str]
+
+    @cached_property
+    def table(self) -> Any:
+        """The memory-mapped table, in which images are bytes. Raises ValueError where it cannot be read or is empty."""
+        import datasets  # here, since it is slow to import
+
+        datasets.disable_progress_bars()  # it would show one for reading a few kilobytes
+        filters = [(column, "=", value) for column, value in self.rows.items()] or None
+        try:
+            read = datasets.Dataset.from_parquet(
+                [glob.escape(str(shard)) for shard in self.shards], columns=list(self.columns), filters=filters
+            )
+            table = read.cast_column(self.image, datasets.Image(decode=False)).data if len(read) else None
+        except Exception as error:  # `datasets` wraps what pyarrow says in exceptions of its own
+            raise UserError(f"cannot read {self.place}: {error.__cause__ or error}") from error
+        if table is None:
+            raise UserError(f"{self.place} has no rows{f' with {self.rows}' if self.rows else ''}")
+        return table
+
+    @cached_property
+    def _images(self) -> Any:
+        return self.table.column(self.image)
+
+    def read(self, index: int) -> bytes:
+        content: dict[str, Any] = self._images[index].as_py() or {}
+        if content.get("bytes") is None:
+            raise UserError(
+                f"the row holds no bytes, only the path {content.get('path')}; embed the images in {self.place}"
+            )
+        return bytes(content["bytes"])
+
+    def paths(self) -> list[str]:
+        return [str(shard) for shard in self.shards]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the table, which may be as large as ImageNet."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
 def shards_of(folder: Path) -> list[Path]:
     """The Parquet files of a folder, in order. Raises UserError where a shard is missing."""
     shards = sorted(path for path in folder.glob("*.parquet") if path.is_file())
-    numbered = [match.groups() for shard in shards if (match := _SHARD.fullmatch(shard.name))]
-    for name, count in {(name, count) for name, _, count in numbered}:
-        there = {int(number) for other, number, _ in numbered if other == name}
+    of_several = [match.groups() for shard in shards if (match := _SHARD.fullmatch(shard.name))]
+    for name, count in {(name, count) for name, _, count in of_several}:
+        there = {int(number) for other, number, _ in of_several if other == name}
         if missing := sorted(set(range(int(count))) - there):
             raise UserError(
                 f"{len(missing)} of the {int(count)} shards {name} are not in {folder}, such as "
@@ -222,14 +269,15 @@ def _common_columns(shards: list[Path], needed: list[str]) -> list[str]:
     return common
 
 
-def _number_rows(name: str, count: int) -> list[str]:
+def number_rows(name: str, count: int) -> list[str]:
+    """Ids of images that have none."""
     return [f"{name}-{row:07d}" for row in range(count)]
 
 
-def _formats_of_sample(encoded: Callable[[int], bytes], count: int) -> str:
-    """The formats of some of the images, since a table does not name their formats."""
-    formats = {_image_format(encoded(index)) for index in range(0, count, -(-count // _SAMPLE))}
-    return ", ".join(sorted(formats - {""})) or "unknown"
+def formats_of_sample(encoded: Callable[[int], bytes], count: int) -> str:
+    """The kinds of a sample of the images, since a table does not name them."""
+    kinds = {_image_format(encoded(index)) for index in range(0, count, -(-count // _SAMPLE))}
+    return ", ".join(sorted(kinds - {""})) or "unknown"
 
 
 def _image_format(content: bytes) -> str:

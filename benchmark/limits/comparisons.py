@@ -80,10 +80,10 @@ def published_records(run: str, suite: Suite, cases: Sequence[Case]) -> Iterator
     suite: the suite.
     cases: the records of all cases of the run.
     """
-    met = {f"{case.model}/{case.detector}/{case.set}" for case in cases}
+    ran = {f"{case.model}/{case.detector}/{case.set}" for case in cases}
     for comparison in comparisons(suite, cases):
         figure = comparison.figure
-        if figure.set not in suite.image_sets and not met.isdisjoint(_cells(suite, figure)):
+        if figure.set not in suite.image_sets and not ran.isdisjoint(_cells(suite, figure)):
             yield PublishedRecord(
                 run=run,
                 suite=suite.id,

@@ -1,32 +1,52 @@
-"""Curates `benchmark/limits/published/*.csv` from transcripts of the seed papers' tables, which are not part of this
+"""Makes `benchmark/limits/published/*.csv` from transcripts of the papers' tables. The transcripts are not part of this
 project.
 
     python -m benchmark.limits.curate_published FOLDER_OF_TRANSCRIPTS
 
-Taken is FPR@95 where our models, detectors and image sets can in principle give it. Left out is
+An FPR@95 is taken where our models, detectors and image sets should give the same figure. The following is left out:
 
-* what the transcripts mark as doubtful (SUSPECT, CONFLICT, CAUTION), or that nothing but its look confirms;
-* networks that nobody published in a form that we load: HIMPLoS's ResNet-18, the fine-tuned ones of Unleashing Mask and
-  SeTAR, the supervised-contrastive ResNet-50 of Mahalanobis++;
-* detectors whose options nobody states (OPNP; BATS; LAPS on CIFAR; HIMPLoS and LINe on MobileNetV2), or that are other
-  methods under one name: Mahalanobis in the CIFAR papers, of several layers that a regression joins; Cosine on CLIP, to
-  texts there;
-* NINCO's "full" draws of 400 images, which are others than ours, and its unit tests, whose files are not our arrays.
+* Figures that the transcripts mark as doubtful (SUSPECT, CONFLICT, CAUTION), and figures in a damaged text that no
+  printed mean confirms.
+* Networks without published weights that can be loaded here: HIMPLoS's ResNet-18, the fine-tuned networks of Unleashing
+  Mask and SeTAR, the supervised-contrastive ResNet-50 of Mahalanobis++.
+* Detectors whose options are not stated: OPNP; BATS; LAPS on CIFAR; HIMPLoS and LINe on MobileNetV2.
+* Detectors that have the name of another method here. Mahalanobis in the CIFAR papers combines several layers by a
+  regression. Cosine on CLIP takes the cosine to texts.
+* NINCO's "full" samples of 400 images, since our images are not the same; and its unit tests, since its files are not
+  our arrays.
 
-A tolerance is, in percentage points, the sum of
+A tolerance is the sum of the following, in percentage points:
 
 * half a unit of the last digit that is printed;
 * where the paper drew its images by chance and ours are others, the sampling error at 95 % of the difference of two
   samples: 1.96 sqrt(2 p (1 - p) / n); of a mean of k sets the root of the sum of their squares, over k, at the mean's
   p. Where the images are the same, nothing;
-* where the checkpoint is another training of the same network, 1.96 sqrt(2) standard deviations of such trainings: the
-  one printed for the cell, and at least the root mean square of those that Unleashing Mask prints for MSP, ODIN and
-  Energy (Tables 2, 10, 20 and 24: 2.3 of a set, 0.9 of a mean);
+* where the checkpoint is another training of the same network, or may be one, 1.96 sqrt(2) standard deviations of
+  such trainings: the one printed for the cell, and at least the root mean square of those that Unleashing Mask prints
+  for MSP, ODIN and Energy (Tables 2, 10, 20 and 24: 2.3 of a set, 0.9 of a mean);
 * a margin of 2 for what moves a few images across the threshold: other releases of timm, torch and the image decoder,
   a threshold at the nearest recall instead of at least 95 %, the arithmetic of a GPU. NINCO and Mahalanobis++ print 63
   cells of the same networks, detectors and images: 95 of 100 of them lie within 1.9 of each other, two above 2.1;
 * 1 more for detectors that draw training images by chance (NNGuide);
 * 4 more, our choice too, where an option is not stated or the network saw images of another size than it sees here.
+
+Whose network ours is, and how we know:
+
+* HIMPLoS on CIFAR-100: the authors' own. All 596 tensors of the file in their repository (sunzh18/HIMPLoS at 7a01249)
+  equal those of DICE's (deeplearning-wisc/dice at 8acfb8d) and ours, although the paper says that it trained its
+  networks. The means of MSP and Energy that ITP copies from earlier papers are within 0.1 points of HIMPLoS's.
+* HIMPLoS on CIFAR-10: we do not know. Their file could not be had. The same two means lie 1.3 and 1.7 points apart, so
+  the tolerance stays that of another training.
+* ITP on CIFAR: the authors' own. All 596 tensors of both files in their repository (njustkmg/AAAI25-ITP at ecb581a)
+  equal ours. We do not know whether the earlier papers from which it copies baselines used this network.
+* Unleashing Mask: others. Its figures are means of several trainings, and the batch norms of its configurations have no
+  weights, where ours have some. The files of networks in its repository (at 1640ce6) could not be had.
+* ResNet-50 on ImageNet-1k: ITP's authors name the file that timm loads, resnet50-0676ba61. HIMPLoS's code names an
+  older one of torchvision's first weights, resnet50-19c8e357, and we do not know whether its values are the same.
+* MobileNetV2: HIMPLoS's code names the file that torchvision loads, mobilenet_v2-b0353104.
+* NINCO, Mahalanobis++, SeTAR: by the names that the papers or their authors' code give; no file was compared. The
+  accuracies that Mahalanobis++ prints are timm's to 0.02 points. NINCO's names are those of timm 0.6, and we do not
+  know whether each meant the weights of today's tag.
 """
 
 import csv
@@ -47,7 +67,8 @@ FOLDER = Path(__file__).parent / "published"
 MARGIN = 2.0
 DRAWN_AT_RANDOM = 1.0
 UNSTATED = 4.0
-# Standard deviation of FPR@95 in points over trainings of DenseNet-BC-100-12: of a set, and of a mean of seven.
+# The standard deviation of FPR@95 over trainings of DenseNet-BC-100-12, in points: of a set, and of a mean of seven
+# sets.
 TRAINING_SD, TRAINING_SD_OF_MEAN = 2.3, 0.9
 _DOUBTFUL = re.compile("SUSPECT|CONFLICT|CAUTION|doubtful|cannot confirm")
 
@@ -57,7 +78,19 @@ Names = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Curated:
-    """A row of a table of ours. sampled: how many images the paper drew by chance, for each of the sets of its mean."""
+    """A row of one of our files.
+
+    model: the id of the model.
+    detector: the id of the detector.
+    set: the id of the OOD set, or the name of a mean or of a group of classes.
+    percent: the printed FPR@95 in %, as text.
+    source: the paper and its table.
+    note: what a reader of the figure should know.
+    sampled: how many images the paper drew at random, for each set for which it did.
+    sets: the number of sets that the figure is a mean of.
+    training_sd: the standard deviation over trainings, in points; 0 where the checkpoint is the same.
+    extra: what the tolerance has in addition, in points.
+    """
 
     model: str
     detector: str
@@ -72,12 +105,14 @@ class Curated:
 
     @property
     def tolerance(self) -> float:
+        """The tolerance in points, as the top of this file explains it."""
         digits = len(self.percent.partition(".")[2])
         p = float(self.percent) / 100
         sampling = 196 * sqrt(sum(2 * p * (1 - p) / images for images in self.sampled)) / self.sets
         return 0.5 * 10**-digits + sampling + 1.96 * sqrt(2) * self.training_sd + MARGIN + self.extra
 
     def cells(self) -> list[str]:
+        """The row as it is written."""
         return [self.model, self.detector, self.set, self.percent, f"{self.tolerance:.2f}", self.source, self.note]
 
 
@@ -113,7 +148,7 @@ NINCO_SETS = {
     "SSB-hard/clean": "ninco-clean-ssb-hard",
     "COOD/clean": "ninco-clean-cood",
 }
-# Top-1 accuracies show that these saw other sizes than timm's test size of today.
+# Their top-1 accuracies show that the paper used other image sizes than timm's present test sizes.
 NINCO_OTHER_SIZE = {
     "ResNet50": "224 pixels there, by its accuracy of 80.4 %",
     "EffNetv2-M": "it seems that timm cropped there what it squashes now",
@@ -122,13 +157,13 @@ NINCO_OTHER_SIZE = {
 }
 
 
-def ninco(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
+def curate_ninco(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
     tables = ("14", "15", "16", "17", "18", "19", "20")
     printed = [row for row in read("ninco_tables") if row["table"] in tables]
-    models = _models("ninco")
-    for row in _known(printed + read("ninco_derived"), models, NINCO_DETECTORS, NINCO_SETS):
+    models = _ids_of_models("ninco")
+    for row in _usable_rows(printed + read("ninco_derived"), models, NINCO_DETECTORS, NINCO_SETS):
         zero_shot = row["model"].startswith("CLIP")
-        if zero_shot and row["detector"] == "Cosine":  # to the texts there, to class means of images here
+        if zero_shot and row["detector"] == "Cosine":  # the cosine to texts in the paper, to class means of images here
             continue
         derived = row["table"] == "derived-3"
         notes = [
@@ -182,14 +217,14 @@ MAHALANOBISPP_SETS = {
 MAHALANOBISPP_TABLES = {table: tuple(MAHALANOBISPP_DETECTORS) for table in "24689"} | {"12": ("cosine", "ssc")}
 
 
-def mahalanobispp(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
+def curate_mahalanobispp(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
     rows = [
         row for row in read("mahalanobispp_tables") if row["detector"] in MAHALANOBISPP_TABLES.get(row["table"], ())
     ]
-    models, seen = _models("mahalanobispp"), set()
-    for row in _known(rows, models, MAHALANOBISPP_DETECTORS, MAHALANOBISPP_SETS):
+    models, seen = _ids_of_models("mahalanobispp"), set()
+    for row in _usable_rows(rows, models, MAHALANOBISPP_DETECTORS, MAHALANOBISPP_SETS):
         cell = (row["model"], row["detector"], row["ood_set"])
-        if cell in seen:  # Table 2 shows three networks of Tables 4 and 6 again
+        if cell in seen:  # Table 2 repeats three networks of Tables 4 and 6
             continue
         seen.add(cell)
         notes = [
@@ -219,7 +254,8 @@ CIFAR_SETS = {
     "Places365": "places365",
     "average": "six-sets",
 }
-# Drawn by chance, as HIMPLoS's code has it: 10,000 images of Places365, and about as many of SVHN.
+# Drawn by chance, as HIMPLoS's authors say: 10,000 images of Places365, and a subset of SVHN, which we assume to have
+# about as many. We do not know whether it was used: their code reads the whole file.
 CIFAR_DRAWN = {"SVHN": (10_000,), "Places365": (10_000,), "average": (10_000, 10_000)}
 IMAGENET_SETS = {
     "iNaturalist": "inaturalist",
@@ -247,14 +283,20 @@ PRUNING_DETECTORS = {
     "ITP+ReAct": "itp+react",
 }
 OTHER_TRAINING = "another training of the same network"
+UNKNOWN_TRAINING = "we do not know whether this is the authors' network, since their file could not be had"
 # Their options are those of the methods' own papers, not stated in these.
 STATED = {"MSP", "Energy", "ITP", "HIMPLoS", "FM+LS"}
 
 
-def himplos_cifar(id_set: str, model: str) -> "Curate":
+def himplos_cifar_curator(id_set: str, model: str, authors_own: bool) -> "Curator":
+    """Curates the tables of CIFAR.
+
+    authors_own: whether the model is known to be the authors' network.
+    """
+
     def rows(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
         table = [row for row in read("himplos_tables") if row["id_set"] == id_set and _main_or_parts(row, "Table I")]
-        for row in _known(table, {"DenseNet": model}, PRUNING_DETECTORS, CIFAR_SETS):
+        for row in _usable_rows(table, {"DenseNet": model}, PRUNING_DETECTORS, CIFAR_SETS):
             mean = row["ood_set"] == "average"
             yield Curated(
                 model,
@@ -262,20 +304,20 @@ def himplos_cifar(id_set: str, model: str) -> "Curate":
                 CIFAR_SETS[row["ood_set"]],
                 row["value"],
                 f"HIMPLoS, {row['table']}",
-                OTHER_TRAINING,
+                "" if authors_own else UNKNOWN_TRAINING,
                 sampled=CIFAR_DRAWN.get(row["ood_set"], ()),
                 sets=6 if mean else 1,
-                training_sd=TRAINING_SD_OF_MEAN if mean else TRAINING_SD,
+                training_sd=0.0 if authors_own else TRAINING_SD_OF_MEAN if mean else TRAINING_SD,
                 extra=UNSTATED * (row["detector"] not in STATED),
             )
 
     return rows
 
 
-def himplos_imagenet(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
+def curate_himplos_imagenet(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
     table = [row for row in read("himplos_tables") if _main_or_parts(row, "Table II")]
-    models = _models("himplos")
-    for row in _known(table, models, PRUNING_DETECTORS, IMAGENET_SETS):
+    models = _ids_of_models("himplos")
+    for row in _usable_rows(table, models, PRUNING_DETECTORS, IMAGENET_SETS):
         if row["model"] == "MobileNetV2" and row["detector"] in ("HIMPLoS", "LINe"):
             continue
         yield Curated(
@@ -289,19 +331,19 @@ def himplos_imagenet(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
 
 
 def _main_or_parts(row: Row, main: str) -> bool:
-    """Whether a row is of a main table, or of Table III and not there: HIMPLoS with some of its parts."""
+    """Whether a row is in the main table, or in Table III only: HIMPLoS with some of its steps."""
     return row["table"] == main or (
         row["table"] == "Table III" and row["detector"] in ("ReAct+FM", "ReAct+LS", "FM+LS")
     )
 
 
-def itp_cifar(id_set: str, model: str) -> "Curate":
+def itp_cifar_curator(id_set: str, model: str) -> "Curator":
     detectors = {name: detector_id for name, detector_id in PRUNING_DETECTORS.items() if name != "LAPS"}
 
     def rows(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
         table = [row for row in read("itp_tables") if (row["table"], row["id_set"]) == ("Table 1", id_set)]
-        # Table 3 prints 16.96 for ITP on CIFAR-10 where Table 1 has 16.72: the same within any tolerance.
-        for row in _known(table, {"DenseNet-101": model}, detectors, CIFAR_SETS, doubtful=_DOUBTFUL_BUT_CONFLICT):
+        # For ITP on CIFAR-10, Table 3 prints 16.96 and Table 1 16.72. The tolerance is larger than this difference.
+        for row in _usable_rows(table, {"DenseNet-101": model}, detectors, CIFAR_SETS, doubtful=_DOUBTFUL_BUT_CONFLICT):
             yield Curated(
                 model,
                 detectors[row["detector"]],
@@ -320,9 +362,9 @@ def itp_cifar(id_set: str, model: str) -> "Curate":
 _DOUBTFUL_BUT_CONFLICT = re.compile("SUSPECT|CAUTION")
 
 
-def itp_imagenet(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
+def curate_itp_imagenet(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
     table = [row for row in read("itp_tables") if row["table"] == "Table 2"]
-    for row in _known(table, {"ResNet-50": "resnet50.tv_in1k"}, PRUNING_DETECTORS, IMAGENET_SETS):
+    for row in _usable_rows(table, {"ResNet-50": "resnet50.tv_in1k"}, PRUNING_DETECTORS, IMAGENET_SETS):
         yield Curated(
             "resnet50.tv_in1k",
             PRUNING_DETECTORS[row["detector"]],
@@ -334,9 +376,13 @@ def itp_imagenet(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
         )
 
 
+# Its name for the network is that of DICE's paper, and nothing says that the earlier ones took the same file.
+COPIED_BY_ITP = "copied there from an earlier paper, and we do not know whether of the same network"
+
+
 def _note_of_itp(row: Row) -> str:
     notes = [
-        "copied there from an earlier paper" if "copied from earlier papers" in row["notes"] else "",
+        COPIED_BY_ITP if "copied from earlier papers" in row["notes"] else "",
         "Table 3 prints 16.96" if "Table 3" in row["notes"] else "",
         "the options of the two together are not stated" if row["detector"] == "ITP+ReAct" else "",
     ]
@@ -348,8 +394,8 @@ def _note_of_itp(row: Row) -> str:
 SETAR_DETECTORS = {"MCM": "mcm", "GL-MCM": "gl-mcm", "MSP": "msp", "Energy": "energy"}
 
 
-def setar(id_set: str, edit: str, sets: Names) -> "Curate":
-    """Table 17 has all training-free networks; Table 1 adds what it cites of the GL-MCM paper."""
+def setar_curator(id_set: str, edit: str, sets: Names) -> "Curator":
+    """Table 17 has all networks that need no training. Table 1 also has figures that it cites from the GL-MCM paper."""
     detectors = {
         prefix + name + suffix: detector_id
         for name, detector_id in SETAR_DETECTORS.items()
@@ -358,13 +404,13 @@ def setar(id_set: str, edit: str, sets: Names) -> "Curate":
     }
 
     def rows(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
-        own = [row for row in read("setar_tables") if row["id_set"] == id_set]
-        table = [row for row in own if row["table"] == ("Table 1" if "[cited]" in row["detector"] else "Table 17")]
-        models = _models("setar")
-        for row in _known(table, models, detectors, sets):
+        of_set = [row for row in read("setar_tables") if row["id_set"] == id_set]
+        table = [row for row in of_set if row["table"] == ("Table 1" if "[cited]" in row["detector"] else "Table 17")]
+        models = _ids_of_models("setar")
+        for row in _usable_rows(table, models, detectors, sets):
             model = models[row["model"]]
             cited = "[cited]" in row["detector"]
-            if "mean over 5" in row["notes"]:  # the GL-MCM paper has no Places there
+            if "mean over 5" in row["notes"]:  # the GL-MCM paper has no figure on Places, so its mean is another one
                 continue
             notes = [
                 "copied there from the GL-MCM paper" if cited else "",
@@ -400,12 +446,12 @@ UM_SETS = {
 UM_DRAWN = {"Places365": (10_000,), "SUN": (10_000,), "iNaturalist": (10_000,), "average": (10_000,) * 3}
 
 
-def unleashing_mask(id_set: str, model: str) -> "Curate":
+def unleashing_mask_curator(id_set: str, model: str) -> "Curator":
     def rows(read: Callable[[str], list[Row]]) -> Iterator[Curated]:
         tables = ("Table 1", "Table 2", "Table 20", "Table 24")
         table = [row for row in read("unleashing_mask_tables") if row["id_set"] == id_set and row["table"] in tables]
         detectors = {"MSP": "msp", "ODIN": "odin", "Energy": "energy"}
-        for row in _known(table, {"DenseNet-101": model}, detectors, UM_SETS):
+        for row in _usable_rows(table, {"DenseNet-101": model}, detectors, UM_SETS):
             mean = row["ood_set"] == "average"
             deviation = re.search(r"std=([\d.]+)", row["notes"])
             assert deviation, row
@@ -428,41 +474,50 @@ def unleashing_mask(id_set: str, model: str) -> "Curate":
 
 # ----------------------------------------------------------------------------------------------------------------------
 
-Curate = Callable[[Callable[[str], list[Row]]], Iterable[Curated]]
-FILES: dict[str, Curate] = {
-    "ninco": ninco,
-    "mahalanobispp-imagenet": mahalanobispp,
-    "himplos-cifar10": himplos_cifar("CIFAR-10", "cifar10-densenet"),
-    "himplos-cifar100": himplos_cifar("CIFAR-100", "cifar100-densenet"),
-    "himplos-imagenet": himplos_imagenet,
-    "itp-cifar10": itp_cifar("CIFAR-10", "cifar10-densenet"),
-    "itp-cifar100": itp_cifar("CIFAR-100", "cifar100-densenet"),
-    "itp-imagenet": itp_imagenet,
-    "setar-imagenet": setar("ImageNet-1K", "setar-imagenet", IMAGENET_SETS),
-    "setar-voc": setar("Pascal-VOC", "setar-voc", VOC_SETS),
-    "um-cifar10": unleashing_mask("CIFAR-10", "cifar10-densenet"),
-    "um-cifar100": unleashing_mask("CIFAR-100", "cifar100-densenet"),
+Curator = Callable[[Callable[[str], list[Row]]], Iterable[Curated]]
+FILES: dict[str, Curator] = {
+    "ninco": curate_ninco,
+    "mahalanobispp-imagenet": curate_mahalanobispp,
+    "himplos-cifar10": himplos_cifar_curator("CIFAR-10", "cifar10-densenet", authors_own=False),
+    "himplos-cifar100": himplos_cifar_curator("CIFAR-100", "cifar100-densenet", authors_own=True),
+    "himplos-imagenet": curate_himplos_imagenet,
+    "itp-cifar10": itp_cifar_curator("CIFAR-10", "cifar10-densenet"),
+    "itp-cifar100": itp_cifar_curator("CIFAR-100", "cifar100-densenet"),
+    "itp-imagenet": curate_itp_imagenet,
+    "setar-imagenet": setar_curator("ImageNet-1K", "setar-imagenet", IMAGENET_SETS),
+    "setar-voc": setar_curator("Pascal-VOC", "setar-voc", VOC_SETS),
+    "um-cifar10": unleashing_mask_curator("CIFAR-10", "cifar10-densenet"),
+    "um-cifar100": unleashing_mask_curator("CIFAR-100", "cifar100-densenet"),
 }
 
 
-def _models(paper: str) -> dict[str, str]:
-    """Our ids by the names in a paper's tables, as the model file gives them."""
+def _ids_of_models(paper: str) -> dict[str, str]:
+    """Our ids of the models of a paper, by the names in its tables. They are in benchmark/models/models.toml."""
     entries = read_entries(MODELS, ModelEntry)
     return {entry.papers[paper]: model_id for model_id, entry in entries.items() if paper in entry.papers}
 
 
-def _known(
+def _usable_rows(
     rows: Iterable[Row], models: Names, detectors: Names, sets: Names, doubtful: re.Pattern[str] = _DOUBTFUL
 ) -> Iterator[Row]:
-    """The rows with an FPR@95 that nobody doubts, of models, detectors and sets that we have."""
+    """The rows of an FPR@95 that is not doubtful, of models, detectors and sets that we have.
+
+    rows: rows of transcripts.
+    models, detectors, sets: our ids by the paper's names.
+    doubtful: what the notes of a doubtful row contain.
+    """
     for row in rows:
         ours = row["model"] in models and row["detector"] in detectors and row["ood_set"] in sets
         if row["metric"] == "fpr95" and ours and not doubtful.search(row["notes"]):
             yield row
 
 
-def write(transcripts: Path, folder: Path) -> list[Path]:
-    """Writes all files into a folder, sorted by cell."""
+def write_files(transcripts: Path, folder: Path) -> list[Path]:
+    """Writes all files, and returns their paths.
+
+    transcripts: the folder of the transcripts.
+    folder: where to write; it is made where there is none.
+    """
 
     def read(name: str) -> list[Row]:
         with (transcripts / f"{name}.csv").open(newline="", encoding="utf-8") as lines:
@@ -471,7 +526,7 @@ def write(transcripts: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, curate in FILES.items():
-        rows = sorted(row.cells() for row in curate(read))  # before the old file is opened
+        rows = sorted(row.cells() for row in curate(read))  # before the old file is opened, so that errors keep it
         files.append(folder / f"{name}.csv")
         with files[-1].open("w", newline="", encoding="utf-8") as lines:
             table = csv.writer(lines, lineterminator="\n")
@@ -484,7 +539,7 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m benchmark.limits.curate_published FOLDER_OF_TRANSCRIPTS")
     try:
-        for file in write(Path(sys.argv[1]), FOLDER):
+        for file in write_files(Path(sys.argv[1]), FOLDER):
             print(file)
     except OSError as error:
         sys.exit(f"cannot read the transcripts or write {FOLDER}: {error}")

@@ -11,9 +11,9 @@ from torch.nn.functional import linear
 
 from benchmark.models.entries import MODULE, MissingWeightsError, ModelEntry, ModelError
 from benchmark.models.model import Model
-from benchmark.models.preprocessing import timm_transform
+from benchmark.models.preprocessing import Transform, timm_transform
 from benchmark.models.state_dicts import StateDictError, load_state_dict
-from benchmark.models.user_network import load_user_network
+from benchmark.models.user_network import given_network, load_user_network
 from detectors import Head
 
 
@@ -124,6 +124,31 @@ def load_classifier(model_id: str, entry: ModelEntry, device: torch.device, clas
     else:
         network = _timm_network(model_id, entry, classes)
         transform, preprocessing = timm_transform(entry.preprocessing, network)
+    return _classifier(model_id, entry, network, transform, preprocessing, device, classes)
+
+
+def given_classifier(
+    model_id: str,
+    entry: ModelEntry,
+    network: nn.Module,
+    transform: Transform | None,
+    device: torch.device,
+    class_names: Sequence[str],
+) -> Classifier:
+    """A network that a program holds, for these classes; its own stays as it is. Raises ModelError."""
+    network, transform, preprocessing = given_network(model_id, network, transform)
+    return _classifier(model_id, entry, network, transform, preprocessing, device, len(class_names))
+
+
+def _classifier(
+    model_id: str,
+    entry: ModelEntry,
+    network: nn.Module,
+    transform: Transform,
+    preprocessing: dict[str, Any],
+    device: torch.device,
+    classes: int,
+) -> Classifier:
     _check_head(model_id, entry, network.get_classifier(), classes)  # type: ignore[operator]
     network = network.eval().requires_grad_(False).to(device)
     return Classifier(model_id, entry, network, transform, preprocessing, device)

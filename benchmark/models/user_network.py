@@ -1,5 +1,6 @@
 """Networks of a user: a function in the user's module makes one, and here it gets the interface of timm's networks."""
 
+import copy
 import hashlib
 import importlib
 import inspect
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmark.errors import UserError
-from benchmark.models.entries import MODULE, ModelEntry, ModelError
+from benchmark.models.entries import MODULE, ModelEntry, ModelError, Preprocessing
 from benchmark.models.preprocessing import Transform, describe_transform, timm_transform
 
 TRIAL_SIZES = ((96, 64), (50, 80))  # of images to try a transform with; a usable one gives both the same size
@@ -74,7 +75,7 @@ def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[n
     try:
         if not name:
             raise UserNetworkError(f"name a module and a function in it: {MODULE}NAME:FUNCTION")
-        with _importable(folders := (entry.file.parent.resolve(), Path.cwd())):
+        with importable(folders := (entry.file.parent.resolve(), Path.cwd())):
             module = importlib.import_module(name)
             _check_origin(module, folders)
             made = _call_function(getattr(module, function), classes)
@@ -82,19 +83,40 @@ def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[n
         if not isinstance(network, nn.Module):
             raise UserNetworkError(f"{function}() gives {type(network).__name__}; return a torch.nn.Module")
         network.eval()
-        transform, preprocessing = _choose_preprocessing(entry, network, transform)
-        # The hash of the weights does not depend on the code of the network and the transform, so that is hashed here.
+        transform, preprocessing = _choose_preprocessing(entry.preprocessing, network, transform)
+        # The hash of the weights does not know the code that the network and the transform are made of.
         code = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
-        if not all(hasattr(network, name) for name in ("forward_features", "forward_head", "get_classifier")):
-            network = _find_head(network, transform)
-    except Exception as error:  # a user's module may raise anything
+        network = _with_timms_interface(network, transform)
+    except Exception as error:  # anything may happen in a user's module
         what = str(error) if isinstance(error, UserNetworkError) else f"{type(error).__name__}: {error}"
         raise ModelError(f"model {model_id}: cannot use {entry.source} (named in {entry.file}): {what}") from error
     return network, transform, {**preprocessing, "code_sha256": code}
 
 
+def given_network(
+    model_id: str, network: nn.Module, transform: Transform | None
+) -> tuple[nn.Module, Transform, dict[str, Any]]:
+    """A copy of a network that a program holds, on the CPU, with its transform and what that does.
+
+    transform: from a PIL image to a tensor; None for that of the network's own `pretrained_cfg`, which timm's have.
+    Raises ModelError.
+    """
+    try:
+        network = copy.deepcopy(network).cpu().eval()  # a copy: whoever goes on training it finds it as it was
+        if transform is None and not getattr(network, "pretrained_cfg", None):
+            raise UserNetworkError("it does not say how images are prepared: give it with its transform")
+        transform, preprocessing = _choose_preprocessing(None, network, transform, _name_at_least)
+        network = _with_timms_interface(network, transform)
+        # A program may change the code of the network and of the transform, which the hash of the weights does not
+        # know and which no file may hold: what they make of two images stands for it.
+        return network, transform, {**preprocessing, "trial_sha256": _trial_sha256(network, transform)}
+    except Exception as error:  # anything may happen in a user's module
+        what = str(error) if isinstance(error, UserNetworkError) else f"{type(error).__name__}: {error}"
+        raise ModelError(f"model {model_id}: cannot use this {type(network).__name__}: {what}") from error
+
+
 @contextmanager
-def _importable(folders: tuple[Path, ...]) -> Iterator[None]:
+def importable(folders: tuple[Path, ...]) -> Iterator[None]:
     """Lets modules be imported from these folders, before all others."""
     before = sys.path
     sys.path = [*map(str, folders), *before]
@@ -123,13 +145,18 @@ def _call_function(function: Callable[..., Any], classes: int) -> Any:
     return function(classes) if needed else function()
 
 
-def _choose_preprocessing(entry: ModelEntry, network: nn.Module, transform: Any) -> tuple[Transform, dict[str, Any]]:
-    """A transform and its description: what the entry states, else `transform`, else what timm says of the network.
+def _choose_preprocessing(
+    stated: Preprocessing | None,
+    network: nn.Module,
+    transform: Any,
+    describe: Callable[[Any], str] = describe_transform,
+) -> tuple[Transform, dict[str, Any]]:
+    """What is stated, else the transform that came with the network, else what its checkpoint asks for.
 
-    Raises UserNetworkError where there is none, or `transform` cannot be used.
+    describe: puts a transform in words; a ValueError where it cannot.
     """
-    if entry.preprocessing is not None or (transform is None and getattr(network, "pretrained_cfg", None)):
-        return timm_transform(entry.preprocessing, network)
+    if stated is not None or (transform is None and getattr(network, "pretrained_cfg", None)):
+        return timm_transform(stated, network)
     if transform is None:
         raise UserNetworkError(
             "it does not say how images are prepared: return a pair of network and transform, or state `preprocessing` "
@@ -137,11 +164,14 @@ def _choose_preprocessing(entry: ModelEntry, network: nn.Module, transform: Any)
         )
     first, second = (transform(image) for image in _trial_images())
     if not isinstance(first, Tensor) or first.ndim != 3 or first.shape != second.shape:
-        raise UserNetworkError("its transform must give tensors (channels, height, width) of one shape for all images")
+        raise UserNetworkError(
+            "its transform must give tensors (channels, height, width) of one shape for all images: begin it with a "
+            "resize to (height, width)"
+        )
     if not torch.equal(first, transform(_trial_images()[0])):
         raise UserNetworkError("its transform gives another result for the same image: remove its random steps")
     try:
-        return transform, {"input_size": list(first.shape), "transform": describe_transform(transform)}
+        return transform, {"input_size": list(first.shape), "transform": describe(transform)}
     except ValueError as error:
         raise UserNetworkError(
             f"its transform's {error}, so its stored outputs could be mistaken for those of another transform: "
@@ -149,11 +179,31 @@ def _choose_preprocessing(entry: ModelEntry, network: nn.Module, transform: Any)
         ) from None
 
 
-def _find_head(network: nn.Module, transform: Transform) -> HeadedNetwork:
-    """The network with its head: the last linear layer that it calls.
+def _name_at_least(transform: Any) -> str:
+    """A transform in words, or the name of one that does not tell what it does."""
+    try:
+        return describe_transform(transform)
+    except ValueError:
+        return str(getattr(transform, "__qualname__", type(transform).__qualname__))
 
-    Raises UserNetworkError where there is no such layer, or the logits are not exactly the output of that layer.
-    """
+
+def _trial_sha256(network: nn.Module, transform: Transform) -> str:
+    """A hash of the logits (2, C) of the trial images, to three digits of the largest: the rest is the machine's."""
+    with torch.no_grad():
+        logits = network(torch.stack([transform(image) for image in _trial_images()])).double()
+    scale = logits.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    digits = (logits / scale * 1000).round().to(torch.int64)
+    return hashlib.sha256(f"{float(scale):.2e} {digits.tolist()}".encode()).hexdigest()
+
+
+def _with_timms_interface(network: nn.Module, transform: Transform) -> nn.Module:
+    if all(hasattr(network, name) for name in ("forward_features", "forward_head", "get_classifier")):
+        return network
+    return _find_head(network, transform)
+
+
+def _find_head(network: nn.Module, transform: Transform) -> HeadedNetwork:
+    """The network with the last linear layer that it calls as its head, on whose input the logits must depend alone."""
     images = torch.stack([transform(image) for image in _trial_images()])
     names: dict[nn.Module, str] = {
         module: name for name, module in network.named_modules() if isinstance(module, nn.Linear)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmark.errors import UserError
 from benchmark.images.image_set import ImageSet
 from benchmark.models.model import Model
 from benchmark.models.prepared_images import PreparedImages
+from benchmark.running.progress import progress_bar
 
 BATCH_ROWS = 256
 HEAD_ROWS = 8  # enough to see that a head is not linear; each one costs a second forward pass
@@ -35,7 +35,7 @@ def forward(model: Model, image_set: ImageSet, rows: slice) -> dict[str, Tensor]
     title = f"{model.id} on {image_set.id}"
     with (
         torch.inference_mode(),
-        tqdm(total=len(image_set), initial=rows.start, desc=title, unit="image", disable=None, leave=False) as bar,
+        progress_bar(total=len(image_set), initial=rows.start, desc=title, unit="image", leave=False) as bar,
     ):
         for batch, pixels in zip(batches, prefetched(images, batches), strict=True):
             outputs = {name: values.float().cpu() for name, values in model.outputs(pixels).items()}

@@ -1,4 +1,4 @@
-"""The table at the end of a run: FPR@95 of every case, for a person to read."""
+"""The table at the end of a run: FPR@95 of every case."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

@@ -85,10 +85,15 @@ class Suite:
             for detector in self._served(model, self.unit_test_detectors):
                 yield from (CaseId(model, detector, name, "unit-test") for name in names)
 
-    def _served(self, model: str, detectors: Iterable[str]) -> list[str]:
-        """The detectors that a model and the splits can serve: texts and patches need a vision-language model."""
+    def lacking(self, model: str) -> set[str]:
+        """What detectors may need, and a model and the splits do not give: texts and patches are of vision-language
+        models."""
         lacking = set() if is_vision_language(model, self.known_models) else set(_OF_VISION_LANGUAGE)
-        lacking |= {"train", "val"} - {role for role, _ in self.splits()}
+        return lacking | ({"train", "val"} - {role for role, _ in self.splits()})
+
+    def _served(self, model: str, detectors: Iterable[str]) -> list[str]:
+        """The detectors that a model and the splits can serve."""
+        lacking = self.lacking(model)
         return [detector_id for detector_id in detectors if not lacking & set(describe(detector_id)["needs"])]
 
     def splits(self) -> list[tuple[SetRole, str]]:

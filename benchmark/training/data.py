@@ -1,4 +1,4 @@
-"""What is trained with: images as a network takes them, with their labels."""
+"""Training data: images after a model's preprocessing, with their labels."""
 
 import torch
 from torch import Generator, Tensor
@@ -10,9 +10,12 @@ from benchmark.models.prepared_images import PreparedImages
 
 
 class TrainingSet:
-    """Images as a model takes them, in any order, with their labels.
+    """The images of a set after a model's preprocessing, with their labels.
 
-    labels: (N,) int64, or None where the images have no classes. A set of up to a gibibyte is decoded once.
+    A set that takes up to a gibibyte is decoded once and kept in memory.
+
+    image_set: the set of the images.
+    labels: the index of the class of each image, (N,) int64; None where the images have no classes.
     """
 
     def __init__(self, model: Model, image_set: ImageSet) -> None:
@@ -25,7 +28,7 @@ class TrainingSet:
         return len(self.image_set)
 
     def images(self, rows: Tensor) -> Tensor:
-        """The images (n, 3, H, W) at the indices `rows` (n,), in float32 on the CPU."""
+        """The images at the indices `rows` (n,): (n, 3, H, W) float32, on the CPU."""
         shape = self._images.shape
         if self._decoded is None and 4 * torch.Size(shape).numel() <= IN_MEMORY_BYTES:
             self._decoded = self._images[:]
@@ -37,9 +40,14 @@ class TrainingSet:
 
 
 def images_of_each_class(labels: Tensor | None, classes: int, count: int, seed: int) -> Tensor:
-    """The indices of `count` images of each class (classes * count,), drawn without replacement.
+    """The indices of some images of each class, drawn at random without replacement: (classes * count,).
 
-    Raises ValueError where a class has fewer, or the images have no labels (N,).
+    labels: the class of each image, (N,).
+    classes: the number of classes.
+    count: how many images are drawn of each class.
+    seed: the seed of the draw.
+
+    Raises ValueError where a class has fewer images, or where there are no labels.
     """
     if labels is None:
         raise UserError("the training images have no labels; the loss needs their classes")

@@ -1,11 +1,12 @@
 """Trains the classifiers of the digits suite: `python -m benchmark train digits-resnet [--output DIR]`.
 
-A recipe sees the training split alone. The validation accuracy is shown and decides nothing: the weights of the last
-epoch are kept. The same seed, number of threads and machine give the same weights. They are written only when the
-training is over, so that an interruption leaves what was there before; a recipe under the "cosine" schedule keeps its
-progress beside the folder meanwhile, and the same command goes on with it.
+A network is trained on the training split only. The validation accuracy is printed, but nothing depends on it: the
+weights of the last epoch are kept. The same seed, number of threads and machine give the same weights.
 
-Another recipe, such as SAM-ON as ASAM with AdamW, in a few lines:
+The weights are written when the training is finished, so an interruption changes no file of an older training. A recipe
+with the "cosine" schedule saves its state beside the folder while it runs, and the same command continues from there.
+
+Another recipe, such as SAM-ON as ASAM with AdamW, takes a few lines:
 
     sharpness = Perturbation(variant="asam-l2", scope="norm-only", rho=3)
     recipe = replace(RECIPES["digits-thin-s0"], optimizer="adamw", learning_rate=2e-3, sharpness=sharpness)
@@ -34,23 +35,34 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from benchmark.images.image_set import ImageSet, load_image_set
-from benchmark.training.augmentation import PREPROCESSING, augment
+from benchmark.training.augmentation import PREPROCESSING, augment_affine
 from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.training.sharpness_aware import Perturbation, SharpnessAware
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"
-THREADS = 2  # sums are taken in another order on another number of threads, and the weights drift apart
+THREADS = 2  # another number of threads adds numbers in another order, which gives slightly different weights
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A timm architecture with its arguments, and how it is trained.
 
+    architecture: the name that timm knows it by.
+    arguments: the keyword arguments of `timm.create_model`.
+    epochs: how often all training images are used.
+    learning_rate: the largest learning rate of the schedule.
+    weight_decay: the factor of the optimizer's weight decay.
+    batch: images a step.
+    seed: the seed of the first weights, of the order of the images and of the augmentation.
     optimizer: AdamW, or SGD with a momentum of 0.9.
-    schedule: "one-cycle" is torch's, with a warm-up over a tenth of the steps, drawing from torch's global random state
-        as the first checkpoints did; "cosine" falls from the learning rate to 0, and resumes.
-    sharpness: how the weights are moved before each gradient; needs "cosine".
-    half: whether the weights are rounded to float16 at the end, and kept so. A network that is loaded is float32.
+    schedule: "one-cycle" is torch's schedule, with a warm-up over a tenth of the steps. It draws from torch's global
+        random state, as the first checkpoints did, and cannot be continued after an interruption. "cosine" falls from
+        the learning rate to 0, and can be continued.
+    label_smoothing: the share of the target that is spread over all classes, from 0 to below 1.
+    sharpness: how the weights are moved before each gradient is taken; it needs the "cosine" schedule.
+    half: whether the weights are rounded to float16 at the end and written so. A loaded network is float32 again.
+
+    Raises ValueError where a value is out of its range, or where two of them do not go together.
     """
 
     architecture: str
@@ -82,8 +94,8 @@ RECIPES = {
     "digits-vit": Recipe("test_vit", {"img_size": 32, "patch_size": 8}, epochs=120, learning_rate=2e-3),
 }
 
-# As the ResNets of the SAM-ON paper on CIFAR-10 (section 4.1 and appendix A.1), rho included, but for fewer epochs of
-# smaller batches, since a digit network has seen enough after them.
+# The recipe of the SAM-ON paper for ResNets on CIFAR-10 (section 4.1 and appendix A.1), with its rho. Epochs are fewer
+# and batches smaller, which is enough for the digits.
 THIN = Recipe(
     "test_resnet",
     {"channels": [16, 24, 24, 48]},
@@ -110,10 +122,10 @@ for _seed in range(3):
 class Trained:
     """A network that was trained and written.
 
-    folder: where it lies.
-    parameters: how many numbers were trained.
-    accuracy: on the validation images, a fraction.
-    training_s: how long it took, in seconds.
+    folder: the folder of its checkpoint.
+    parameters: the number of trained parameters.
+    accuracy: the accuracy on the validation images, from 0 to 1.
+    training_s: how long the training took, in seconds.
     """
 
     folder: Path
@@ -123,9 +135,12 @@ class Trained:
 
 
 def train_and_save(model_id: str, folder: Path) -> Trained:
-    """Trains a network by its recipe on the digits, and writes it; what was interrupted goes on where it was.
+    """Trains a network of the digits suite by its recipe, and writes it. After an interruption, it is continued.
 
-    Raises KeyError where there is no recipe of that id.
+    model_id: the id of the network.
+    folder: where to write.
+
+    Raises KeyError where there is no recipe with this id.
     """
     recipe = RECIPES[model_id]
     train_set, val_set = load_image_set("digits-train"), load_image_set("digits-val")
@@ -139,7 +154,14 @@ def train_and_save(model_id: str, folder: Path) -> Trained:
 
 
 def train(recipe: Recipe, train_set: ImageSet, progress: Progress | None = None) -> nn.Module:
-    """A network for the classes of `train_set`, in evaluation mode. Leaves torch's random state as it was."""
+    """Trains a network for the classes of an image set. Torch's random state is not changed.
+
+    recipe: the network and how to train it.
+    train_set: the training images with their classes.
+    progress: where the state of a "cosine" training is kept; None keeps nothing.
+
+    Returns the network in evaluation mode.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = timm.create_model(
@@ -166,7 +188,7 @@ def _train_one_cycle(network: nn.Module, recipe: Recipe, images: Tensor, labels:
     with tqdm(range(recipe.epochs), desc=recipe.architecture, unit="epoch", disable=None, leave=False) as epochs:
         for _ in epochs:
             for rows in torch.randperm(len(images)).split(recipe.batch):
-                logits = network(augment(images[rows]))
+                logits = network(augment_affine(images[rows]))
                 loss = cross_entropy(logits, labels[rows], label_smoothing=recipe.label_smoothing)
                 optimizer.zero_grad()
                 loss.backward()
@@ -180,15 +202,15 @@ def _train_cosine(network: nn.Module, recipe: Recipe, images: Tensor, labels: Te
     sharp = None if recipe.sharpness is None else SharpnessAware(recipe.sharpness, network, optimizer)
 
     def update(rows: Tensor, generator: Generator) -> float:
-        batch, wanted = augment(images[rows], generator), labels[rows]
+        batch, targets = augment_affine(images[rows], generator), labels[rows]
 
         def loss_of(part: Tensor) -> Tensor:
-            return cross_entropy(network(batch[part]), wanted[part], label_smoothing=recipe.label_smoothing)
+            return cross_entropy(network(batch[part]), targets[part], label_smoothing=recipe.label_smoothing)
 
-        everything = torch.arange(len(rows))
+        whole_batch = torch.arange(len(rows))
         if sharp is not None:
-            return sharp.step(loss_of, everything)
-        loss = loss_of(everything)
+            return sharp.step(loss_of, whole_batch)
+        loss = loss_of(whole_batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -207,7 +229,12 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def progress_beside(folder: Path, recipe: object, train_set: ImageSet) -> Progress:
-    """What is finished of a recipe, beside the folder: in it, it would be taken for a part of the checkpoint."""
+    """The file that keeps the state of a training. It lies beside the folder: it is no part of the checkpoint.
+
+    folder: where the checkpoint will be written.
+    recipe: all that says how to train; a file of another recipe is not used.
+    train_set: the training images; a file of other images is not used.
+    """
     key = {
         "recipe": repr(recipe),
         "train_set": train_set.content_sha256,
@@ -219,7 +246,13 @@ def progress_beside(folder: Path, recipe: object, train_set: ImageSet) -> Progre
 
 
 def save(network: nn.Module, recipe: Recipe, classes: Sequence[str], folder: Path) -> None:
-    """Writes timm's Hub format: config.json and model.safetensors, in float16 where the recipe keeps its weights so."""
+    """Writes a folder in timm's Hub format: config.json and model.safetensors.
+
+    network: the trained network.
+    recipe: its recipe; with `half`, the weights are written in float16.
+    classes: the names of the classes, in the order of the logits.
+    folder: where to write; it is made where there is none.
+    """
     kept = copy.deepcopy(network).half() if recipe.half else network
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
@@ -235,7 +268,7 @@ def save(network: nn.Module, recipe: Recipe, classes: Sequence[str], folder: Pat
 
 
 def _tensors(network: nn.Module, image_set: ImageSet) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, H, W), preprocessed as the network's checkpoint will ask for, and labels (N,)."""
+    """The images (N, 3, H, W) after the preprocessing that is written into the checkpoint, and the labels (N,)."""
     transform = create_transform(**resolve_data_config({}, model=network, use_test_size=True))
     images = torch.stack([transform(image_set[index]) for index in range(len(image_set))])
     return images, torch.as_tensor(image_set.labels)

@@ -1,4 +1,4 @@
-"""The loop that trainings of variants share: seeded, shown, and taken up again where it was killed."""
+"""The training loop of all trainings but "one-cycle". It is seeded, shows its progress, and can be continued."""
 
 import hashlib
 import json
@@ -24,9 +24,13 @@ SAVE_EVERY_S = 60.0
 
 
 class Schedule(BaseModel):
-    """How long and how fast a training goes: a learning rate that falls to 0 along a cosine, after a linear warm-up.
+    """The length and the learning rates of a training. After a linear warm-up, the rate falls to 0 along a cosine.
 
-    warm_up: share of the steps over which the rate rises from 0.
+    epochs: how often all training images are used.
+    batch: images a step.
+    learning_rate: the largest learning rate.
+    warm_up: the share of the steps, from 0 to below 1, over which the rate rises from 0.
+    seed: the seed of the order of the images and of all that a step draws at random.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -38,7 +42,11 @@ class Schedule(BaseModel):
     seed: int = Field(default=0, ge=0)
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step, counted from 0, of so many."""
+        """The learning rate of one step.
+
+        step: the number of the step, from 0.
+        steps: how many steps there are.
+        """
         warm = self.warm_up * steps
         if step < warm:
             return self.learning_rate * (step + 1) / (warm + 1)
@@ -47,16 +55,17 @@ class Schedule(BaseModel):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a long work keeps what is finished, in one file; without a file nothing is kept.
+    """The file in which a long computation saves its state, so that it can be continued after an interruption.
 
-    key: all that the work depends on, as JSON. What was kept under another key is not taken up.
+    file: the file; None saves nothing.
+    key: all that the computation depends on, as JSON. A state that was saved under another key is not used.
     """
 
     file: Path | None
     key: Mapping[str, Any]
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The tensors and the JSON that were saved last, or None where there are none to go on with."""
+        """The tensors and the JSON that were saved last; None where there is no file, or no usable one."""
         if self.file is None or not self.file.is_file():
             return None
         try:
@@ -66,18 +75,19 @@ class Progress:
                     return None
                 return {name: kept.get_tensor(name) for name in kept.keys()}, json.loads(about["about"])  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError):
-            return None  # a damaged file costs its steps, not the work
+            return None  # with a damaged file the computation starts again, instead of failing
 
     def save(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Saves a state: its tensors, by name, and what else it needs, as JSON."""
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        # Two names may share one memory, which safetensors refuses.
+        # Two names may refer to the same memory, which safetensors refuses.
         copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         write_atomically(self.file, save(copies, {"key": self._key, "about": json.dumps(about)}))
 
     def clear(self) -> None:
-        """Forgets what was kept: the work is over and its result is on the disk."""
+        """Removes the file, when the computation is finished and its result is written."""
         if self.file is not None:
             self.file.unlink(missing_ok=True)
 
@@ -95,13 +105,19 @@ def optimise(
     progress: Progress,
     title: str,
 ) -> list[float]:
-    """Trains over `rows` images for the schedule's epochs; returns the mean over the batches of each epoch.
+    """Trains for the epochs of a schedule, and returns the mean loss of each epoch.
 
-    update(indices (n,), generator) takes one step on those images and returns its loss; all that it draws at random
-    comes from the generator, or from torch's random state, which both hang on the seed and the step alone: a training
-    that was killed and taken up again ends with the same bits.
-    trained: every tensor that the steps change (parameters, and buffers such as the running statistics of BatchNorm),
-    which are saved with the optimizer's state after each epoch and once a minute.
+    optimizer: the optimizer; its learning rate is set before each step.
+    schedule: the epochs, the batch size, the learning rates and the seed.
+    rows: the number of training images.
+    update: a function that takes one step. It gets the indices (n,) of the images of the step and a generator, and
+        returns the loss. It draws all random numbers from this generator or from torch's random state. Both depend on
+        the seed and the number of the step only, so a training that was continued ends with the same bits.
+    trained: every tensor that the steps change, by name: parameters, and buffers such as BatchNorm's running
+        statistics. They are saved, with the optimizer's state, after each epoch and once a minute.
+    progress: where they are saved.
+    title: what the progress bar and errors call the training.
+
     Raises ValueError where a loss is not finite.
     """
     steps_an_epoch = math.ceil(rows / schedule.batch)
@@ -131,7 +147,7 @@ def optimise(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step, steps)
             generator = _generator(schedule.seed, "step", step)
-            torch.manual_seed(generator.initial_seed())  # layers such as dropout draw from torch's own state
+            torch.manual_seed(generator.initial_seed())  # layers such as dropout draw from torch's global state
             losses[-1].append(update(indices, generator))
             if not math.isfinite(losses[-1][-1]):
                 raise UserError(
@@ -148,6 +164,7 @@ def optimise(
 
 
 def _generator(seed: int, purpose: str, number: int) -> Generator:
+    """A generator for one purpose ("order" or "step") and one number of it: no two of them give the same numbers."""
     digest = hashlib.sha256(f"{seed} {purpose} {number}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:7]))
 
@@ -163,6 +180,7 @@ def _optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Loads the tensors that `_optimizer_state` gave; other tensors are ignored."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         kind, _, rest = key.partition("/")

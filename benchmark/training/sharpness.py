@@ -1,4 +1,4 @@
-"""Sharpness: how far the training loss rises near a network's weights. A diagnostic of models; no detector reads it.
+"""Sharpness: how much the training loss rises near a network's weights. It describes models; no detector uses it.
 
     python -m benchmark sharpness digits-resnet digits-vit    the 12 definitions of the paper, model by model
 
@@ -9,11 +9,11 @@ images, a scale c >= 0 for each weight and a radius rho:
     average:  E_S E_delta [L_S(w + delta) - L_S(w)]                     delta = c * N(0, rho^2) or c * U(-rho, rho)
     worst:    E_S max [L_S(w + delta) - L_S(w)]                         over |delta / c|_p <= rho, p = 2 or infinity
 
-with c = 1 (standard) or c = |w| (adaptive). Adaptive sharpness does not change where weights are rescaled and the
-network's function stays, as between BatchNorm, ReLU and a convolution. The paper finds that no definition predicts how
-well a model generalises, and it measures no detection: a link to detectors is for a user to look for.
+with c = 1 (standard) or c = |w| (adaptive). Weights can be rescaled in ways that leave the network's function as it is,
+for example around BatchNorm, ReLU and a convolution. Such a rescaling does not change adaptive sharpness. The paper
+finds that no definition predicts how well a model generalises. It does not study OOD detection.
 
-Sharpness compares models on one loss surface alone: one architecture, one training set, the same images.
+Sharpness can be compared only between models of one architecture and one training set, on the same images.
 """
 
 import math
@@ -39,20 +39,26 @@ from benchmark.suites.suite import Suite
 from benchmark.training.data import TrainingSet
 from detectors import did_you_mean
 
-Case = Literal["worst", "average"]
+SharpnessCase = Literal["worst", "average"]
 Norm = Literal["l2", "linf"]
 Scaling = Literal["standard", "adaptive"]
 Loss = Callable[[Tensor], Tensor]  # of weights (P,), a scalar
 
 MOMENTUM = 0.75
-SUCCESSES = 0.75  # the share of steps that must raise the loss, or the step size is halved
+SUCCESSES = 0.75  # where fewer than this share of the steps raise the loss, the step size is halved
 SMALLEST_SPREAD = 1e-10  # of logits, as in the authors' code
 
 
 class Definition(NamedTuple):
-    """What is held to be sharpness. As text, such as `worst-linf-adaptive-normalised`."""
+    """One of the definitions of sharpness. Its text is, for example, `worst-linf-adaptive-normalised`.
 
-    case: Case
+    case: the largest rise of the loss ("worst"), or the mean rise ("average").
+    norm: the norm of the perturbation.
+    scaling: whether each weight is perturbed in proportion to its size ("adaptive"), or all alike ("standard").
+    normalise_logits: whether logits are divided by their standard deviation before the loss.
+    """
+
+    case: SharpnessCase
     norm: Norm
     scaling: Scaling
     normalise_logits: bool
@@ -62,10 +68,11 @@ class Definition(NamedTuple):
 
     @property
     def radius(self) -> float:
-        """The smallest radius that the paper tries with this definition on its networks of CIFAR-10 (tables 3 and 4).
+        """The smallest radius that the paper tries with this definition on CIFAR-10 (tables 3 and 4).
 
-        Standard sharpness has no radius that suits all networks: those of its ViT are a tenth to a fiftieth of those
-        of its ResNet, at which the small networks of the digits suite are destroyed.
+        No radius of standard sharpness is right for all networks. The paper's radii for its ViT are a tenth to a
+        fiftieth of those for its ResNet. At the radii for its ResNet, the small networks of the digits suite no longer
+        classify.
         """
         return _RADII[self.case, self.norm, self.scaling]
 
@@ -85,7 +92,7 @@ _RADII = {
 def definitions() -> tuple[Definition, ...]:
     """The paper's 12: average and worst, l2 and linf, each standard, adaptive, and adaptive of normalised logits."""
     scalings: list[tuple[Scaling, bool]] = [("standard", False), ("adaptive", False), ("adaptive", True)]
-    cases: list[Case] = ["average", "worst"]
+    cases: list[SharpnessCase] = ["average", "worst"]
     norms: list[Norm] = ["l2", "linf"]
     return tuple(Definition(case, norm, *scaling) for scaling, case, norm in product(scalings, cases, norms))
 
@@ -100,7 +107,13 @@ def definition_of(name: str) -> Definition:
 
 @dataclass(frozen=True)
 class Sharpness:
-    """value: the mean of the batches' values. base_loss: the mean loss at the weights themselves. Both in nats."""
+    """The sharpness of a network.
+
+    value: the mean over the batches, in nats.
+    per_batch: the value of each batch, in nats.
+    base_loss: the mean loss at the unperturbed weights, in nats.
+    seconds: how long the computation took.
+    """
 
     value: float
     per_batch: tuple[float, ...]
@@ -114,7 +127,7 @@ def sharpness(
     images: Tensor,
     labels: Tensor,
     *,
-    case: Case,
+    case: SharpnessCase,
     norm: Norm,
     scaling: Scaling,
     normalise_logits: bool,
@@ -124,25 +137,31 @@ def sharpness(
     draws: Annotated[int, Field(ge=1)] = 100,
     seed: Annotated[int, Field(ge=0)] = 0,
 ) -> Sharpness:
-    """The sharpness of a network, which stays as it is, on training images (N, 3, H, W) with labels (N,).
+    """The sharpness of a network on training images. The network is not changed.
 
-    network: gives logits (n, C) of images (n, 3, H, W); in evaluation mode, so that BatchNorm uses its running
-    statistics. Every parameter is perturbed, biases and normalisation included, also those that a loader has frozen;
-    buffers are not. A parameter that is 0 does not move where the scaling is adaptive.
-    normalise_logits: whether an image's logits are divided by their standard deviation (over the classes, population)
-    before the loss, which a mere rescaling of the head then leaves alone (the paper's equation 5).
-    rho: the radius. batch: m, the images among which one perturbation is sought; the paper takes 8 batches of 128
-    (CIFAR) or of 256. Images after the last full batch are left out.
-    steps: of the search for the worst case, see `worst_rise`; 1 is one step to the boundary, see `one_step_rise`.
-    draws: of the average case. seed: the same seed on the same device gives the same value.
+    network: a function from images (n, 3, H, W) to logits (n, C), in evaluation mode, so that BatchNorm uses its
+        running statistics. Every parameter is perturbed, also biases, those of normalisation layers, and frozen ones.
+        Buffers are not perturbed. With adaptive scaling, a parameter that is 0 stays 0.
+    images: the training images, (N, 3, H, W).
+    labels: their classes, (N,).
+    case, norm, scaling: the definition of sharpness, see `Definition`.
+    normalise_logits: whether the logits of an image are divided by their standard deviation over the classes (of the
+        population) before the loss. Then a rescaling of the head does not change the value (the paper's equation 5).
+    rho: the radius of the perturbation.
+    batch: m, the number of images for which one perturbation is sought. The paper takes 8 batches of 128 (CIFAR) or of
+        256. Images after the last full batch are not used.
+    steps: steps of the search for the worst case, see `worst_rise`; 1 is one step to the boundary, see `one_step_rise`.
+    draws: random perturbations of the average case.
+    seed: the same seed on the same device gives the same value.
 
-    Raises ValueError, naming it, for a setting out of its range, a network in training mode, labels or images that do
-    not fit, and a loss that is not finite.
+    Raises ValueError, which names the setting, for a setting out of its range, a network in training mode, labels or
+    images of a wrong shape or number, and a loss that is not finite.
 
-    The paper leaves open BatchNorm's mode and which parameters are perturbed; both are as in the authors' published
-    code (tml-epfl/sharpness-vs-generalization). That code differs elsewhere from the paper, which we follow: it divides
-    logits by the norm of the centred logits, without the 1/sqrt(C); its commands start the search at the weights
-    themselves, not at random, and average 20 draws, not 100. Leaving out the last images is our choice.
+    The paper does not say in which mode BatchNorm is, nor which parameters are perturbed. Both are here as in the
+    authors' published code (tml-epfl/sharpness-vs-generalization). That code differs from the paper in three things, in
+    which we follow the paper: it divides logits by the norm of the centred logits, without the 1/sqrt(C); its commands
+    start the search at the weights themselves, not at random; and they average 20 draws, not 100. That the last images
+    are not used is our choice.
     """
     if any(module.training for module in network.modules()):
         raise UserError("network is in training mode; allowed: evaluation mode, as after network.eval()")
@@ -157,7 +176,7 @@ def sharpness(
     numbers = range(len(images) // batch)
     for number in tqdm(numbers, desc=f"{case} {norm} sharpness", unit="batch", disable=None, leave=False):
         rows = slice(number * batch, (number + 1) * batch)
-        loss = _loss(network, images[rows].to(weights), labels[rows].to(weights.device), normalise_logits)
+        loss = _loss_of_weights(network, images[rows].to(weights), labels[rows].to(weights.device), normalise_logits)
         with torch.no_grad():
             losses.append(loss(weights).item())
         if not math.isfinite(losses[-1]):
@@ -176,8 +195,8 @@ def _batch_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _loss(network: nn.Module, images: Tensor, labels: Tensor, normalise_logits: bool) -> Loss:
-    """The mean cross-entropy of a batch as a function of all parameters, one after the other."""
+def _loss_of_weights(network: nn.Module, images: Tensor, labels: Tensor, normalise_logits: bool) -> Loss:
+    """The mean cross-entropy of a batch as a function of all parameters, which are joined into one vector (P,)."""
     shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
     sizes = [shape.numel() for shape in shapes.values()]
 
@@ -185,13 +204,16 @@ def _loss(network: nn.Module, images: Tensor, labels: Tensor, normalise_logits: 
         pieces = zip(shapes.items(), weights.split(sizes), strict=True)
         parameters = {name: piece.view(shape) for (name, shape), piece in pieces}
         logits = functional_call(network, parameters, (images,))
-        return cross_entropy(_normalised(logits) if normalise_logits else logits, labels)
+        return cross_entropy(_normalised_logits(logits) if normalise_logits else logits, labels)
 
     return loss
 
 
-def _normalised(logits: Tensor) -> Tensor:
-    """Logits (n, C) over their standard deviation; centred, which softmax ignores. Equal logits give zeros."""
+def _normalised_logits(logits: Tensor) -> Tensor:
+    """Logits (n, C), centred and divided by their standard deviation. Equal logits give zeros.
+
+    Centring does not change the softmax.
+    """
     centred = logits - logits.mean(dim=1, keepdim=True)
     spread = centred.norm(dim=1, keepdim=True) / math.sqrt(logits.shape[1])
     return centred / spread.clamp_min(SMALLEST_SPREAD)
@@ -201,10 +223,18 @@ def _normalised(logits: Tensor) -> Tensor:
 def average_rise(
     loss: Loss, weights: Tensor, scale: Tensor, norm: Norm, rho: float, draws: int, random: Generator
 ) -> float:
-    """The mean rise of a loss over perturbations scale * N(0, rho^2) ("l2") or scale * U(-rho, rho) ("linf").
+    """The mean rise of a loss over random perturbations of the weights. It can be negative.
 
-    weights, scale: (P,). For a small rho and a loss of Hessian H it goes to rho^2 / 2 * sum_i H_ii scale_i^2, and to a
-    third of that for the uniform distribution. It can be negative.
+    loss: a function of the weights.
+    weights: the weights, (P,).
+    scale: the scale of the perturbation of each weight, (P,).
+    norm: "l2" draws perturbations from scale * N(0, rho^2), "linf" from scale * U(-rho, rho).
+    rho: the radius.
+    draws: the number of perturbations.
+    random: the source of all random numbers.
+
+    For a small rho and a loss with the Hessian H, the value approaches rho^2 / 2 * sum_i H_ii scale_i^2 for the normal
+    distribution, and a third of that for the uniform one.
     """
     draw = torch.empty_like(weights)
     total = 0.0
@@ -217,16 +247,23 @@ def average_rise(
 def one_step_rise(loss: Loss, weights: Tensor, scale: Tensor, norm: Norm, rho: float) -> float:
     """The rise of a loss after one step along its gradient, to the boundary of the ball |delta / scale|_p <= rho.
 
+    loss, weights, scale, norm, rho: as in `average_rise`.
+
     Source: Müller, Vlaar, Rolnick, Hein, "Normalization Layers Are All That Sharpness-Aware Minimization Needs",
     NeurIPS 2023, section 5.2: the step of SAM, here with `scale`. It can be negative where rho is large.
     """
-    here = _point(loss, weights, scale, torch.zeros_like(weights))
+    here = _evaluate_point(loss, weights, scale, torch.zeros_like(weights))
     with torch.no_grad():
-        return loss(weights + rho * scale * _direction(here.gradient, norm)).item() - here.loss
+        return loss(weights + rho * scale * _ascent_direction(here.gradient, norm)).item() - here.loss
 
 
 class _Point(NamedTuple):
-    """position: delta / scale (P,). gradient: of the loss with respect to the position (P,)."""
+    """A point of the search for the worst case.
+
+    position: delta / scale, (P,).
+    loss: the loss there, in nats.
+    gradient: the gradient of the loss with respect to the position, (P,).
+    """
 
     position: Tensor
     loss: float
@@ -236,38 +273,45 @@ class _Point(NamedTuple):
 def worst_rise(
     loss: Loss, weights: Tensor, scale: Tensor, norm: Norm, rho: float, steps: int, random: Generator
 ) -> float:
-    """The largest rise of a loss that Auto-PGD finds in the ball |delta / scale|_p <= rho; at least 0.
+    """The largest rise of a loss that Auto-PGD finds in the ball |delta / scale|_p <= rho. It is at least 0.
 
-    weights, scale: (P,). For a small rho it goes to rho * |scale * gradient|_q with 1/p + 1/q = 1.
+    loss, weights, scale, norm, rho: as in `average_rise`.
+    steps: the number of steps of the search.
+    random: the source of the random start.
 
-    Source: algorithm 1 of the paper's appendix C, on positions delta / scale. Its constants, which the paper cites
-    alone, are those of Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
-    parameter-free attacks", ICML 2020: steps of 2 rho at first, momentum 0.75, and the checkpoints and conditions at
-    which the step size is halved and the search goes on from the best position.
+    For a small rho, the value approaches rho * |scale * gradient|_q with 1/p + 1/q = 1.
 
-    Our reading: for l2 the gradient with respect to the position is divided by its norm (Croce and Hein), and the
-    projection is the ball's, so that a rescaling which leaves the function alone leaves the search alone; the start
-    for l2 is Gaussian of expected squared norm rho^2, projected; the weights themselves count as found, as in the
-    authors' code. That code takes alpha z + (1 - alpha) w_(k-1) for the algorithm's step with momentum, divides
-    the l2 step by the norm of the gradient without the scale, projects on the ellipsoid in delta, and counts rises over
-    the best loss where Croce and Hein count rises over the step before.
+    Source: algorithm 1 of the paper's appendix C, on positions delta / scale. The paper does not repeat the constants
+    of the algorithm but cites Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks", ICML 2020. From there: the first step size of 2 rho, the momentum of 0.75, and the
+    checkpoints and conditions at which the step size is halved and the search continues from the best position.
+
+    Our reading of what is open:
+    - For l2, the gradient with respect to the position is divided by its norm (as Croce and Hein do), and positions are
+      projected on the ball. So a rescaling of weights that leaves the function as it is does not change the search.
+    - The start for l2 is Gaussian with the expected squared norm rho^2, then projected.
+    - The unperturbed weights count as a point of the search, as in the authors' code.
+
+    The authors' code differs in other things. It takes alpha z + (1 - alpha) w_(k-1) for the step with momentum. It
+    divides the l2 step by the norm of the gradient without the scale, and projects on the ellipsoid in delta. It counts
+    rises above the best loss, where Croce and Hein count rises above the step before.
     """
-    best = _point(loss, weights, scale, torch.zeros_like(weights))
+    best = _evaluate_point(loss, weights, scale, torch.zeros_like(weights))
     base = best.loss
-    here = _point(loss, weights, scale, _start(weights, norm, rho, random))
-    best = max(best, here, key=_loss_of)
+    here = _evaluate_point(loss, weights, scale, _start_position(weights, norm, rho, random))
+    best = max(best, here, key=_comparable_loss)
     before = here.position
     step_size = checked_step_size = 2 * rho
     checked_loss, rises, checked = best.loss, 0, 0
     checkpoints = set(_checkpoints(steps))
     for step in range(1, steps + 1):
         momentum = 1.0 if step == 1 else MOMENTUM
-        target = _project(here.position + step_size * _direction(here.gradient, norm), norm, rho)
+        target = _project_on_ball(here.position + step_size * _ascent_direction(here.gradient, norm), norm, rho)
         moved = momentum * (target - here.position) + (1 - momentum) * (here.position - before)
-        there = _point(loss, weights, scale, _project(here.position + moved, norm, rho))
+        there = _evaluate_point(loss, weights, scale, _project_on_ball(here.position + moved, norm, rho))
         rises += there.loss > here.loss
         before, here = here.position, there
-        best = max(best, here, key=_loss_of)
+        best = max(best, here, key=_comparable_loss)
         if step in checkpoints:
             too_few = rises < SUCCESSES * (step - checked)
             stuck = step_size == checked_step_size and best.loss == checked_loss
@@ -278,43 +322,45 @@ def worst_rise(
     return best.loss - base
 
 
-def _loss_of(point: _Point) -> float:
-    """For the choice of the best point; a loss that is not a number is none."""
+def _comparable_loss(point: _Point) -> float:
+    """The loss by which the best point is chosen. A point whose loss is NaN is never the best."""
     return -math.inf if math.isnan(point.loss) else point.loss
 
 
-def _point(loss: Loss, weights: Tensor, scale: Tensor, position: Tensor) -> _Point:
+def _evaluate_point(loss: Loss, weights: Tensor, scale: Tensor, position: Tensor) -> _Point:
+    """The loss and its gradient at a position (P,)."""
     position = position.detach().requires_grad_()
     value = loss(weights + scale * position)
     (gradient,) = torch.autograd.grad(value, position)
     return _Point(position.detach(), value.item(), gradient)
 
 
-def _start(weights: Tensor, norm: Norm, rho: float, random: Generator) -> Tensor:
+def _start_position(weights: Tensor, norm: Norm, rho: float, random: Generator) -> Tensor:
+    """A random position (P,) in the ball, where the search starts."""
     position = torch.empty_like(weights)
     if norm == "linf":
         return position.uniform_(-rho, rho, generator=random)
-    return _project(position.normal_(0, rho / math.sqrt(len(weights)), generator=random), norm, rho)
+    return _project_on_ball(position.normal_(0, rho / math.sqrt(len(weights)), generator=random), norm, rho)
 
 
-def _direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """The direction of steepest ascent, of length 1 in the norm. A gradient of zero gives zero."""
+def _ascent_direction(gradient: Tensor, norm: Norm) -> Tensor:
+    """The direction of steepest ascent (P,), with length 1 in the norm. A gradient of zero gives zero."""
     if norm == "linf":
         return gradient.sign()
     tiny = torch.finfo(gradient.dtype).tiny
-    gradient = gradient / gradient.abs().max().clamp_min(tiny)  # or the squares of small ones would vanish
+    gradient = gradient / gradient.abs().max().clamp_min(tiny)  # so that squares of small entries do not become 0
     return gradient / gradient.norm().clamp_min(tiny)
 
 
-def _project(position: Tensor, norm: Norm, rho: float) -> Tensor:
-    """The nearest position of the ball."""
+def _project_on_ball(position: Tensor, norm: Norm, rho: float) -> Tensor:
+    """The nearest position (P,) in the ball."""
     if norm == "linf":
         return position.clamp(-rho, rho)
     return position * (rho / position.norm().clamp_min(rho))
 
 
 def _checkpoints(steps: int) -> Iterator[int]:
-    """The steps after which Auto-PGD looks at its step size: ceil(p_j * steps), with p_1 = 0.22 and shrinking gaps."""
+    """The steps after which Auto-PGD checks its step size: ceil(p_j * steps), with p_1 = 0.22 and shrinking gaps."""
     percent = gap = 22
     while percent <= 100:
         yield math.ceil(percent * steps / 100)
@@ -323,10 +369,14 @@ def _checkpoints(steps: int) -> Iterator[int]:
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
-    """Kendall's tau-a of two measurements of M models: the mean of sign(a_i - a_j) sign(b_i - b_j) over the pairs.
+    """Kendall's tau-a of two figures of M models: the mean of sign(a_i - a_j) sign(b_i - b_j) over the pairs of models.
 
-    Source: the paper's equation 4. A pair that is tied in either counts as 0 and stays in the mean, so ties bring tau-a
-    nearer to 0; SciPy's tau-b, which divides by the pairs that are not tied, is the same where there are no ties.
+    first, second: one figure of each model, (M,), in the same order.
+
+    Raises ValueError where the lengths differ, there are fewer than two models, or a figure is not finite.
+
+    Source: the paper's equation 4. A pair that is tied in one of the two counts as 0 and stays in the mean, so ties
+    bring tau-a nearer to 0. SciPy's tau-b divides by the pairs that are not tied; without ties, both are the same.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
@@ -338,18 +388,24 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def kendall_tau_deviation(models: int) -> float:
-    """The standard deviation of tau over M unrelated models without ties: 0.22 for M = 12, 0.09 for M = 56."""
+    """The standard deviation of tau where the two figures are unrelated and have no ties.
+
+    It is 0.22 for 12 models and 0.09 for 56. Raises ValueError for fewer than two models.
+    """
     if models < 2:
         raise UserError(f"models is {models}; allowed: an integer from 2")
     return math.sqrt(2 * (2 * models + 5) / (9 * models * (models - 1)))
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A model with its sharpness and an error, larger = worse: a test error, an FPR@95 or 1 - AUROC.
+class ModelSharpness:
+    """The sharpness of a model beside an error of it.
 
-    architecture, training_set: what tells its loss surface, such as `Model.architecture` and an image set's
-    `content_sha256`.
+    model: the id of the model.
+    architecture: its architecture, such as `Model.architecture`.
+    training_set: its training set, such as the `content_sha256` of an image set.
+    sharpness: its sharpness, in nats.
+    error: a figure that is larger where the model is worse: a test error, an FPR@95 or 1 - AUROC.
     """
 
     model: str
@@ -359,11 +415,11 @@ class Measured:
     error: float
 
 
-def correlate(models: Sequence[Measured]) -> float:
-    """Kendall's tau of sharpness and error. Positive: flatter models are better.
+def correlate_sharpness_with_error(models: Sequence[ModelSharpness]) -> float:
+    """Kendall's tau of sharpness and error. It is positive where models with a smaller sharpness are better.
 
-    Raises ValueError where the models are of several architectures or training sets, whose sharpness cannot be
-    compared (the paper's section 3.1).
+    Raises ValueError where the models have several architectures or training sets: their sharpness cannot be compared
+    (the paper's section 3.1).
     """
     for name in ("architecture", "training_set"):
         values = sorted({getattr(model, name) for model in models})
@@ -375,7 +431,7 @@ def correlate(models: Sequence[Measured]) -> float:
 def training_images(
     suite: Suite, model_id: str, device: torch.device, count: int, seed: int
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """A model's network with the same training images (n, 3, H, W) and labels (n,) for every model of the suite."""
+    """A model's network, and training images (n, 3, H, W) with labels (n,), which are the same for every model."""
     known = suite.known_models
     if model_id not in known:
         raise UserError(f"no model is called {model_id!r}{did_you_mean(model_id, known)}; known: {', '.join(known)}")

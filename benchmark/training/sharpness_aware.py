@@ -1,4 +1,4 @@
-"""Perturbation-aware training: each step follows the gradient at weights that were moved uphill first.
+"""Sharpness-aware training: each step uses the gradient at weights that were first moved to a larger loss.
 
     optimizer = SGD(network.parameters(), lr=0.1)
     sharp = SharpnessAware(Perturbation(variant="sam", scope="norm-only", rho=0.5), network, optimizer)
@@ -6,7 +6,7 @@
 
 Source: Mueller, Vlaar, Rolnick, Hein, "Normalization Layers Are All That Perturbation-Aware Minimization Needs",
 NeurIPS 2023: section 3 and appendix A.3 (Table 9), which restate SAM (Foret et al. 2021), ASAM (Kwon et al. 2021) and
-Fisher-SAM (Kim et al. 2022). Compared with the authors' public optimizers, for CIFAR and for ImageNet.
+Fisher-SAM (Kim et al. 2022). It was compared with the authors' public optimizers, for CIFAR and for ImageNet.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,19 +27,24 @@ FISHER_ETA = 1.0
 
 
 class Perturbation(BaseModel):
-    """How the weights w are moved: to the loss's largest value, to first order, where ||T^-1 eps||_p <= rho.
+    """How the weights w are moved by eps: to the largest loss, to first order, with ||T^-1 eps||_p <= rho.
 
-    variant: T_i of an entry w_i, and p, which is 2 but for asam-linf (Table 9). T_i is 1 for `sam`; |w_i| for
-        `asam-l2` and `asam-linf`; for `asam-l2-original` |w_i| + 0.01 in a parameter whose name ends in "weight", and 1
-        in any other (section 3.2 and the authors' code; Table 9 prints 1.01); the l2 norm of its whole tensor for
-        `layerwise-l2`; (1 + g_i^2)^-1/2 for `fisher`, g the gradient of the mean loss.
-    scope: the entries that are moved; the whole rho is theirs. `norm-only` is SAM-ON: scale and shift of BatchNorm,
-        LayerNorm and GroupNorm (the last is our addition). `no-norm` and `random` are the paper's controls: all
-        others, and as many entries as norm-only has, drawn from all by `seed`, once (the paper does not say how often).
-    rho: the radius. Its best value hangs on variant and scope; the paper's for CIFAR-10 ResNets are 0.1 for sam and
-        0.5 for sam, norm-only.
-    micro_batch: m-SAM: every so many samples of a batch have an eps of their own, and the gradients are averaged.
-        None: the batch has one.
+    variant: which T and p are used. p is 2, except for `asam-linf` (Table 9). T_i, for an entry w_i, is
+        - 1 for `sam`;
+        - |w_i| for `asam-l2` and `asam-linf`;
+        - for `asam-l2-original`, |w_i| + 0.01 in a parameter whose name ends in "weight", and 1 in any other (section
+          3.2 and the authors' code; Table 9 prints 1.01);
+        - for `layerwise-l2`, the l2 norm of the whole tensor of w_i;
+        - for `fisher`, (1 + g_i^2)^-1/2, where g is the gradient of the mean loss.
+    scope: which entries are moved; rho is the norm of their perturbation. `norm-only` is SAM-ON: the scale and shift of
+        BatchNorm, LayerNorm and GroupNorm (GroupNorm is our addition). `no-norm` and `random` are the paper's controls.
+        `no-norm` is all other entries. `random` is as many entries as `norm-only` has, drawn from all entries by
+        `seed`. They are drawn once; the paper does not say how often.
+    rho: the radius. The best value depends on variant and scope. The paper has, for ResNets on CIFAR-10, 0.1 for `sam`
+        and 0.5 for `sam` with `norm-only`.
+    micro_batch: the number of images that share one eps (m-SAM); the gradients of the micro-batches are averaged. None
+        takes one eps for the whole batch.
+    seed: the seed of the draw for the scope `random`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,14 +57,18 @@ class Perturbation(BaseModel):
 
 
 class SharpnessAware:
-    """Steps of a torch optimizer with the gradients at the moved weights.
+    """Takes steps with a torch optimizer, with the gradients at moved weights.
 
-    It has no state of its own: to go on with a training, restore the weights, the buffers and the optimizer.
-    masks: by the name of each parameter in the scope, which of its entries are moved, or None for all.
+    It keeps no state: to continue a training, restore the weights, the buffers and the optimizer.
+
+    settings: how the weights are moved.
+    optimizer: the optimizer that takes the steps.
+    network: the network that is trained.
+    masks: for each parameter in the scope, by its name, which entries are moved; None for all of them.
     """
 
     def __init__(self, settings: Perturbation, network: nn.Module, optimizer: Optimizer) -> None:
-        """Raises ValueError, naming `scope`, where the network has nothing in it that the optimizer trains."""
+        """Raises ValueError, which names `scope`, where the optimizer trains no parameter in the scope."""
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         self.settings, self.optimizer, self.network = settings, optimizer, network
         parameters = {name: value for name, value in network.named_parameters() if id(value) in trained}
@@ -67,12 +76,15 @@ class SharpnessAware:
         self._moved = {name: parameters[name] for name in self.masks}
 
     def step(self, loss_of: Callable[[Tensor], Tensor], rows: Tensor) -> float:
-        """Takes one step on a batch; returns its mean loss at the weights as they were.
+        """Takes one step on a batch, and returns its mean loss at the weights before the step.
 
-        rows: (n,), the indices of the batch. loss_of(some of them) gives their mean loss, with gradients; it is called
-        twice for each micro-batch. Buffers, such as the running statistics of BatchNorm, keep what the first call made
-        of them: the second sees weights that the network never has (the authors' code for CIFAR updates them in both).
-        What loss_of draws at random, such as dropout, it draws anew in the second.
+        loss_of: a function from some of the rows to their mean loss, with gradients. It is called twice for each
+            micro-batch: at the weights, and at the moved weights. Random numbers, such as dropout's, differ between the
+            two calls.
+        rows: the indices of the batch, (n,).
+
+        Buffers, such as the running statistics of BatchNorm, are those after the first call, because the network never
+        keeps the moved weights. (The authors' code for CIFAR updates them in both calls.)
         """
         total = 0.0
         self.optimizer.zero_grad()
@@ -83,7 +95,7 @@ class SharpnessAware:
             total += share * loss.item()
             weights = {name: value.detach() for name, value in self._moved.items()}
             moves = perturbation(self.settings, weights, dict(zip(weights, gradients, strict=True)), self.masks)
-            with _moved_by(weights, moves), _kept(dict(self.network.named_buffers())):
+            with _moved_weights(weights, moves), _restored_values(dict(self.network.named_buffers())):
                 (share * loss_of(part)).backward()
         self.optimizer.step()
         return total
@@ -96,9 +108,16 @@ def perturbation(
     gradients: Mapping[str, Tensor],
     masks: Mapping[str, Tensor | None],
 ) -> dict[str, Tensor]:
-    """eps by the name of a parameter: rho T^2 g / ||T g||_2, or for p = infinity rho T sign(g); 0 where T g is 0.
+    """eps of each parameter, by its name: rho T^2 g / ||T g||_2; for p = infinity, rho T sign(g).
 
-    An entry that is 0 has T = 0 in asam-l2 and asam-linf, and so is not moved.
+    It is 0 where T g is 0.
+
+    settings: the variant and rho.
+    weights: the parameters in the scope, by name.
+    gradients: the gradient g of each, by name.
+    masks: which entries of each are in the scope; None for all.
+
+    With `asam-l2` and `asam-linf`, an entry that is 0 has T = 0 and is not moved.
     """
     scales = {}
     for name, weight in weights.items():
@@ -115,9 +134,9 @@ def perturbation(
 
 
 def norm_parameters(network: nn.Module) -> set[str]:
-    """The names of the scales and shifts of normalisation layers, by the type of the layer.
+    """The names of the scales and shifts of normalisation layers. The type of a layer decides what it is.
 
-    The authors' code for CIFAR goes by "norm" or "bn" in the name, which misses those that are called otherwise.
+    The authors' code for CIFAR looks for "norm" or "bn" in the name. It misses layers with other names.
     """
     return {
         f"{place}.{name}" if place else name
@@ -128,7 +147,14 @@ def norm_parameters(network: nn.Module) -> set[str]:
 
 
 def scope_masks(settings: Perturbation, parameters: Mapping[str, Tensor], norm: set[str]) -> dict[str, Tensor | None]:
-    """Of each parameter with entries in the scope, which entries (bool, of its shape), or None for all."""
+    """Which entries of each parameter are in the scope: a mask (bool, in its shape), or None for all of them.
+
+    settings: the scope, and the seed for "random".
+    parameters: what the optimizer trains, by name.
+    norm: the names of the parameters of normalisation layers.
+
+    Parameters without an entry in the scope are left out. Raises ValueError where no parameter is in the scope.
+    """
     if settings.scope in ("norm-only", "random") and not norm:
         raise UserError(
             f"scope is {settings.scope!r}, but the optimizer trains no scale or shift of a BatchNorm, LayerNorm or "
@@ -153,7 +179,7 @@ def scope_masks(settings: Perturbation, parameters: Mapping[str, Tensor], norm: 
 
 
 def _scale(variant: str, name: str, weight: Tensor, gradient: Tensor) -> Tensor:
-    """The diagonal of T for one parameter, in its shape."""
+    """The diagonal of T for one parameter, in the shape of the parameter."""
     match variant:
         case "asam-l2" | "asam-linf":
             return weight.abs()
@@ -168,16 +194,20 @@ def _scale(variant: str, name: str, weight: Tensor, gradient: Tensor) -> Tensor:
 
 
 @contextmanager
-def _moved_by(weights: Mapping[str, Tensor], moves: Mapping[str, Tensor]) -> Iterator[None]:
-    """The weights moved; afterwards the same bits as before, which subtracting would not give back."""
-    with _kept(weights):
+def _moved_weights(weights: Mapping[str, Tensor], moves: Mapping[str, Tensor]) -> Iterator[None]:
+    """Moves the weights inside of the block. Afterwards they have the same bits as before.
+
+    Subtracting the moves would not give the same bits, because of rounding.
+    """
+    with _restored_values(weights):
         for name, weight in weights.items():
             weight.add_(moves[name])
         yield
 
 
 @contextmanager
-def _kept(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def _restored_values(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Gives tensors, at the end of the block, the values that they had at its start."""
     copies = {name: value.detach().clone() for name, value in tensors.items()}
     try:
         yield

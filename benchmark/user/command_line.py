@@ -5,23 +5,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from benchmark.entries import read_entries, read_toml
+from benchmark.entries import read_entries
 from benchmark.errors import UserError
 from benchmark.images.entries import BUILT_IN as IMAGE_SETS
 from benchmark.images.entries import ImageSetEntry
-from benchmark.images.image_set import load_image_set
 from benchmark.models.entries import BUILT_IN as MODELS
 from benchmark.models.entries import ModelEntry
-from benchmark.suites.entries import SuiteEntry, Variants
+from benchmark.suites.entries import Variants
 from benchmark.suites.loading import load_suite, make_suite
 from benchmark.suites.suite import Suite
 from benchmark.user import DEFAULT_SUITE
-from benchmark.user.ids import id_of, split_name
-from benchmark.user.image_sets import NamedSet, check_apart, classes_of, hold_out, median_size, named_set
+from benchmark.user.ids import split_name
+from benchmark.user.image_sets import named_set
+from benchmark.user.image_suites import NamedImages, suite_name, suite_of_images
 from benchmark.user.models import named_model
 from benchmark.user.outputs import suite_of_outputs
-from benchmark.user.suite_table import FILE, left_out
-from detectors import available
 
 
 @dataclass(frozen=True)
@@ -108,40 +106,14 @@ class Named:
         known_sets = read_entries(IMAGE_SETS, ImageSetEntry, data_dir=self.data_dir)
         models = self._find_models(known_models)
         find = partial(named_set, known=known_sets, data_dir=self.data_dir)
-        test, ood = find("--id", text), [find("--ood", other) for other in self.ood]
         named = {"train": self.train, "val": self.val}
-        splits = {role: find(f"--{role}", text) for role, text in named.items() if text}
-        check_apart([test, *splits.values()], ood)
-        classes = classes_of(test, splits.values())
-        test, *others = (given.with_classes(classes) for given in (test, *splits.values()))
-        splits = dict(zip(splits, others, strict=True))
-
-        images = load_image_set(test.id, known_sets | {test.id: test.entry})
-        about = []
-        if "val" not in splits:
-            test, splits, told = hold_out(test, splits, images)
-            about.append(told)
-        about += [left_out(available(), [role], f"--{role}") for role in ("train", "val") if role not in splits]
-        table = read_toml(FILE)
-        table |= {
-            "title": f"{', '.join(models)} on {test.id}",
-            "about": " ".join(filter(None, about)),
-            "models": tuple(models),
-            "in_distribution": {"test": test.id} | {role: given.id for role, given in splits.items()},
-            "ood": {"far": [given.id for given in ood]},
-            "unit_tests": table["unit_tests"] | {"size": median_size(images, table["unit_tests"]["size"])},
-        }
-        sets = {given.id: given.entry for given in (test, *splits.values(), *ood)}
-        entry = SuiteEntry.parse(table, FILE, "", self.data_dir)
-        # Records of such suites exist, so that the prefix stays "own-".
-        return make_suite(f"own-{_suite_name(text, test)}", entry, known_models | models, known_sets | sets)
-
-
-def _suite_name(text: str, test: "NamedSet") -> str:
-    """The name of a suite of these ID images: the name that the user gives, else their folder with its parent."""
-    if test.path is None or split_name(text)[0]:
-        return test.id
-    return id_of("-".join(test.path.resolve().with_suffix("").parts[-2:]))
+        images = NamedImages(
+            find("test", text),
+            {role: find(role, text) for role, text in named.items() if text},
+            [find("ood", other) for other in self.ood],
+        )
+        name = suite_name(images.test, is_named=split_name(text)[0] is not None)
+        return suite_of_images(name, models, images, known_models, known_sets, data_dir=self.data_dir)[0]
 
 
 def _join_ids(some: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:

@@ -1,8 +1,30 @@
 """Ids of the networks and images that a user names on a command line."""
 
 import re
+from dataclasses import dataclass
 
 from benchmark.records import ID_PATTERN
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a caller calls what it names: the options of a command line, or the arguments of a function.
+
+    model: a network.
+    test, train, val: in-distribution images by their role.
+    ood: OOD images.
+    outputs: a folder of precomputed outputs.
+    """
+
+    model: str
+    test: str
+    train: str
+    val: str
+    ood: str
+    outputs: str
+
+
+COMMAND_LINE = Words(model="--model", test="--id", train="--train", val="--val", ood="--ood", outputs="--outputs")
 
 
 def split_name(text: str) -> tuple[str | None, str]:

@@ -14,12 +14,12 @@ from PIL import Image
 
 from benchmark.errors import UserError
 from benchmark.images.entries import ClassPart, Columns, ImageSetEntry
-from benchmark.images.image_set import ImageSet
-from benchmark.images.readers import shards_of
-from benchmark.user.ids import id_of, split_name
+from benchmark.images.image_set import ImageSet, load_image_set, select_images
+from benchmark.images.readers import Images, shards_of
+from benchmark.user.ids import COMMAND_LINE, Words, id_of, split_name
 from detectors import did_you_mean
 
-_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
 
 # Where the user names no val images, one ID image in VAL_SHARE of each class is held out, but at most VAL_PER_CLASS.
 VAL_SHARE, VAL_PER_CLASS = 5, 50
@@ -27,32 +27,70 @@ SIZED_IMAGES = 20  # so many ID images are opened to find the size of the unit t
 
 
 @dataclass(frozen=True, eq=False)
+class GivenImages:
+    """Images that a Python caller gives as an object.
+
+    origin: that object.
+    images: what it holds.
+    classes: the names of its classes in the order of their indices, None where its images have no labels.
+    """
+
+    origin: Any
+    images: Images
+    classes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
 class NamedSet:
-    """An image set that an option names. path: where it lies, None of an id of image_sets.toml."""
+    """An image set that a caller names, or gives.
+
+    option: what the caller calls it, for messages.
+    role: what it is for: "test", "train", "val" or "ood".
+    id: its id.
+    path: where it lies, None of an id of image_sets.toml and of a given object.
+    entry: its entry.
+    given: the object that it is, None where it lies somewhere.
+    """
 
     option: str
+    role: str
     id: str
     path: Path | None
     entry: ImageSetEntry
+    given: GivenImages | None = None
 
     def __str__(self) -> str:
-        return f"{self.option} {self.path or self.id}"
+        return f"{self.option} {self.path or self.id}" if self.given is None else self.option
+
+    @property
+    def has_entry(self) -> bool:
+        """Whether it is an id of image_sets.toml, which names its classes."""
+        return self.path is None and self.given is None
 
     def with_classes(self, classes: tuple[str, ...]) -> "NamedSet":
-        return self if self.path is None else replace(self, entry=self.entry.model_copy(update={"classes": classes}))
+        return self if self.has_entry else replace(self, entry=self.entry.model_copy(update={"classes": classes}))
+
+    def load(self, known: dict[str, ImageSetEntry]) -> ImageSet:
+        """Its images; known: the entries of image_sets.toml."""
+        if self.given is not None:
+            return select_images(self.id, self.entry, self.given.images)
+        return load_image_set(self.id, known | {self.id: self.entry})
 
 
-def named_set(option: str, text: str, known: dict[str, ImageSetEntry], data_dir: Path) -> NamedSet:
-    """What an option names: a folder, a Parquet file or a folder of those, or an id of image_sets.toml."""
+def named_set(
+    role: str, text: str, known: dict[str, ImageSetEntry], data_dir: Path, words: Words = COMMAND_LINE
+) -> NamedSet:
+    """What a text names: a folder, a Parquet file or a folder of those, or an id of image_sets.toml."""
+    option = getattr(words, role)
     name, place = split_name(text)
     path = Path(place)
     if not path.exists():
         if place not in known:
             hint = did_you_mean(place, known)
             raise UserError(f"{option} {place}: there is no such folder or file, and no image set of that id{hint}")
-        return NamedSet(option, place, None, known[place])
+        return NamedSet(option, role, place, None, known[place])
     set_id = name or id_of(path.resolve().name.removesuffix(".parquet"))
-    columns = _parquet_columns(option, path) if _shards(path) else {}
+    columns = _parquet_columns(option, role, path) if _shards(path) else {}
     if not columns and not any(_is_image(name) for _, _, names in os.walk(path, followlinks=True) for name in names):
         raise UserError(f"{option} {place}: no images there, neither files that Pillow can read nor Parquet files")
     entry = ImageSetEntry.in_file(
@@ -64,7 +102,7 @@ def named_set(option: str, text: str, known: dict[str, ImageSetEntry], data_dir:
         local=str(path.resolve()),
         **columns,
     )
-    return NamedSet(option, set_id, path, entry)
+    return NamedSet(option, role, set_id, path, entry)
 
 
 def _shards(path: Path) -> list[Path]:
@@ -76,20 +114,20 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in Image.registered_extensions()
 
 
-def _parquet_columns(option: str, path: Path) -> dict[str, Any]:
-    """The fields of an entry that name the columns of Parquet files. Raises UserError where there are no images."""
+def _parquet_columns(option: str, role: str, path: Path) -> dict[str, Any]:
+    """How the columns of Parquet files are called, of an entry."""
     try:
         present = pq.read_schema(_shards(path)[0]).names
     except (OSError, ValueError) as error:
         raise UserError(f"{option} {path}: cannot read {_shards(path)[0]}: {error}") from None
-    image = next((name for name in _IMAGE_COLUMNS if name in present), None)
-    label = next((name for name in _LABEL_COLUMNS if name in present), "label")
+    image = next((name for name in IMAGE_COLUMNS if name in present), None)
+    label = next((name for name in LABEL_COLUMNS if name in present), "label")
     if image is None:
         raise UserError(
             f"{option} {path}: its columns are {', '.join(present)}; that of the images is "
-            f"called {' or '.join(_IMAGE_COLUMNS)} here; a suite file can name another"
+            f"called {' or '.join(IMAGE_COLUMNS)} here; a suite file can name another"
         )
-    indexed = option != "--ood" and label in present and _label_values(path, label)[1]
+    indexed = role != "ood" and label in present and _label_values(path, label)[1]
     return {"columns": Columns(image=image, label=label), "labels": "index" if indexed else "name"}
 
 
@@ -121,7 +159,11 @@ def _sort_names(names: Iterable[str]) -> list[str]:
 
 
 def _class_names(given: NamedSet) -> list[str]:
-    """The classes that the files of an ID set name. Raises UserError where images have no class."""
+    """The classes that the files of an ID set name, or that a given object has."""
+    if given.given is not None:
+        if given.given.classes is None:
+            raise UserError(f"{given}: in-distribution images need their classes, and these have no labels")
+        return list(given.given.classes)
     path = given.path
     assert path is not None
     if _shards(path):
@@ -143,16 +185,12 @@ def _class_names(given: NamedSet) -> list[str]:
 
 
 def classes_of(test: NamedSet, splits: Collection[NamedSet]) -> tuple[str, ...]:
-    """The classes of the in-distribution images, in the order of their indices.
-
-    They come from the entry of a built-in set where one is named, else from the training images, else from the test
-    images. Raises UserError where a set has a class that is not one of them.
-    """
-    sets = sorted([test, *splits], key=lambda given: given.option != "--train")
-    written = [listed for given in sets if given.path is None and (listed := given.entry.with_classes().classes)]
-    found = {given: _class_names(given) for given in sets if given.path is not None}
-    classes = tuple(written[0] if written else next(iter(found.values()), ()))
-    for given, names in found.items():
+    """The classes in the order of their indices: of an image set that has an entry, of train, or of the test images."""
+    sets = sorted([test, *splits], key=lambda given: given.role != "train")
+    written = [listed for given in sets if given.has_entry and (listed := given.entry.with_classes().classes)]
+    own = {given: _class_names(given) for given in sets if not given.has_entry}
+    classes = tuple(written[0] if written else next(iter(own.values()), ()))
+    for given, names in own.items():
         if unknown := [name for name in names if name not in classes]:
             raise UserError(
                 f"{given}: unknown classes {', '.join(unknown[:5])}: the {len(classes)} classes are those of "
@@ -170,13 +208,14 @@ def check_apart(splits: Sequence[NamedSet], ood: Sequence[NamedSet]) -> None:
                 kind = "what is in-distribution cannot be OOD" if given in ood else "each split needs images of its own"
                 raise UserError(f"{given}: these are images of {other}: {kind}")
             if given.id == other.id:
-                raise UserError(
-                    f"{given}: {other} is called {given.id}, too: name one, as in {given.option} NAME={given.path}"
-                )
+                how = f": name one, as in {given.option} NAME={given.path}" if given.path else "; rename one of them"
+                raise UserError(f"{given}: {other} is called {given.id}, too{how}")
         earlier.append(given)
 
 
 def _same_place(one: NamedSet, other: NamedSet) -> bool:
+    if one.given is not None or other.given is not None:
+        return one.given is not None and other.given is not None and one.given.origin is other.given.origin
     if one.path is None or other.path is None:
         return one.id == other.id
     here, there = one.path.resolve(), other.path.resolve()
@@ -184,7 +223,7 @@ def _same_place(one: NamedSet, other: NamedSet) -> bool:
 
 
 def hold_out(
-    test: NamedSet, splits: dict[str, NamedSet], images: ImageSet
+    test: NamedSet, splits: dict[str, NamedSet], images: ImageSet, words: Words = COMMAND_LINE
 ) -> tuple[NamedSet, dict[str, NamedSet], str]:
     """Makes the first test images of each class val images, and keeps the others as test images.
 
@@ -206,8 +245,8 @@ def hold_out(
     val = replace(test, id=f"{test.id}-val", entry=first)
     held_out = count * len(images.classes)
     told = (
-        f"Without --val, the first {count} images of each class of {test.id}, {held_out} in all, are held out as val; "
-        f"the other {len(images) - held_out} are the test images."
+        f"Without {words.val}, the first {count} images of each class of {test.id}, {held_out} in all, are held out "
+        f"as val; the other {len(images) - held_out} are the test images."
     )
     return replace(test, entry=others), splits | {"val": val}, told
 

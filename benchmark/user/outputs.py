@@ -10,8 +10,9 @@ Each file may also hold `ids` (N,). Each may be an .npz file instead, whose ids 
 memory-mapped, npz files are read into memory.
 """
 
+import warnings
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,7 +34,7 @@ from benchmark.running.store import Store
 from benchmark.suites.entries import SuiteEntry
 from benchmark.suites.loading import make_suite
 from benchmark.suites.suite import Suite
-from benchmark.user.ids import id_of
+from benchmark.user.ids import COMMAND_LINE, Words, id_of
 from benchmark.user.suite_table import FILE, left_out
 from detectors import Head, Outputs, available, describe, did_you_mean
 
@@ -67,12 +68,17 @@ class Rows:
 
 
 class OutputsFolder:
-    """A folder of outputs, checked short of what takes a pass over all values. Raises PrecomputedError."""
+    """A folder of outputs, checked short of what takes a pass over all values. Raises PrecomputedError.
 
-    def __init__(self, path: Path) -> None:
+    files: where the rows of each split and OOD set come from, by id.
+    splits: those of train, val and test that there are.
+    head: the last layer, in float64.
+    rows: what is known of the images of each set, by id.
+    """
+
+    def __init__(self, path: Path, words: Words = COMMAND_LINE) -> None:
         if not path.is_dir():
-            raise PrecomputedError(f"--outputs {path}: there is no such folder")
-        self.path = path
+            raise PrecomputedError(f"{words.outputs} {path}: there is no such folder")
         _require_file(path, "test")
         self.splits = {role: file for role in ("train", "val", "test") if (file := _find_file(path, role))}
         names = sorted({file.stem for file in (path / "ood").glob("*") if file.suffix in ENDINGS})
@@ -83,50 +89,85 @@ class OutputsFolder:
             raise PrecomputedError(f"{path}: there is no ood/NAME.safetensors and no ood/NAME.npz")
         if same := sorted(self.splits.keys() & self.ood.keys()):
             raise PrecomputedError(f"{self.ood[same[0]]}: {same[0]} is the name of a split; rename the file")
-        self.files = self.splits | self.ood
-        self.head = _head(_require_file(path, "head"))
-        self.rows = {set_id: _rows(set_id, file, self.head) for set_id, file in self.files.items()}
+        self.files: dict[str, Path] = self.splits | self.ood
+        self.head = _head_of(_require_file(path, "head"))
+        self.rows = {
+            set_id: _rows(set_id, file, _read_tensors(file, _needed_of(set_id), ("labels", "ids")), self.head)
+            for set_id, file in self.files.items()
+        }
+
+
+class GivenOutputs:
+    """Outputs that a Python caller gives as arrays, checked as those of a folder are. Raises PrecomputedError.
+
+    files: what the caller calls each of them, by id. The rest is as in OutputsFolder.
+    """
+
+    def __init__(self, head: Head, splits: Mapping[str, Outputs], ood: Mapping[str, Outputs], words: Words) -> None:
+        self.splits = {role: str(getattr(words, role)) for role in splits}
+        self.files = self.splits | {set_id: f"{words.ood} {set_id}" for set_id in ood}
+        self.head = _head(words.model, head.weight, head.bias)
+        self.rows = {
+            set_id: _rows(set_id, self.files[set_id], _found(self.files[set_id], set_id, given), self.head)
+            for set_id, given in {**splits, **ood}.items()
+        }
 
 
 def suite_of_outputs(name: str | None, place: str) -> Suite:
     """The suite of a folder of outputs. The detectors that ask for more than it holds have no cases."""
-    folder = OutputsFolder(Path(place))
-    model = id_of(name or folder.path.resolve().name)
-    needs = {detector_id: set(describe(detector_id)["needs"]) for detector_id in available()}
+    return suite_of_rows(OutputsFolder(Path(place)), id_of(name or Path(place).resolve().name), f"outputs in {place}")
+
+
+def suite_of_rows(
+    folder: OutputsFolder | GivenOutputs,
+    model: str,
+    source: str,
+    changes: Mapping[str, Any] | None = None,
+    words: Words = COMMAND_LINE,
+) -> Suite:
+    """The suite of some outputs. The detectors that ask for more than they hold have no cases.
+
+    model: the id of the network that made them.
+    source: where they come from, in words.
+    changes: what differs from the table of user.toml.
+    """
+    table = read_toml(FILE) | dict(changes or {})
+    asked = available() if tuple(table["detectors"]) == ("*",) else table["detectors"]
+    needs = {detector_id: set(describe(detector_id)["needs"]) for detector_id in asked}
     served = [detector_id for detector_id in needs if not needs[detector_id].intersection(NOT_KEPT)]
     absent = [role for role in ("train", "val") if role not in folder.rows]
     about = [left_out(needs, NOT_KEPT, "the network and its images")]
     about += [left_out(served, [role], f"outputs called {role}") for role in absent]
     classes = tuple(str(index) for index in range(len(folder.head.weight)))
-    table = read_toml(FILE) | {
+    table |= {
         "title": f"Outputs of {model}",
         "about": " ".join(filter(None, about)),
         "models": (model,),
         "detectors": served,
         "in_distribution": {role: role for role in folder.splits},
-        "ood": {"far": tuple(folder.ood)},
+        "ood": {"far": tuple(set_id for set_id in folder.files if set_id not in folder.splits)},
         "unit_tests": {"detectors": ()},
     }
     image_sets = {
         set_id: ImageSetEntry.in_file(
-            Path("--outputs"),
+            Path(words.outputs),
             title=set_id,
             licence="not stated",
             source=f"outputs in {file}",
             classes=classes if set_id in folder.splits else (),
-            local=str(file.resolve()),
+            local=str(Path(file).resolve()),
         )
         for set_id, file in folder.files.items()
     }
-    entry = ModelEntry.in_file(Path("--outputs"), title=model, source=f"outputs in {place}")
+    entry = ModelEntry.in_file(Path(words.outputs), title=model, source=source)
     return make_suite(f"own-{model}", SuiteEntry.parse(table, FILE, ""), {model: entry}, image_sets)
 
 
 class LoadedOutputs(LoadedSuite):
     """A loaded suite of precomputed outputs. Its image sets are rows of tensors, and its model is only a head."""
 
-    def __init__(self, suite: Suite, folder: OutputsFolder) -> None:
-        super().__init__(suite, OutputsStore(folder.path, folder), torch.device("cpu"))
+    def __init__(self, suite: Suite, folder: OutputsFolder | GivenOutputs) -> None:
+        super().__init__(suite, OutputsStore(Path(), folder), torch.device("cpu"))
         self._folder = folder
 
     def image_set(self, set_id: str) -> ImageSet:
@@ -145,9 +186,9 @@ class LoadedOutputs(LoadedSuite):
 
 @dataclass(frozen=True)
 class OutputsStore(Store):
-    """The rows of a folder in place of forward passes."""
+    """Rows that are there already, in place of forward passes."""
 
-    rows_of: OutputsFolder
+    rows_of: OutputsFolder | GivenOutputs
 
     def outputs(self, model: Model, image_set: ImageSet) -> Outputs:
         """The outputs of an image set. Raises PrecomputedError where a value is NaN or infinite."""
@@ -196,11 +237,6 @@ def _refuse_images(images: Any) -> NoReturn:
 
 def _image_set(set_id: str, entry: ImageSetEntry, rows: Rows) -> ImageSet:
     """Rows as an image set. The content of an image is its outputs, since nothing else of it is known."""
-
-    def encoded(row: int) -> bytes:
-        values = (rows.features[row], rows.logits[row])
-        return b"".join(value.contiguous().view(torch.uint8).numpy().tobytes() for value in values)
-
     return ImageSet(
         id=set_id,
         title=entry.title,
@@ -210,9 +246,21 @@ def _image_set(set_id: str, entry: ImageSetEntry, rows: Rows) -> ImageSet:
         image_ids=rows.ids,
         labels=None if rows.labels is None or not entry.classes else rows.labels.numpy(),
         classes=entry.classes,
-        encoded=encoded,
+        encoded=_BytesOfRow(rows.features, rows.logits),
         class_names=entry.classes,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _BytesOfRow:
+    """The bytes of the features (N, D) and logits (N, C) of row i."""
+
+    features: Tensor
+    logits: Tensor
+
+    def __call__(self, row: int) -> bytes:
+        values = (self.features[row], self.logits[row])
+        return b"".join(value.contiguous().view(torch.uint8).numpy().tobytes() for value in values)
 
 
 def _find_file(folder: Path, name: str) -> Path | None:
@@ -257,10 +305,14 @@ def _tensor_unless_text(array: np.ndarray) -> Any:
     return array if array.dtype.kind == "U" else torch.from_numpy(array)
 
 
-def _head(file: Path) -> Head:
+def _head_of(file: Path) -> Head:
     found = _read_tensors(file, ("weight", "bias"), ())
+    return _head(file, found["weight"], found["bias"])
+
+
+def _head(file: Path | str, weight: Any, bias: Any) -> Head:
     try:
-        head = Head(found["weight"], found["bias"]).double()
+        head = Head(weight, bias).double()
     except ValueError as error:
         raise PrecomputedError(f"{file}: {error}") from None
     if not (torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):
@@ -268,10 +320,35 @@ def _head(file: Path) -> Head:
     return head
 
 
-def _rows(set_id: str, file: Path, head: Head) -> Rows:
-    """The rows of a file. Raises PrecomputedError where its tensors do not fit to each other or to the head."""
-    needed = ("features", "logits", *(("labels",) if set_id in ("train", "val") else ()))
-    found = _read_tensors(file, needed, ("labels", "ids"))
+def _needed_of(set_id: str) -> tuple[str, ...]:
+    """What the rows of a split or an OOD set have to hold."""
+    return ("features", "logits", *(("labels",) if set_id in ("train", "val") else ()))
+
+
+def _found(place: str, set_id: str, given: Any) -> dict[str, Any]:
+    """The tensors of outputs that a caller gives. A memory map stays one."""
+    if not isinstance(given, Outputs):
+        raise PrecomputedError(f"{place}: beside a Head this must be Outputs, not {type(given).__name__}")
+    values = {name: getattr(given, name) for name in ("features", "logits", "labels")}
+    try:
+        found = {name: _tensor(value) for name, value in values.items() if value is not None}
+    except TypeError as error:
+        raise PrecomputedError(f"{place}: {error}") from None
+    if missing := [name for name in _needed_of(set_id) if name not in found]:
+        raise PrecomputedError(f"{place}: it holds no {missing[0]}, only {', '.join(found) or 'nothing'}")
+    return found
+
+
+def _tensor(rows: Any) -> Any:
+    if not isinstance(rows, np.ndarray):
+        return rows.detach().cpu() if isinstance(rows, Tensor) else rows[:]
+    with warnings.catch_warnings():  # of a map that may not be written to, which nobody here does
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(rows)
+
+
+def _rows(set_id: str, file: Path | str, found: dict[str, Any], head: Head) -> Rows:
+    """The rows of a set. Raises PrecomputedError where they do not fit each other or the head."""
     features, logits, labels, ids = found["features"], found["logits"], found.get("labels"), found.get("ids")
     classes, width = head.weight.shape
     for name, values, size in (("features", features, width), ("logits", logits, classes)):
@@ -301,8 +378,8 @@ def _rows(set_id: str, file: Path, head: Head) -> Rows:
     return Rows(features, logits, labels, names)
 
 
-def _check_head(file: Path, features: Tensor, logits: Tensor, head: Head) -> None:
-    """Raises PrecomputedError where the logits of some rows differ from what the head gives for their features."""
+def _check_head(file: Path | str, features: Tensor, logits: Tensor, head: Head) -> None:
+    """Raises PrecomputedError where the head does not explain the logits of a sample of rows."""
     step = -(-len(features) // CHECKED_ROWS)
     given = logits[::step].double()
     explained = features[::step].double() @ head.weight.T + head.bias

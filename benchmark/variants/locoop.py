@@ -1,4 +1,4 @@
-"""The LoCoOp loss: cross-entropy, less the entropy of the patches that do not show the image's class."""
+"""The LoCoOp loss: the cross-entropy minus the weighted entropy of the patches that do not show the image's class."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,12 @@ IN_LOGARITHM = 1e-5
 
 @dataclass(frozen=True)
 class LoCoOpLoss:
-    """total = id + ood_weight * ood, scalars that torch can differentiate.
+    """The loss of one batch. `total`, `id` and `ood` are scalars that torch can differentiate.
 
-    id: mean cross-entropy of the images. ood: the negated mean entropy, in nats, of the OOD patches, from -ln(C) to
-    1e-5; 0 where there are none. share: how many of all patches are OOD patches, from 0 to 1; 0 without local logits.
+    total: id + ood_weight * ood.
+    id: the mean cross-entropy of the images, in nats.
+    ood: the negated mean entropy of the OOD patches, in nats, from -ln(C) to 1e-5; 0 where there are no OOD patches.
+    share: the share of all patches that are OOD patches, from 0 to 1; 0 without local logits.
     """
 
     total: Tensor
@@ -30,15 +32,19 @@ def locoop_loss(
 ) -> LoCoOpLoss:
     """The loss of one batch.
 
-    logits: (n, C). local_logits: (n, P, C) of the patches, or None where a network has none, which asks for an
-    ood_weight of 0. labels: (n,). Logits are softmaxed as they are: CLIP's come as 100 times the cosine, which is the
-    temperature of 0.01 that the paper leaves out and its code applies.
-    ood_weight: lambda. rank: K, from 0 to C; a patch is an OOD patch where the label is not among its K most probable
-    classes, so that 0 makes every patch one and C none. Among equally probable classes the lower index comes first.
+    logits: the logits of the images, (n, C). No temperature is applied: CLIP's logits are already 100 times the cosine.
+        That is the temperature of 0.01 that the paper does not mention and its code applies.
+    local_logits: the logits of the patches, (n, P, C); None where the network has no local features.
+    labels: the classes of the images, (n,).
+    ood_weight: lambda, the weight of the OOD patches; it must be 0 where there are no local logits.
+    rank: K, from 0 to C. A patch is an OOD patch where the label is not among its K most probable classes. So with 0
+        every patch is an OOD patch, and with C none is. Of equally probable classes, the lower index comes first.
 
-    LoCoOp (NeurIPS 2023) as SeTAR (NeurIPS 2024), Equation 10 and Appendix B, states it; from SeTAR's code: the rank is
-    the true label's, log(p + 1e-5), the mean over all OOD patches of the batch together. The sentence on K in SeTAR's
-    Section 4.4 says the reverse of its equation and code.
+    Raises ValueError for a rank out of its range, and for a weight without local logits.
+
+    Source: LoCoOp (NeurIPS 2023), as stated in SeTAR (NeurIPS 2024), Equation 10 and Appendix B. From SeTAR's code: the
+    rank is that of the true label; the logarithm is log(p + 1e-5); the mean is taken over all OOD patches of the batch
+    together. The sentence about K in SeTAR's Section 4.4 says the opposite of its equation and its code.
     """
     classes = logits.shape[1]
     if not 0 <= rank <= classes:
@@ -55,14 +61,16 @@ def locoop_loss(
 
 
 def _classes_before_label(local_logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes come before the image's label in each patch's descending order: (n, P)."""
-    own = local_logits.gather(2, labels[:, None, None].expand(-1, local_logits.shape[1], 1))
+    """How many classes come before the image's label, when the classes of a patch are sorted from the most probable:
+    (n, P).
+    """
+    of_label = local_logits.gather(2, labels[:, None, None].expand(-1, local_logits.shape[1], 1))
     index = torch.arange(local_logits.shape[2], device=labels.device)
     lower_index = index < labels[:, None, None]
-    return ((local_logits > own) | ((local_logits == own) & lower_index)).sum(dim=2)
+    return ((local_logits > of_label) | ((local_logits == of_label) & lower_index)).sum(dim=2)
 
 
 def _negated_entropy(logits: Tensor) -> Tensor:
-    """Of each row of (m, C), in nats, with the code's constant in the logarithm."""
+    """The negated entropy of each row of logits (m, C), in nats: (m,). The logarithm has the constant of the code."""
     probabilities = logits.softmax(dim=1)
     return (probabilities * (probabilities + IN_LOGARITHM).log()).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Low-rank fine-tuning: SeTAR+FT, which trains the minor components of some weights, and LoRA, its baseline."""
+"""Low-rank fine-tuning: SeTAR+FT, which trains the minor components of some weights, and LoRA, to compare it with."""
 
 import math
 from abc import abstractmethod
@@ -23,11 +23,16 @@ from benchmark.variants.locoop import locoop_loss
 from benchmark.variants.method import Method, TrainingData
 from benchmark.variants.network_towers import towers_of, vision_tower
 
-LARGEST_STRETCH = 4 / 3  # of a crop's sides, either way, as torchvision's RandomResizedCrop has it
+LARGEST_STRETCH = 4 / 3  # the largest ratio of a crop's sides, wide or high, as in torchvision's RandomResizedCrop
 
 
 class Adapter(nn.Module):
-    """What is added to a frozen weight (m, n): scaling * up @ down, of trained `up` (m, r) and `down` (r, n)."""
+    """A trained change of a frozen weight (m, n): scaling * up @ down is added to it.
+
+    up: a trained matrix, (m, r).
+    down: a trained matrix, (r, n).
+    scaling: a fixed factor.
+    """
 
     def __init__(self, up: Tensor, down: Tensor, scaling: float = 1.0) -> None:
         super().__init__()
@@ -38,24 +43,30 @@ class Adapter(nn.Module):
 
 
 class LowRankTuning(Method):
-    """Trains adapters of some weights by the LoCoOp loss of a few images a class, and merges them into the weights.
+    """Trains adapters of some weights by the LoCoOp loss on a few images a class, and adds them to the weights.
 
-    All else stays frozen. Of a vision-language model both towers adapt, and the features of the class prompts are made
-    anew in each step; of a classifier the head is fixed. SGD under a cosine, without warm-up. The paper (Section 4.1,
-    Table 13) gives the learning rate and the epochs, its code's configuration the rest. The defaults are those for CLIP
-    ViT-B/16 on ImageNet-1k; CLIP ViT-L/14 and Swin v2 take batches of 20 and 50.
+    All other weights stay frozen. In a vision-language model both towers get adapters, and the features of the class
+    prompts are computed again in each step. In a classifier the head does not change. The optimizer is SGD; the
+    learning rate falls along a cosine, without warm-up. The learning rate and the epochs are the paper's (Section 4.1,
+    Table 13), the other settings those of the authors' configuration. The defaults are those for CLIP ViT-B/16 on
+    ImageNet-1k; CLIP ViT-L/14 takes batches of 20, and Swin v2 batches of 50.
 
-    ood_weight, rank: lambda and K of the loss: 0.1 and 300 of the 1 000 classes for ViT-B/16, 0.5 and 300 for ViT-L/14,
-    0.01 and 700 for Swin v2. 30 % of the classes is a good K for CLIP.
-    images_per_class: drawn by the schedule's seed.
-    smallest_crop: a random box of at least this share of an image's area is cut out and resized; 1 leaves it whole.
-    flip: whether half of the images are mirrored, which suits no digits or letters.
+    ood_weight: lambda of the loss: 0.1 for CLIP ViT-B/16, 0.5 for CLIP ViT-L/14, 0.01 for Swin v2.
+    rank: K of the loss: 300 of the 1 000 classes for both CLIPs, 700 for Swin v2. 30 % of the classes is good for CLIP.
+    images_per_class: training images of each class; the seed of the schedule draws them.
+    schedule: the epochs, the batch size, the learning rates and the seed.
+    momentum: the momentum of SGD.
+    weight_decay: the factor of SGD's weight decay.
+    smallest_crop: a random box of at least this share of an image's area is cut out and resized; 1 cuts nothing.
+    flip: whether half of the images are mirrored; set it to false for digits and letters.
 
-    Deviations from the authors' code. They cut the box out of the whole photograph by bicubic interpolation, we out of
-    the prepared image by bilinear interpolation. For Swin they also jitter colours, start crops at 0.08 and train with
-    random depth; our network stays in evaluation mode. The merged weights are kept in float16.
-    Not verified against the authors' results, which need CLIP's weights and ImageNet; the counts of trained parameters
-    are theirs.
+    Deviations from the authors' code: They cut the box out of the original photograph, with bicubic interpolation. Here
+    it is cut out of the preprocessed image, with bilinear interpolation. For Swin they also change colours, take crops
+    from a share of 0.08 on, and train with stochastic depth; here the network stays in evaluation mode. The resulting
+    weights are stored in float16.
+
+    The authors' results were not reproduced, because that needs CLIP's weights and ImageNet. The numbers of trained
+    parameters are the same as theirs.
     """
 
     ood_weight: float = Field(default=0.1, ge=0, allow_inf_nan=False)
@@ -69,13 +80,13 @@ class LowRankTuning(Method):
 
     @abstractmethod
     def adapters(self, base: Model) -> dict[str, Adapter]:
-        """The adapter of each weight that is trained, by its name. Raises ValueError as `make` does."""
+        """The adapter of each trained weight, by the name of the weight. Raises ValueError as `make_edit` does."""
 
-    def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
-        """The edit: the merged weights.
+    def make_edit(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
+        """Makes the edit, which holds the changed weights.
 
-        `about` says which weights were adapted with which rank (`ranks`), how many numbers were trained, and the mean
-        loss of each epoch.
+        Its `about` has the rank of each adapter (`ranks`), the number of trained parameters (`trained_parameters`), and
+        the mean loss of each epoch (`losses`).
         """
         if self.rank > base.classes:
             raise UserError(f"rank is {self.rank}; allowed: an integer from 0 to the number of classes, {base.classes}")
@@ -84,7 +95,7 @@ class LowRankTuning(Method):
         assert labels is not None
         labels = labels[rows].to(base.device)
         adapters = self.adapters(base)
-        tuned = adapted(base, adapters)
+        tuned = with_adapters(base, adapters)
         parameters = {
             f"{name}/{part}": value for name, adapter in adapters.items() for part, value in adapter.named_parameters()
         }
@@ -104,7 +115,7 @@ class LowRankTuning(Method):
             optimizer.step()
             return loss.item()
 
-        # The ranks hang on more than the settings: on what a SeTAR edit holds today.
+        # The ranks depend not only on the settings, but also on the ratios in the folder of the SeTAR edit.
         ranks = {name: adapter.down.shape[0] for name, adapter in adapters.items()}
         progress = Progress(progress.file, {**progress.key, "ranks": ranks})
         losses = optimise(optimizer, self.schedule, len(rows), update, parameters, progress, f"{self.id} of {base.id}")
@@ -116,10 +127,12 @@ class LowRankTuning(Method):
 
 
 class SeTARFineTuning(LowRankTuning):
-    """SeTAR+FT (Li et al., NeurIPS 2024, Section 3.3): the components that a SeTAR edit drops are trained instead.
+    """SeTAR+FT (Li et al., NeurIPS 2024, Section 3.3): it trains the components that a SeTAR edit removes.
 
-    ratios_of: the folder of that edit of the same base, relative to the file in which the base's entry stands. What it
-    keeps of each weight stays frozen, and so do the weights with ratio 0. The training starts from the base itself.
+    The components that the SeTAR edit keeps stay frozen, and so do the weights with ratio 0. The training starts from
+    the base model.
+
+    ratios_of: the folder of a SeTAR edit of the same base, relative to the file with the entry of the base.
     """
 
     id: ClassVar[str] = "setar-ft"
@@ -130,31 +143,32 @@ class SeTARFineTuning(LowRankTuning):
         try:
             edit = load_edit(base.entry.file.parent / self.ratios_of)
         except EditError as error:
-            raise self._refused(str(error)) from None
+            raise self._ratios_error(str(error)) from None
         if edit.about.get("base_sha256") not in (None, base.weights_sha256):
-            raise self._refused(f"its ratios were found on other weights than those of {base.id}")
+            raise self._ratios_error(f"its ratios were found on other weights than those of {base.id}")
         tensors = base.network.state_dict()
         adapters = {}
         for name, ratio in edit.ratios.items():
             if name not in tensors or tensors[name].ndim != 2:
-                raise self._refused(f"{name} is no matrix of {base.id}")
+                raise self._ratios_error(f"{name} is no matrix of {base.id}")
             if removed_components(tensors[name].shape, ratio):
                 adapters[name] = minor_adapter(tensors[name], ratio)
         if not adapters:
-            raise self._refused("it drops no component of any weight")
+            raise self._ratios_error("it drops no component of any weight")
         return adapters
 
-    def _refused(self, reason: str) -> UserError:
+    def _ratios_error(self, reason: str) -> UserError:
         return UserError(f"ratios_of is {self.ratios_of!r}; allowed: the folder of a SeTAR edit: {reason}")
 
 
 class LoRA(LowRankTuning):
-    """LoRA (Hu et al. 2021, arXiv:2106.09685) of the first matrix of every MLP, the baseline of SeTAR+FT.
+    """LoRA (Hu et al. 2021, arXiv:2106.09685) of the first matrix of every MLP. SeTAR's paper compares SeTAR+FT with
+    it.
 
-    adapter_rank: the paper (Table 13) has 32 for CLIP ViT-B/16, 64 for ViT-L/14 and 112 for Swin v2, so that about as
-    many parameters are trained as by SeTAR+FT.
-    alpha: the adapter counts alpha / adapter_rank times. 16 in Table 13; the authors' code does not hand its 16 on to
-    the peft library, so that its runs had the library's default, which is 8 (read in the code, not run).
+    adapter_rank: the rank of each adapter. The paper (Table 13) has 32 for CLIP ViT-B/16, 64 for ViT-L/14 and 112 for
+        Swin v2, which trains about as many parameters as SeTAR+FT.
+    alpha: the adapter is multiplied by alpha / adapter_rank. Table 13 has 16. The authors' code does not pass its 16 on
+        to the peft library, so its runs had the library's default of 8 (read in the code, not run).
     """
 
     id: ClassVar[str] = "lora"
@@ -180,9 +194,12 @@ class LoRA(LowRankTuning):
 
 
 def minor_adapter(weight: Tensor, ratio: float) -> Adapter:
-    """An adapter whose up @ down is what `drop_minor_components` takes from a weight (m, n).
+    """An adapter whose up @ down is what `drop_minor_components` removes from a weight.
 
-    A dropped component is shared out as sqrt(sigma) u and sqrt(sigma) v^T.
+    weight: the weight, (m, n).
+    ratio: the share of its singular values that are removed.
+
+    A removed component sigma u v^T is split into sqrt(sigma) u and sqrt(sigma) v^T.
     """
     whole = decompose(weight)
     kept = whole.rank - removed_components(weight.shape, ratio)
@@ -191,19 +208,28 @@ def minor_adapter(weight: Tensor, ratio: float) -> Adapter:
 
 
 def lora_adapter(weight: Tensor, rank: int, alpha: float, generator: Generator) -> Adapter:
-    """An adapter of a weight (m, n) that adds nothing yet: `up` is zero, the scaling alpha / rank.
+    """An adapter that adds nothing at first: `up` is zero. Its scaling is alpha / rank.
 
-    `down` is uniform within 1/sqrt(n), as in LoRA's code and in peft; the paper (Section 4.1) says Gaussian, without a
+    weight: the weight that it changes, (m, n).
+    rank: r.
+    alpha: the factor of the scaling.
+    generator: the source of the random values of `down`.
+
+    `down` is uniform in +-1/sqrt(n), as in LoRA's code and in peft. The paper (Section 4.1) says Gaussian, and gives no
     variance.
     """
     down = nn.init.kaiming_uniform_(torch.empty(rank, weight.shape[1]), a=math.sqrt(5), generator=generator)
     return Adapter(weight.new_zeros(weight.shape[0], rank), down.to(weight), alpha / rank)
 
 
-def adapted(base: Model, adapters: Mapping[str, Adapter]) -> Model:
-    """A copy of a model whose weights of these names are the sum of a frozen part and the adapter.
+def with_adapters(base: Model, adapters: Mapping[str, Adapter]) -> Model:
+    """A copy of a model in which some weights are the sum of a frozen part and an adapter.
 
-    The frozen part is the weight less what the adapter adds at first, so that the copy starts as the base.
+    base: the model.
+    adapters: the adapters, by the names of the weights.
+
+    The frozen part is the weight minus what the adapter adds at first. So the copy computes at first what the base
+    does.
     """
     tuned = base.copy()
     network = tuned.network
@@ -217,13 +243,20 @@ def adapted(base: Model, adapters: Mapping[str, Adapter]) -> Model:
 
 
 def weight_of(network: nn.Module, name: str) -> Tensor:
-    """A weight as the network uses it, with what its adapter adds."""
+    """A weight as the network uses it: the frozen part plus what its adapter adds."""
     path, _, tensor = name.rpartition(".")
     return getattr(network.get_submodule(path), tensor)
 
 
 def logits_of(model: Model, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits (N, C) of images and (N, P, C) of their patches, where it has local features, through all its weights."""
+    """The logits of images, and those of their patches where the model has local features; torch can differentiate
+    them.
+
+    model: the model.
+    images: images after its preprocessing, (N, 3, H, W).
+
+    Returns (N, C) and (N, P, C), or None in place of the second.
+    """
     if isinstance(model, ZeroShotClassifier):
         features, patches = model.vision_tower()(images)
         weight, bias = model.linear_head
@@ -235,15 +268,20 @@ def logits_of(model: Model, images: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def up_matrices(model: Model) -> list[str]:
-    """The names of the first matrix of every MLP, of all towers."""
+    """The names of the first matrix of every MLP, in all towers of a model."""
     return [matrix.tensor for tower in towers_of(model).values() for matrix in tower.matrices.get("up", ())]
 
 
 def crop_and_flip(images: Tensor, smallest_crop: float, flip: bool, generator: Generator) -> Tensor:
-    """Each image (N, 3, H, W) cut to a box of its own and resized to its size; with `flip`, half of them mirrored.
+    """Cuts a random box out of each image, and resizes it to the size of the image.
 
-    The box has a share of the area that is uniform from `smallest_crop` to 1, and its sides are stretched against each
-    other by a log-uniform factor of at most 4/3 that keeps it within the image.
+    images: images after preprocessing, (N, 3, H, W).
+    smallest_crop: the smallest share of the area. The share of each box is uniform from this to 1.
+    flip: whether half of the images are also mirrored.
+    generator: the source of all random numbers.
+
+    The ratio of the sides of a box is changed by a log-uniform factor of at most 4/3, so that the box stays within the
+    image.
     """
     count = len(images)
     area, stretch, right, down, side = torch.rand(5, count, generator=generator)

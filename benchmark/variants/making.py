@@ -1,4 +1,4 @@
-"""From the recipe of a model entry to the edit: the base and the images loaded, the method at work."""
+"""Makes the edit of a variant: reads its recipe, loads the base and the images, and runs the method."""
 
 from pathlib import Path
 
@@ -19,13 +19,17 @@ from benchmark.variants.methods import METHODS
 from detectors import did_you_mean
 
 
-def make(model_id: str, suite: Suite, device: torch.device, progress_file: Path | None = None) -> Edit:
-    """The edit that the recipe of a variant gives on the training images of a suite.
+def make_edit(model_id: str, suite: Suite, device: torch.device, progress_file: Path | None = None) -> Edit:
+    """Makes the edit of a variant, by its recipe, from the training images of a suite.
 
-    progress_file: where the work keeps what is finished, to go on there after an interruption.
-    Raises ValueError, naming the entry, for a recipe, a model or images that it cannot be made of.
+    model_id: the id of the variant.
+    suite: the suite that gives the images and knows the models.
+    device: where the networks run.
+    progress_file: where the state of the computation is saved, so that it can be continued; None saves nothing.
+
+    Raises ValueError, which names the entry, where the recipe, the model or the images are not usable.
     """
-    method = recipe_of(model_id, suite)
+    method = method_of(model_id, suite)
     train = load_image_set(suite.train, suite.image_sets)
     entries = suite.known_models
     base = load_model(base_of(model_id, entries), entries, device, train.class_names)
@@ -34,23 +38,28 @@ def make(model_id: str, suite: Suite, device: torch.device, progress_file: Path 
     key = {
         **method.about(base, **{role: images.content_sha256 for role, images in sets.items() if images}),
         "preprocessing": base.preprocessing,
-        "computed_by": [torch.__version__, device.type, torch.get_num_threads()],  # what the last bits hang on
+        "computed_by": [torch.__version__, device.type, torch.get_num_threads()],  # the last bits depend on these
     }
     try:
-        return method.make(base, data, Progress(progress_file, key))
+        return method.make_edit(base, data, Progress(progress_file, key))
     except UserError as error:
         raise UserError(f"{entries[model_id].file}: {model_id}: {error}") from error
 
 
 def make_and_save(model_id: str, suite: Suite, device: torch.device, folder: Path) -> None:
-    """Makes the edit of a variant and writes it into a folder; what was interrupted goes on where it was.
+    """Makes the edit of a variant and writes it into a folder. After an interruption, the computation is continued.
 
-    Raises ValueError as `make`, where another process is making it, and where the folder cannot be written.
+    model_id: the id of the variant.
+    suite: the suite that gives the images and knows the models.
+    device: where the networks run.
+    folder: where to write; the state of the computation is saved in it, too.
+
+    Raises ValueError as `make_edit`, where another process is making the edit, and where the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".progress.lock", blocking=False):
-            make(model_id, suite, device, folder / ".progress.safetensors").save(folder)
+            make_edit(model_id, suite, device, folder / ".progress.safetensors").save(folder)
             for file in folder.glob(".progress*"):
                 file.unlink()
     except Timeout:
@@ -63,12 +72,12 @@ def make_and_save(model_id: str, suite: Suite, device: torch.device, folder: Pat
 
 
 def edit_folder(model_id: str, suite: Suite) -> Path:
-    """Where the edit of a variant lies. Raises ValueError where the suite knows no such variant."""
+    """The folder of the edit of a variant. Raises ValueError where the suite has no such variant."""
     entries = suite.known_models
     edited = {known: entry.edit for known, entry in entries.items() if entry.edit}
     if model_id in entries and model_id not in edited:
         raise UserError(
-            f"{model_id} is no edit of another model; what makes it is: {entries[model_id].recipe or 'not said'}"
+            f"{model_id} is no edit of another model; its recipe is: {entries[model_id].recipe or 'not stated'}"
         )
     if model_id not in edited:
         raise UserError(
@@ -77,12 +86,15 @@ def edit_folder(model_id: str, suite: Suite) -> Path:
     return edited[model_id]
 
 
-def recipe_of(model_id: str, suite: Suite) -> Method:
-    """The method of a variant with its settings. Raises ValueError, naming entry and setting, where they are none."""
+def method_of(model_id: str, suite: Suite) -> Method:
+    """The method that the recipe of a variant names, with its settings.
+
+    Raises ValueError, which names the entry and the setting, where the recipe names no method or a setting is wrong.
+    """
     entry = suite.known_models[model_id]
     place = f"{entry.file}: {model_id}: recipe"
     if not entry.recipe:
-        raise UserError(f"{entry.file}: {model_id}: no recipe makes it; its files are data that came with the entry")
+        raise UserError(f"{entry.file}: {model_id}: it has no recipe; its files came with the entry")
     if not isinstance(entry.recipe, dict) or "method" not in entry.recipe:
         raise UserError(f'{place}: it needs `recipe = {{ method = "...", ... }}`; methods: {", ".join(METHODS)}')
     settings = dict(entry.recipe)
@@ -100,7 +112,10 @@ def recipe_of(model_id: str, suite: Suite) -> Method:
 
 
 def _outliers(suite: Suite) -> ImageSet | None:
-    """The suite's outliers. Raises ValueError where one of their images is also in a set that the suite evaluates."""
+    """The outliers of a suite; None where it has none.
+
+    Raises ValueError where one of their images is also in a set that the suite evaluates.
+    """
     if suite.entry.outliers is None:
         return None
     outliers = load_image_set(suite.entry.outliers, suite.image_sets)

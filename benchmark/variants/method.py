@@ -1,4 +1,4 @@
-"""The contract of a method: settings, a base model and training data in, an edit out."""
+"""The contract of a method: it makes an edit from its settings, a base model and training data."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -14,17 +14,23 @@ from benchmark.training.optimisation import Progress
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a method may learn from. outliers: images of none of the classes, which no evaluated set holds."""
+    """The images that a method may learn from.
+
+    train: the training images of the suite.
+    outliers: images that show none of the classes, and that are in no evaluated set; None where there are none.
+    """
 
     train: TrainingSet
     outliers: TrainingSet | None = None
 
 
 class Method(BaseModel, ABC):
-    """A way to change a network. Its fields are its settings, checked when it is made.
+    """A way to change a network. Its fields are its settings; they are checked when the object is created.
 
-    classified_by_base: whether the base model goes on classifying, the variant's outputs serving detection alone.
-    uses_outliers: whether it reads the suite's outliers.
+    id: the name of the method in recipes.
+    classified_by_base: whether images are still classified by the base model, while the variant is used for detection
+        only.
+    uses_outliers: whether the method needs the outliers of the suite.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -37,19 +43,27 @@ class Method(BaseModel, ABC):
         return False
 
     @abstractmethod
-    def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
-        """The edit of a base model, which stays as it was.
+    def make_edit(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
+        """Makes the edit of a base model. The base model is not changed.
 
-        Raises ValueError, naming the setting, for one that does not fit this network or this data.
+        base: the model to edit.
+        data: the images to learn from.
+        progress: where the state of the computation is saved, so that it can be continued.
+
+        Raises ValueError, which names the setting, where a setting does not fit this network or these images.
         """
 
     @staticmethod
     def about_outliers(outliers: TrainingSet) -> dict[str, Any]:
-        """What an edit says of the outliers that it was trained with, so that none of them is evaluated."""
+        """What an edit records about the outliers that it was trained with. None of them may be evaluated."""
         return {"outliers": outliers.image_set.id, "outliers_sha256": sorted(outliers.image_set.image_sha256s)}
 
     def about(self, base: Model, **more: Any) -> dict[str, Any]:
-        """What an edit says of itself."""
+        """What an edit records about itself: its method, its settings and its base.
+
+        base: the base model.
+        more: what else the method records, as JSON.
+        """
         settings = self.model_dump(mode="json")
         return {
             "method": self.id,

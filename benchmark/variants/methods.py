@@ -1,4 +1,4 @@
-"""The methods by their ids. A new one is a file with a class, and a line here."""
+"""The methods by their ids. A new method needs a class in a file of this folder, and a line here."""
 
 from benchmark.variants.low_rank_tuning import LoRA, SeTARFineTuning
 from benchmark.variants.method import Method

@@ -1,4 +1,6 @@
-"""The towers of a network: timm's transformers in pieces, its other networks in one, vision-language models' two."""
+"""The towers of a network: a timm transformer block by block, another timm network as one block, and the two towers of
+a vision-language model.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,31 +26,39 @@ FUSED = ("query", "key", "value")
 
 
 def towers_of(model: Model) -> dict[str, Tower]:
-    """The towers of a network. Raises ValueError for a vision-language model whose towers cannot be taken to pieces."""
+    """The towers of a network, by name: "vision", and "text" for a vision-language model.
+
+    Raises ValueError for a vision-language model whose towers cannot be run block by block.
+    """
     if isinstance(model, ZeroShotClassifier):
         return {"vision": model.vision_tower(), "text": model.text_tower()}
     return {"vision": vision_tower(model.network)}
 
 
 def vision_tower(network: nn.Module) -> Tower:
-    """The tower of a timm network. Exact types are asked for, since a subclass may compute otherwise.
+    """The tower of a timm network.
 
-    ViT, Swin, Swin v2 and ConvNeXt come in blocks, through all stages; any other network is one block with all of its
-    matrices in it, from input to output: the MLPs' where there are such, else the kernels of its ungrouped convolutions
-    as "up", without the first, which sees the image (our reading of SeTAR's experiment on ResNet-50).
-    Local features, of the value path of the last block, have the transformers with pre-norm or post-norm blocks and
-    ungated attention over a fused projection, whose features are a token or a mean of tokens; the others have none.
+    ViT, Swin, Swin v2 and ConvNeXt are taken block by block, through all stages. Only these exact types are recognised,
+    since a subclass may compute something else.
+
+    Any other network is one block, with all of its matrices, from input to output. These are the matrices of its MLPs.
+    Where it has no MLPs, they are the kernels of its ungrouped convolutions, as "up", without the first convolution,
+    which takes the image. This is our reading of SeTAR's experiment on ResNet-50.
+
+    A transformer has local features where three conditions hold. Its blocks are pre-norm or post-norm; its attention
+    has no gate and one fused projection; its features are a token or the mean of tokens. Local features are what the
+    value path of the last block gives. Other networks have none.
     """
     if type(network) is VisionTransformer:
-        return _vision_transformer(network)
+        return _vision_transformer_tower(network)
     if type(network) is SwinTransformer or type(network) is SwinTransformerV2:
-        return _swin(network)
+        return _swin_tower(network)
     if type(network) is ConvNeXt:
-        return _convnext(network)
-    return _in_one_piece(network)
+        return _convnext_tower(network)
+    return _one_block_tower(network)
 
 
-def _vision_transformer(network: VisionTransformer) -> Tower:
+def _vision_transformer_tower(network: VisionTransformer) -> Tower:
     def start(images: Tensor) -> Tensor:
         return network.norm_pre(network.patch_drop(network._pos_embed(network.patch_embed(images))))
 
@@ -60,10 +70,10 @@ def _vision_transformer(network: VisionTransformer) -> Tower:
 
     names = [f"blocks.{index}" for index in range(len(network.blocks))]
     pooled = network.attn_pool is None and network.global_pool in ("token", "avg")
-    return _tower(network, names, start, features, local_features if pooled else None)
+    return _tower_of_blocks(network, names, start, features, local_features if pooled else None)
 
 
-def _swin(network: SwinTransformer | SwinTransformerV2) -> Tower:
+def _swin_tower(network: SwinTransformer | SwinTransformerV2) -> Tower:
     def features(last: Tensor) -> Tensor:
         return network.forward_head(network.norm(last), pre_logits=True)
 
@@ -72,27 +82,27 @@ def _swin(network: SwinTransformer | SwinTransformerV2) -> Tower:
 
     names = _blocks_of_stages(network, "layers")
     pooled = network.global_pool == "avg"
-    return _tower(network, names, network.patch_embed, features, local_features if pooled else None)
+    return _tower_of_blocks(network, names, network.patch_embed, features, local_features if pooled else None)
 
 
-def _convnext(network: ConvNeXt) -> Tower:
+def _convnext_tower(network: ConvNeXt) -> Tower:
     def features(last: Tensor) -> Tensor:
         return network.forward_head(network.norm_pre(last), pre_logits=True)
 
-    return _tower(network, _blocks_of_stages(network, "stages"), network.stem, features, None)
+    return _tower_of_blocks(network, _blocks_of_stages(network, "stages"), network.stem, features, None)
 
 
-def _in_one_piece(network: nn.Module) -> Tower:
+def _one_block_tower(network: nn.Module) -> Tower:
     def finish(images: Tensor, hidden: Tensor) -> tuple[Tensor, None]:
         return network.forward_head(network.forward_features(hidden), pre_logits=True), None  # type: ignore[operator]
 
     def block(index: int, hidden: Tensor) -> Tensor:
-        raise AssertionError("no block lies below the only one")
+        raise AssertionError("a tower of one block has no block before the last one")
 
-    def ending(name: str) -> tuple[Matrix, ...]:
+    def matrices_ending_in(name: str) -> tuple[Matrix, ...]:
         return tuple(Matrix(tensor) for tensor, _ in network.named_parameters() if tensor.endswith(f".{name}"))
 
-    matrices = {kind: ending(name) for kind, name in MATRICES.items()}
+    matrices = {kind: matrices_ending_in(name) for kind, name in MATRICES.items()}
     if not matrices["up"]:
         convolutions = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
         ungrouped = [name for name in convolutions[1:] if network.get_submodule(name).groups == 1]
@@ -105,36 +115,47 @@ def _blocks_of_stages(network: nn.Module, stages: str) -> list[str]:
     return [f"{stages}.{s}.blocks.{b}" for s, stage in enumerate(modules) for b in range(len(stage.blocks))]
 
 
-def _tower(
+def _tower_of_blocks(
     network: nn.Module,
     names: Sequence[str],
     start: Callable[[Tensor], Tensor],
     features: Callable[[Tensor], Tensor],
     local_features: Callable[[Tensor], Tensor] | None,
 ) -> Tower:
-    """names: of the blocks. features, local_features: of what leaves the last block, or the value path through it."""
+    """The tower of a network with blocks.
+
+    network: the network.
+    names: the names of its blocks, from the input.
+    start: a function from images to the input of the first block.
+    features: a function from the output of the last block to the features.
+    local_features: a function from the output of the value path of the last block to the local features; None where the
+        network has none.
+    """
     blocks = [network.get_submodule(name) for name in names]
 
-    def enter(index: int, hidden: Tensor) -> Tensor:
-        """What the block itself takes: a stage's first block stands behind the downsampling."""
+    def block_input(index: int, hidden: Tensor) -> Tensor:
+        """The input of a block. Before the first block of a stage, the downsampling is applied."""
         stage, _, position = names[index].rpartition(".blocks.")
         return network.get_submodule(f"{stage}.downsample")(hidden) if stage and position == "0" else hidden
 
     def block(index: int, hidden: Tensor) -> Tensor:
-        return blocks[index](enter(index, hidden))
+        return blocks[index](block_input(index, hidden))
 
     value_path = _value_path(blocks[-1]) if local_features else None
 
     def finish(images: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        entering = enter(len(blocks) - 1, hidden)
-        local = local_features(value_path(entering)) if local_features and value_path else None
-        return features(blocks[-1](entering)), local
+        last_input = block_input(len(blocks) - 1, hidden)
+        local = local_features(value_path(last_input)) if local_features and value_path else None
+        return features(blocks[-1](last_input)), local
 
     return Tower("vision", len(blocks), start, block, finish, dict(_matrices(network, names)))
 
 
 def _value_path(block: Any) -> Callable[[Tensor], Tensor] | None:
-    """The block where each position attends to itself alone (GL-MCM's local features), or None for an unknown block."""
+    """The value path of a block: the block, with each position attending to itself only (GL-MCM's local features).
+
+    None for a block of an unknown type.
+    """
     if type(block) not in PRE_NORM + POST_NORM:
         return None
     attention: Any = block.attn
@@ -144,7 +165,7 @@ def _value_path(block: Any) -> Callable[[Tensor], Tensor] | None:
     def values(hidden: Tensor) -> Tensor:
         weight, bias = attention.qkv.weight, attention.qkv.bias
         width = len(weight) // 3
-        # Swin v2 keeps the biases apart from the projection.
+        # In Swin v2 the biases are not part of the projection.
         bias = getattr(attention, "v_bias", None) if bias is None else bias[-width:]
         mixed = linear(hidden, weight[-width:], bias)
         return attention.proj(attention.norm(mixed) if hasattr(attention, "norm") else mixed)
@@ -162,7 +183,7 @@ def _value_path(block: Any) -> Callable[[Tensor], Tensor] | None:
 
 
 def _matrices(network: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, tuple[Matrix, ...]]]:
-    """The weight types that every block has."""
+    """The matrices of the blocks, by type. Types that some block lacks are left out."""
     tensors = dict(network.named_parameters())
     for kind, tensor in MATRICES.items():
         if all(f"{name}.{tensor}" in tensors for name in names):

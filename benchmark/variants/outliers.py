@@ -1,4 +1,4 @@
-"""Training with outliers: a classifier that is fine-tuned to be unsure of images that show none of its classes."""
+"""Training with outliers: a classifier is fine-tuned to be uncertain about images that show none of its classes."""
 
 import math
 from abc import abstractmethod
@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from benchmark.errors import UserError
 from benchmark.models.edits import Edit, trained_weights
 from benchmark.models.model import Model
-from benchmark.training.augmentation import Augmentation, augmented
+from benchmark.training.augmentation import Augmentation, augment_images
 from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.variants.method import Method, TrainingData
 
@@ -33,18 +33,22 @@ def _require_margins(m_in: float | None, m_out: float | None) -> None:
 
 
 class OutlierTerm(BaseModel):
-    """What a training with outliers adds to its loss: `weight` times the mean over the batch.
+    """The term that a training with outliers adds to its loss: `weight` times a mean over the batch.
 
-    loss: "uniform", the cross-entropy of the outliers to the uniform distribution, logsumexp(z) - mean(z) over logits z
-    (Hendrycks et al. 2019, arXiv:1812.04606; in this form in the authors' code, not in the paper).
-    "jensen-shannon", the divergence of the outliers' softmax to the uniform distribution, from 0 to log 2 (the loss of
-    JensUn, put in the place of the cross-entropy by us). A saturated softmax gets almost no gradient from it.
-    "energy-bounded", the squared hinges max(0, E - m_in)^2 of the ID images and max(0, m_out - E)^2 of the outliers,
-    E = -logsumexp(z) (Liu et al. 2020, arXiv:2010.03759).
-    weight: by default 0.5 for "uniform" and 0.1 for "energy-bounded", as in the papers and the authors' code, and 1 for
-    "jensen-shannon", since JensUn weighs its two terms alike.
-    m_in, m_out: of "energy-bounded" alone, by default -25 and -7. These are the authors' for a WideResNet on CIFAR;
-    the scale of the energies is each network's own, so another network needs other margins.
+    loss: which mean it is, over logits z.
+        - "uniform": the cross-entropy of the outliers to the uniform distribution, logsumexp(z) - mean(z) (Hendrycks et
+          al. 2019, arXiv:1812.04606; this form is in the authors' code, not in the paper).
+        - "jensen-shannon": the divergence of the outliers' softmax from the uniform distribution, from 0 to log 2. It
+          is the loss of JensUn; that it replaces the cross-entropy here is our choice. It has almost no gradient where
+          the softmax is saturated.
+        - "energy-bounded": the squared hinges max(0, E - m_in)^2 of the ID images and max(0, m_out - E)^2 of the
+          outliers, with E = -logsumexp(z) (Liu et al. 2020, arXiv:2010.03759).
+    weight: the factor of the mean. The default is 0.5 for "uniform" and 0.1 for "energy-bounded", as in the papers and
+        the authors' code, and 1 for "jensen-shannon", since JensUn gives its two terms the same weight.
+    m_in, m_out: the margins, for "energy-bounded" only. The defaults of -25 and -7 are the authors' for a WideResNet on
+        CIFAR. Energies have another scale in another network, which then needs other margins.
+
+    Raises ValueError for margins that do not fit, and for margins of another loss.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -55,7 +59,7 @@ class OutlierTerm(BaseModel):
     m_out: float | None = _default_margin(-7.0)
 
     @model_validator(mode="after")
-    def _margins_fit(self) -> Self:
+    def _check_margins(self) -> Self:
         if self.loss == "energy-bounded":
             _require_margins(self.m_in, self.m_out)
         elif (self.m_in, self.m_out) != (None, None):
@@ -65,10 +69,10 @@ class OutlierTerm(BaseModel):
         return self
 
     def __call__(self, id_logits: Tensor, outlier_logits: Tensor) -> Tensor:
-        """The term, a scalar, of logits (N, C) of ID images and (M, C) of outliers."""
-        return self.weight * self._mean(id_logits, outlier_logits)
+        """The term, a scalar, from logits of ID images (N, C) and of outliers (M, C)."""
+        return self.weight * self._mean_loss(id_logits, outlier_logits)
 
-    def _mean(self, id_logits: Tensor, outlier_logits: Tensor) -> Tensor:
+    def _mean_loss(self, id_logits: Tensor, outlier_logits: Tensor) -> Tensor:
         if self.loss == "uniform":
             return (outlier_logits.logsumexp(dim=1) - outlier_logits.mean(dim=1)).mean()
         if self.loss == "jensen-shannon":
@@ -83,32 +87,39 @@ class OutlierTerm(BaseModel):
 
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """The Jensen-Shannon divergence (N,), in nats, of distributions given by their log-probabilities (N, C).
+    """The Jensen-Shannon divergence of pairs of distributions, in nats: (N,).
 
-    With M = (P + Q) / 2 it is KL(P||M) / 2 + KL(Q||M) / 2, from 0 to log 2. A probability of 0 may be given as -inf
-    where no gradient is asked for.
+    log_p, log_q: the log-probabilities of the distributions, (N, C). A probability of 0 may be given as -inf where no
+        gradient is needed.
+
+    With M = (P + Q) / 2 it is KL(P||M) / 2 + KL(Q||M) / 2, from 0 to log 2.
     """
     log_m = log_p.logaddexp(log_q) - math.log(2)
-    return (_kl(log_p, log_m) + _kl(log_q, log_m)) / 2
+    return (_kl_divergence(log_p, log_m) + _kl_divergence(log_q, log_m)) / 2
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+def _kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     p = log_p.exp()
     return (p * (log_p - log_q).where(p > 0, 0)).sum(dim=1)
 
 
 class _TrainingWithOutliers(Method):
-    """Fine-tunes all of a network on ID images, with as many outliers in each batch, and an OutlierTerm in its loss.
+    """Fine-tunes all weights of a network on ID images and as many outliers in each batch, with an OutlierTerm.
 
-    SGD with Nesterov momentum 0.9 and a learning rate that falls along a cosine, 10 epochs, ID batches of 128, weight
-    decay 5e-4: as in the code of Hendrycks et al. and of Liu et al. Their learning rate is 0.001 and their outlier
-    batches are twice the ID ones; 0.01 and batches of one size are those of the Unleashing Mask's code.
-    One forward pass takes ID images and outliers together, as in the first two: BatchNorm normalises them as one batch,
-    and its running statistics become those of the mixture.
-    Ours: each outlier batch is drawn with replacement; theirs goes through the outliers from a random place on.
-    augmentation: of ID images and outliers, see benchmark/training/augmentation.py. The authors augment both as in the
-    base's own training (crops and flips).
-    The edit holds what changed, BatchNorm's buffers included (see `trained_weights`).
+    The optimizer is SGD with a Nesterov momentum of 0.9; the learning rate falls along a cosine. From the code of
+    Hendrycks et al. and of Liu et al.: 10 epochs, ID batches of 128, weight decay 5e-4. Their learning rate is 0.001,
+    and their outlier batches are twice as large as the ID batches. The learning rate of 0.01 and outlier batches of the
+    same size are from the code of Unleashing Mask.
+
+    As in the first two, ID images and outliers go through the network together. So BatchNorm normalises them as one
+    batch, and its running statistics are those of the mixture. Each batch of outliers is drawn with replacement; the
+    authors' code takes the outliers in order, from a random place on. The edit holds the weights that changed, and the
+    buffers of BatchNorm (see `trained_weights`).
+
+    schedule: the epochs, the batch size, the learning rates and the seed.
+    weight_decay: the factor of SGD's weight decay.
+    augmentation: how ID images and outliers are changed, see benchmark/training/augmentation.py. The authors augment
+        both as in the training of the base (crops and flips).
     """
 
     schedule: Schedule = Schedule(epochs=10, batch=128, learning_rate=0.01)
@@ -121,13 +132,20 @@ class _TrainingWithOutliers(Method):
 
     @property
     @abstractmethod
-    def term(self) -> OutlierTerm: ...
+    def term(self) -> OutlierTerm:
+        """What is added to the loss of the ID images."""
 
     def id_loss(self, base: Model, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """The rest of the loss, of ID images (n, 3, H, W), their logits (n, C) and their labels (n,)."""
+        """The loss of the ID images, a scalar.
+
+        base: the base model.
+        images: the ID images of a batch, (n, 3, H, W).
+        logits: their logits in the trained network, (n, C).
+        labels: their classes, (n,).
+        """
         return cross_entropy(logits, labels)
 
-    def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
+    def make_edit(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
         if data.outliers is None:
             raise UserError(f"{self.id}: outliers is None; allowed: an image set that the suite names as `outliers`")
         train, outliers, labels = data.train, data.outliers, data.train.labels
@@ -140,7 +158,7 @@ class _TrainingWithOutliers(Method):
         def update(rows: Tensor, generator: Generator) -> float:
             drawn = torch.randint(len(outliers), (len(rows),), generator=generator)
             images = torch.cat([train.images(rows), outliers.images(drawn)])
-            images = augmented(images, self.augmentation, generator, base.preprocessing)
+            images = augment_images(images, self.augmentation, generator, base.preprocessing)
             id_logits, outlier_logits = model(images).split(len(rows))
             loss = self.id_loss(base, images[: len(rows)], id_logits, labels[rows])
             loss = loss + self.term(id_logits, outlier_logits)
@@ -159,7 +177,10 @@ class _TrainingWithOutliers(Method):
 
 
 class OutlierExposure(_TrainingWithOutliers):
-    """Outlier Exposure: the outliers' softmax is drawn to the uniform one (Hendrycks et al. 2019, arXiv:1812.04606)."""
+    """Outlier Exposure: the softmax of outliers is trained to be uniform (Hendrycks et al. 2019, arXiv:1812.04606).
+
+    weight: the factor of the OutlierTerm.
+    """
 
     id = "oe"
     weight: float = Field(default=0.5, ge=0, allow_inf_nan=False)
@@ -170,11 +191,14 @@ class OutlierExposure(_TrainingWithOutliers):
 
 
 class JensenShannonExposure(_TrainingWithOutliers):
-    """Outlier Exposure with a bounded divergence: JensUn, made for language models to forget, put to images by us.
+    """Outlier Exposure with a bounded divergence. It is JensUn, an unlearning method for language models, used on
+    images.
 
-    on_id: the loss of the ID images. "cross-entropy", as in Outlier Exposure, or JensUn's "retain": the Jensen-Shannon
-    divergence to the base's softmax on the same pixels. At the base's own logits that is 0 and has no gradient; with
-    BatchNorm the training starts a little off them, since batch statistics take the place of the running ones.
+    weight: the factor of the OutlierTerm.
+    on_id: the loss of the ID images: "cross-entropy", as in Outlier Exposure, or "retain", as in JensUn: the
+        Jensen-Shannon divergence from the base's softmax on the same pixels. At the logits of the base, "retain" is 0
+        and has no gradient. With BatchNorm the training does not start exactly there, since it uses the statistics of
+        the batch instead of the running ones.
     """
 
     id = "oe-jsd"
@@ -194,9 +218,11 @@ class JensenShannonExposure(_TrainingWithOutliers):
 
 
 class EnergyBounded(_TrainingWithOutliers):
-    """Energy-bounded learning: ID energies are pushed below m_in, those of outliers above m_out (Liu et al. 2020).
+    """Energy-bounded learning (Liu et al. 2020): energies of ID images are trained to be below m_in, of outliers above
+    m_out.
 
-    The default margins fit the authors' networks on CIFAR; see OutlierTerm.
+    weight: the factor of the OutlierTerm.
+    m_in, m_out: the margins. The defaults suit the authors' networks on CIFAR, see OutlierTerm.
     """
 
     id = "energy-bounded"
@@ -205,7 +231,7 @@ class EnergyBounded(_TrainingWithOutliers):
     m_out: float = -7.0
 
     @model_validator(mode="after")
-    def _margins_fit(self) -> Self:
+    def _check_margins(self) -> Self:
         _require_margins(self.m_in, self.m_out)
         return self
 

@@ -1,4 +1,4 @@
-"""SeTAR: low-rank approximation of weights, layer by layer, by a greedy search on a loss of in-distribution images."""
+"""SeTAR: a search that lowers the rank of weights, layer by layer, where that lowers a loss on training images."""
 
 import hashlib
 import math
@@ -31,36 +31,46 @@ KEPT_BYTES = 4 * 2**30
 
 
 class SeTAR(Method):
-    """Drops the smallest singular values of one matrix a layer, as many as lower the LoCoOp loss (Li, Xiong, Chen &
-    Chen, "SeTAR", NeurIPS 2024, Section 3 and Algorithm 1; where the paper is silent, the authors' code).
+    """Removes the smallest singular values of one matrix in each layer, where that lowers the LoCoOp loss.
 
-    Layer by layer, from the last block to the first, each ratio is tried in ascending order with all earlier decisions
-    in place; one that gives a loss STRICTLY below the lowest so far is taken, so that of equals the smaller wins. No
-    layer is visited again. Components are those of the original weights.
+    Source: Li, Xiong, Chen & Chen, "SeTAR", NeurIPS 2024, Section 3 and Algorithm 1. What the paper does not say is
+    taken from the authors' code.
 
-    ood_weight: lambda of the loss. Left out, it is the paper's for the base models on ImageNet (Table 12): 0.1 for a
-    vision-language model (CLIP ViT-B/16), 0.01 for other networks with local features (Swin v2), 0 for those without.
-    It has 0.5 for CLIP ViT-L/14, and on Pascal-VOC's 14 classes 0.05 and 0.3.
-    rank: K of the loss, from 0 to the number of classes; left out, 30 % of the classes, rounded, at least 1, as the
-    paper has 300 of 1 000 for CLIP and 4 of 14 for ViT-B/16; it has 6 of 14 for ViT-L/14, 700 of 1 000 for Swin v2.
-    ratios: shares of the singular values that may be dropped; 0 is always among them. Default: the paper's.
-    towers: which are searched and in what order; "alternating" (MIS) takes a block of each in turn. Of a network
-    without a text tower, "vision" and "vision-then-text" both search the one that is there.
-    search: "greedy", or "best-pair" (LES): each step tries every remaining layer, fixes the best pair of layer and
-    ratio, and ends where none lowers the loss (the earlier in the greedy order among equals).
-    weight: the matrix of a block; "up", the first of the MLP, is the paper's choice and "query", "key", "value",
-    "output" (of the attention) and "down" its ablations. prune: which components go, the smallest ("minor"), the
-    largest ("principal"), or "random" ones, drawn by the seed, more of them at a larger ratio.
-    images_per_class: of the training images, drawn by the seed; 1 as on ImageNet. On Pascal-VOC the paper takes 10 %.
-    batch: images, or class prompts, at a time; the loss hangs on it a little, as it pools the patches of a batch. 512
-    for CLIP and 384 for Swin v2 in the authors' code.
+    The search goes through the layers from the last block to the first, and visits each layer once. In a layer it tries
+    every ratio, in ascending order, with all earlier decisions in place. A ratio is chosen if its loss is STRICTLY
+    below the lowest loss so far. So of two ratios with the same loss, the smaller one is chosen. The components are
+    always those of the original weights.
 
-    Networks without local features (the paper's ResNet-50) have the cross-entropy alone. Which convolutions, in what
-    order, and how a kernel is a matrix the paper does not say: our reading is every ungrouped one but the first, from
-    the last to the first that the network defines, and each kernel position on its own. Its search is "combined with
-    ASH", which it does not describe; ours is not. ConvNeXt is searched at its MLPs.
+    ood_weight: lambda of the loss. The default (None) is the paper's for the base models on ImageNet (Table 12): 0.1
+        for a vision-language model (CLIP ViT-B/16), 0.01 for other networks with local features (Swin v2), and 0 for
+        networks without. The paper has 0.5 for CLIP ViT-L/14. On the 14 classes of Pascal-VOC it has 0.05 for ViT-B/16
+        and 0.3 for ViT-L/14.
+    rank: K of the loss, from 0 to the number of classes. The default (None) is 30 % of the classes, rounded, at least
+        1. So the paper has 300 of 1 000 for CLIP, and 4 of 14 for ViT-B/16. It has 6 of 14 for ViT-L/14, and 700 of 1
+        000 for Swin v2.
+    ratios: the shares of singular values that may be removed; 0 is always possible. The default is the paper's.
+    towers: which towers are searched, and in what order. "alternating" (MIS) takes a block of each tower in turn. For a
+        network without a text tower, "vision" and "vision-then-text" both search its one tower.
+    search: "greedy", or "best-pair" (LES). With "best-pair", each step tries every remaining layer and takes the best
+        pair of layer and ratio. The search ends where no pair lowers the loss. Of two pairs with the same loss, the one
+        that is earlier in the greedy order is taken.
+    weight: which matrix of a block is changed. "up", the first one of the MLP, is the paper's choice. Its ablations are
+        "query", "key", "value" and "output" (of the attention), and "down".
+    prune: which components are removed: the smallest ("minor"), the largest ("principal"), or "random" ones, which the
+        seed draws. A larger ratio removes all that a smaller one removes, and more.
+    images_per_class: how many training images of each class are used; the seed draws them. 1 is the paper's on
+        ImageNet. On Pascal-VOC the paper takes 10 %.
+    batch: images, or class prompts, that go through a tower together. The loss depends on it slightly, since it is a
+        mean over the patches of a batch. The authors' code has 512 for CLIP and 384 for Swin v2.
+    seed: the seed of all draws.
 
-    Not verified against the authors' search: their losses on CLIP ViT-B/16, which need its weights and ImageNet.
+    A network without local features (the paper's ResNet-50) is searched with the cross-entropy only. The paper does not
+    say which convolutions it changes, in what order, and how a kernel becomes a matrix. Our reading: all ungrouped
+    convolutions but the first, from the last to the first that the network defines, and each kernel position as a
+    matrix of its own. The paper's search there is "combined with ASH", which it does not describe; ours is not.
+    ConvNeXt is searched in its MLPs.
+
+    It was not compared with the authors' search, because their losses on CLIP ViT-B/16 need its weights and ImageNet.
     """
 
     id: ClassVar[str] = "setar"
@@ -80,26 +90,26 @@ class SeTAR(Method):
 
     @field_validator("ratios")
     @classmethod
-    def _ascending(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_ascending(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
         if any(first >= second for first, second in pairwise(ratios)):
             raise ValueError("allowed: numbers from 0 to 1, each larger than the one before")
         return ratios
 
-    def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
-        """The edit: ratios, where whole tensors lose their minor components, else the changed weights.
+    def make_edit(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
+        """Makes the edit. It holds ratios where whole tensors lose minor components, else the changed weights.
 
-        `about` says what was searched with (`images`, `ood_weight`, `rank`), the loss of the base (`start`) and every
-        decision (`trace`), in order, each with the tower, the layer (counted from the input), its weight, the ratio,
-        and the network after it: total, id and ood (the losses), share (of the OOD patches), accuracy (on the search
-        images) and the evaluations until then.
+        Its `about` has the settings that were used (`images`, `ood_weight`, `rank`), the losses of the base (`start`),
+        and all decisions in their order (`trace`). A decision has its tower, its layer (from the input), its weight,
+        and its ratio. It also has the figures of the network after it: the losses `total`, `id` and `ood`, the `share`
+        of OOD patches, the `accuracy` on the search images, and the number of `evaluations` so far.
         """
         model = base.copy()
         towers = towers_of(model)
-        layers = self._layers(base, towers)
-        rank = self._rank(base.classes)
+        layers = self._search_order(base, towers)
+        rank = self._loss_rank(base.classes)
         rows = images_of_each_class(data.train.labels, base.classes, self.images_per_class, self.seed)
         with torch.no_grad():
-            ood_weight = self._ood_weight(base, towers, data.train.images(rows[:1]))
+            ood_weight = self._loss_ood_weight(base, towers, data.train.images(rows[:1]))
             images, labels = (
                 tuple(part.to(base.device) for part in whole.split(self.batch))
                 for whole in (data.train.images(rows), data.train.labels[rows])  # type: ignore[index]
@@ -107,12 +117,12 @@ class SeTAR(Method):
             loss = partial(locoop_loss, ood_weight=ood_weight, rank=rank)
             search = Search(self, layers, model, Evaluator(model, towers, images, labels, self.batch, loss))
             start, trace = search.run(progress, f"setar of {base.id}")
-        ratios, weights = search.result(trace)
+        ratios, weights = search.ratios_and_weights(trace)
         found = {"images": len(rows), "ood_weight": ood_weight, "rank": rank, "start": asdict(start), "trace": trace}
         return Edit(self.about(base, **found), weights=weights, ratios=ratios)
 
-    def _layers(self, base: Model, towers: Mapping[str, Tower]) -> list["Layer"]:
-        """The layers in the order of the greedy search."""
+    def _search_order(self, base: Model, towers: Mapping[str, Tower]) -> list["Layer"]:
+        """The layers in the order of the greedy search. Raises ValueError where `towers` or `weight` does not fit."""
         if "text" not in towers and self.towers not in ("vision", "vision-then-text"):
             raise UserError(
                 f"towers is {self.towers!r}; allowed: 'vision' or 'vision-then-text', since {base.id} has no text tower"
@@ -136,14 +146,16 @@ class SeTAR(Method):
             )
         return [layer for pair in zip(*columns, strict=True) for layer in pair]
 
-    def _rank(self, classes: int) -> int:
+    def _loss_rank(self, classes: int) -> int:
+        """K of the loss, for a number of classes."""
         if self.rank is None:
             return max(1, round(RANK_SHARE * classes))
         if self.rank > classes:
             raise UserError(f"rank is {self.rank}; allowed: an integer from 0 to the number of classes, {classes}")
         return self.rank
 
-    def _ood_weight(self, base: Model, towers: Mapping[str, Tower], image: Tensor) -> float:
+    def _loss_ood_weight(self, base: Model, towers: Mapping[str, Tower], image: Tensor) -> float:
+        """lambda of the loss, for a network; `image` (1, 3, H, W) shows whether it has local features."""
         has_local_features = towers["vision"](image.to(base.device))[1] is not None
         if self.ood_weight is None:
             return (0.1 if "text" in towers else 0.01) if has_local_features else 0.0
@@ -151,8 +163,13 @@ class SeTAR(Method):
             raise UserError(f"ood_weight is {self.ood_weight}; allowed: 0, since {base.id} has no local features")
         return self.ood_weight
 
-    def dropped(self, layer: "Layer", ratio: float, shape: Sequence[int]) -> Sequence[int]:
-        """Which components a ratio takes from a matrix of that shape, counted from the largest."""
+    def removed_indices(self, layer: "Layer", ratio: float, shape: Sequence[int]) -> Sequence[int]:
+        """The indices of the components that a ratio removes, from 0 for the largest.
+
+        layer: the layer, which decides what "random" draws.
+        ratio: the share of the components that are removed.
+        shape: the shape of the matrix.
+        """
         rank, count = min(shape[:2]), removed_components(shape, ratio)
         if self.prune == "minor":
             return range(rank - count, rank)
@@ -174,7 +191,13 @@ _TOWERS = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A matrix to decide on. number: its place in its tower, from the input, and block: the one that holds it."""
+    """A matrix for which the search chooses a ratio.
+
+    tower: the name of its tower.
+    number: its place among the matrices of the tower, from the input.
+    block: the number of its block.
+    matrix: where its values are.
+    """
 
     tower: str
     number: int
@@ -184,7 +207,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Losses:
-    """Means over the search images: see LoCoOpLoss, and the share that is classified right."""
+    """Means over the search images.
+
+    total, id, ood, share: as in LoCoOpLoss.
+    accuracy: the share of the images that are classified right.
+    """
 
     total: float
     id: float
@@ -194,7 +221,11 @@ class Losses:
 
 
 def layers_of(tower: Tower, weight: str) -> list[Layer]:
-    """The matrices of one type, from the input up; a tower of one block may hold many."""
+    """The matrices of one type in a tower, from the input. A tower of one block may have many of them.
+
+    tower: the tower.
+    weight: the type, such as "up".
+    """
     return [
         Layer(tower.name, number, min(number, tower.depth - 1), matrix)
         for number, matrix in enumerate(tower.matrices[weight])
@@ -202,11 +233,19 @@ def layers_of(tower: Tower, weight: str) -> list[Layer]:
 
 
 class Evaluator:
-    """The loss of a network with the weights that it has, when those of one block alone have changed.
+    """Computes the loss of a network again and again, while the weights of one block change.
 
-    It keeps what enters that block, for as many batches as KEPT_BYTES hold (others are computed from the images each
-    time), and what leaves the other tower: on the model's device, beside the images, and never of two blocks at once.
-    What it computes again it computes as before, on the same batches, so that keeping changes no bit.
+    To be fast, it keeps the inputs of that block and the outputs of the other tower, on the model's device. Inputs are
+    kept for as many batches as KEPT_BYTES hold; the others are computed from the images each time. Inputs of two blocks
+    are never kept at once. Kept tensors are those that a computation on the same batches gives, so no bit of the loss
+    changes.
+
+    model: the model; its weights are changed by the search.
+    towers: its towers, by name.
+    images: the search images, batch by batch, (n, 3, H, W) each.
+    labels: their classes, batch by batch, (n,) each.
+    batch: class prompts that go through the text tower together.
+    loss: the loss of a batch, from logits, local logits and labels.
     """
 
     def __init__(
@@ -223,34 +262,35 @@ class Evaluator:
         if isinstance(model, ZeroShotClassifier):
             prompts = [model.prompt.replace("{}", name) for name in model.class_names]
             self._inputs["text"] = model.tokenizer(prompts).to(model.device).split(batch)
-        self._left: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
-        self._entering: list[Tensor] = []
+        self._kept_outputs: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+        self._kept_inputs: list[Tensor] = []
         self._tower, self._block = "", 0
 
-    def focus(self, layer: Layer) -> None:
-        """From here on the weights change in the block of that layer alone, until `focus` or `changed`."""
-        self._entering = []
+    def select_block(self, layer: Layer) -> None:
+        """Says that, until the next call of this method, only weights in the block of this layer change."""
+        self._kept_inputs = []
         self._tower, self._block = layer.tower, layer.block
-        self._left.pop(layer.tower, None)
-        for name in self._towers.keys() - {layer.tower} - self._left.keys():
-            self._left[name] = list(self._leaving(name))
+        self._kept_outputs.pop(layer.tower, None)
+        for name in self._towers.keys() - {layer.tower} - self._kept_outputs.keys():
+            self._kept_outputs[name] = list(self._tower_outputs(name))
         room = KEPT_BYTES
         for inputs in self._inputs[layer.tower]:
-            hidden = self._enter(inputs)
+            hidden = self._block_input(inputs)
             room -= hidden.nbytes
             if room < 0:
                 break
-            self._entering.append(hidden)
+            self._kept_inputs.append(hidden)
 
-    def changed(self, tower: str) -> None:
-        """The weights of a tower have changed for good."""
-        self._left.pop(tower, None)
+    def discard_outputs(self, tower: str) -> None:
+        """Discards the kept outputs of a tower, because its weights have changed."""
+        self._kept_outputs.pop(tower, None)
 
     def __call__(self) -> Losses:
+        """The losses of the network with its present weights."""
         head = self._head()
         count = sum(map(len, self._labels))
         means = dict.fromkeys(("total", "id", "ood", "share", "accuracy"), 0.0)
-        for (features, local), labels in zip(self._leaving("vision"), self._labels, strict=True):
+        for (features, local), labels in zip(self._tower_outputs("vision"), self._labels, strict=True):
             logits = head(features)
             loss = self._loss(logits, None if local is None else head(local), labels)
             right = (logits.argmax(dim=1) == labels).double().mean()
@@ -259,28 +299,29 @@ class Evaluator:
         return Losses(**means)
 
     def _head(self) -> Callable[[Tensor], Tensor]:
-        """Logits of features, with the factor that the model itself gives its cosines."""
+        """A function from features to logits; for a vision-language model, with the factor of its cosines."""
         if not isinstance(self._model, ZeroShotClassifier):
             return self._model.network.get_classifier()  # type: ignore[operator]
-        weight, bias = self._model.head_of(torch.cat([features for features, _ in self._leaving("text")]))
+        weight, bias = self._model.head_of(torch.cat([features for features, _ in self._tower_outputs("text")]))
         return partial(linear, weight=weight, bias=bias)
 
-    def _leaving(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Features and local features of each batch."""
-        if name in self._left:
-            yield from self._left[name]
+    def _tower_outputs(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The features and the local features of each batch."""
+        if name in self._kept_outputs:
+            yield from self._kept_outputs[name]
             return
         tower = self._towers[name]
         for index, inputs in enumerate(self._inputs[name]):
             if name != self._tower:
                 yield tower(inputs)
                 continue
-            hidden = self._entering[index] if index < len(self._entering) else self._enter(inputs)
+            hidden = self._kept_inputs[index] if index < len(self._kept_inputs) else self._block_input(inputs)
             for block in range(self._block, tower.depth - 1):
                 hidden = tower.block(block, hidden)
             yield tower.finish(inputs, hidden)
 
-    def _enter(self, inputs: Tensor) -> Tensor:
+    def _block_input(self, inputs: Tensor) -> Tensor:
+        """The input of the selected block, from the inputs of its tower."""
         tower = self._towers[self._tower]
         hidden = tower.start(inputs)
         for block in range(self._block):
@@ -289,7 +330,13 @@ class Evaluator:
 
 
 class Search:
-    """Decides on the ratio of every layer, changing the network of `model`, and keeps each decision."""
+    """Chooses the ratio of every layer, and changes the network of `model` accordingly.
+
+    settings: the settings of the method.
+    layers: the layers in the order of the greedy search.
+    model: the model to change.
+    evaluator: computes the losses of this model.
+    """
 
     def __init__(self, settings: SeTAR, layers: Sequence[Layer], model: Model, evaluator: Evaluator) -> None:
         self._settings, self._layers, self._evaluator = settings, layers, evaluator
@@ -298,9 +345,13 @@ class Search:
         self._components: dict[tuple[str, int], Components] = {}
 
     def run(self, progress: Progress, title: str) -> tuple[Losses, list[dict[str, Any]]]:
-        """The losses at the start, and the trace of the decisions. A search that was killed goes on after the last."""
+        """Runs the search, and returns the losses at its start and the trace of its decisions.
+
+        progress: where the decisions are saved; a search that was stopped continues after the last saved one.
+        title: what the progress bar calls the search.
+        """
         start, trace = self._resume(progress)
-        best = _losses(trace[-1]) if trace else start
+        best = _losses_of_step(trace[-1]) if trace else start
         evaluations = trace[-1]["evaluations"] if trace else 1
         remaining = self._layers_without(trace)
         with tqdm(total=len(self._layers), initial=len(trace), desc=title, disable=None, leave=False) as bar:
@@ -309,23 +360,23 @@ class Search:
                 chosen, ratio, lowest = tried[0], 0.0, best
                 for layer in tried:
                     bar.set_postfix(layer=f"{layer.tower} {layer.number}", loss=f"{best.total:.6f}")
-                    for candidate, losses in self._try(layer):
+                    for candidate, losses in self._losses_by_ratio(layer):
                         evaluations += 1
                         if losses.total < lowest.total:
                             chosen, ratio, lowest = layer, candidate, losses
-                self._fix(chosen, ratio)
+                self._apply_decision(chosen, ratio)
                 assert lowest.total <= best.total
                 best = lowest
-                # Where nothing that was tried lowers the loss, none of it ever will: nothing changes any more.
+                # Where no ratio lowers the loss, all layers that were tried get 0: trying them again changes nothing.
                 for layer in [chosen] if ratio else tried:
-                    trace.append({**_step(layer, ratio), **asdict(best), "evaluations": evaluations})
+                    trace.append({**_trace_step(layer, ratio), **asdict(best), "evaluations": evaluations})
                     bar.update()
                 remaining = self._layers_without(trace)
                 progress.save({}, {"start": asdict(start), "trace": trace})
         return start, trace
 
-    def result(self, trace: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Ratios and weights of the edit."""
+    def ratios_and_weights(self, trace: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """The ratios and the weights of the edit, by the names of the tensors; one of the two is empty."""
         layers = [self._layer(step) for step in trace]
         whole = all(layer.matrix.rows == slice(None) for layer in layers)
         if self._settings.prune == "minor" and whole:
@@ -334,6 +385,7 @@ class Search:
         return {}, {name: self._tensors[name].clone() for name in sorted(changed)}
 
     def _resume(self, progress: Progress) -> tuple[Losses, list[dict[str, Any]]]:
+        """The losses at the start and the saved decisions, which are applied to the network again."""
         kept = progress.load()
         if kept is None:
             start = self._evaluator()
@@ -343,28 +395,30 @@ class Search:
         trace = kept[1]["trace"]
         for step in trace:
             if step["ratio"]:
-                self._fix(self._layer(step), step["ratio"])
+                self._apply_decision(self._layer(step), step["ratio"])
         return Losses(**kept[1]["start"]), trace
 
-    def _try(self, layer: Layer) -> Iterator[tuple[float, Losses]]:
-        """The losses with each ratio of a layer, whose weight is the original again at the end."""
-        self._evaluator.focus(layer)
+    def _losses_by_ratio(self, layer: Layer) -> Iterator[tuple[float, Losses]]:
+        """Tries each ratio of a layer, and gives its losses. At the end, the weight is the original one again."""
+        self._evaluator.select_block(layer)
         for ratio in self._ratios:
-            self._put(layer, ratio)
+            self._set_ratio(layer, ratio)
             yield ratio, self._evaluator()
-        self._put(layer, 0.0)
+        self._set_ratio(layer, 0.0)
 
-    def _fix(self, layer: Layer, ratio: float) -> None:
-        self._put(layer, ratio)
-        self._evaluator.changed(layer.tower)
+    def _apply_decision(self, layer: Layer, ratio: float) -> None:
+        """Gives a layer its final ratio."""
+        self._set_ratio(layer, ratio)
+        self._evaluator.discard_outputs(layer.tower)
         self._components.pop((layer.tower, layer.number))
 
-    def _put(self, layer: Layer, ratio: float) -> None:
+    def _set_ratio(self, layer: Layer, ratio: float) -> None:
+        """Replaces the weight of a layer by the original one without the components that a ratio removes."""
         weight = self._tensors[layer.matrix.tensor][layer.matrix.rows]
         key = (layer.tower, layer.number)
         if key not in self._components:
             self._components[key] = decompose(weight)
-        weight.copy_(self._components[key].without(self._settings.dropped(layer, ratio, weight.shape)))
+        weight.copy_(self._components[key].without(self._settings.removed_indices(layer, ratio, weight.shape)))
 
     def _layer(self, step: Mapping[str, Any]) -> Layer:
         return next(layer for layer in self._layers if (layer.tower, layer.number) == (step["tower"], step["layer"]))
@@ -374,9 +428,9 @@ class Search:
         return [layer for layer in self._layers if layer not in fixed]
 
 
-def _step(layer: Layer, ratio: float) -> dict[str, Any]:
+def _trace_step(layer: Layer, ratio: float) -> dict[str, Any]:
     return {"tower": layer.tower, "layer": layer.number, "weight": layer.matrix.tensor, "ratio": ratio}
 
 
-def _losses(step: Mapping[str, Any]) -> Losses:
+def _losses_of_step(step: Mapping[str, Any]) -> Losses:
     return Losses(**{field.name: step[field.name] for field in fields(Losses)})

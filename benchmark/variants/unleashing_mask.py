@@ -1,17 +1,24 @@
-"""Unleashing Mask: a finished classifier is taken back to a training loss at which its detection was better.
+"""Unleashing Mask: brings a trained classifier back to a larger training loss, at which its OOD detection was better.
 
-J. Zhu et al., Unleashing Mask: Explore the Intrinsic Out-of-Distribution Detection Capability, ICML 2023. While a
-classifier trains, its detection of other data is best at a middle stage; the paper blames atypical images that are
-memorised later. The loss of that stage, the target C, is taken to be what the finished network shows after a few of its
-weights were knocked out (eq. 3, appendix F). With |loss - C| + C, descent above C and ascent below, `UM` trains the
-weights, and `UMAP` a mask over weights that stay. `LearnedPruning` is the paper's control: a mask for the loss alone.
+Source: J. Zhu et al., Unleashing Mask: Explore the Intrinsic Out-of-Distribution Detection Capability, ICML 2023.
 
-From the authors' code (github.com/tmlr-group/Unleashing-Mask, read and not used), where the paper leaves it open: masks
-are of convolutional and linear weights; a rate is the share that is kept; learned scores start Kaiming-uniform (the
-paper: Gaussian), their absolute values are ranked, and they get the gradient straight through (edge-popup,
-V. Ramanujan et al., CVPR 2020); C is measured in evaluation mode, on training images augmented as for training; the
-absolute value is taken of a batch's mean loss; trainings use the batch's BatchNorm statistics and renew the running
-ones; outliers go through the network in one batch with as many training images. No result was compared with theirs.
+In the middle of a training, a classifier detects OOD images better than at the end. The paper explains this with
+atypical images, which are memorised later. The loss of that stage is the target C. It is estimated as the loss of the
+trained network after a small share of its weights was set to 0 (eq. 3, appendix F). The objective is |loss - C| + C:
+where the loss is above C, a step lowers it; where it is below C, a step raises it. `UM` trains the weights with it.
+`UMAP` trains a mask over weights that do not change. `LearnedPruning` is the paper's control: a mask that is trained
+with the loss.
+
+What the paper does not say is taken from the authors' code (github.com/tmlr-group/Unleashing-Mask, read, not run):
+- Masks cover convolutional and linear weights. A rate is the share of weights that is kept.
+- Learned scores start Kaiming-uniform (the paper says Gaussian). Their absolute values are ranked. A score gets the
+  gradient of its mask value, the straight-through gradient (edge-popup, V. Ramanujan et al., CVPR 2020).
+- C is measured in evaluation mode, on training images that are augmented as in training.
+- The absolute value is that of the mean loss of a batch.
+- Training uses BatchNorm's statistics of the batch, and updates the running ones.
+- Outliers go through the network in one batch with as many training images.
+
+No result was compared with the authors' results.
 """
 
 import math
@@ -33,7 +40,7 @@ from benchmark.errors import UserError
 from benchmark.models.classifier import Classifier
 from benchmark.models.edits import Edit, trained_weights
 from benchmark.models.model import Model
-from benchmark.training.augmentation import Augmentation, augmented
+from benchmark.training.augmentation import Augmentation, augment_images
 from benchmark.training.data import TrainingSet
 from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.variants.method import Method, TrainingData
@@ -44,17 +51,21 @@ PASS_BATCH = 256
 
 @dataclass(frozen=True)
 class LossTarget:
-    """The mean cross-entropy (nats) of a network under each of some masks."""
+    """The loss that a training aims at, and the losses that it comes from.
+
+    losses: the mean cross-entropy of a network under each of some masks, in nats.
+    """
 
     losses: tuple[float, ...]
 
     @property
     def mean(self) -> float:
+        """C: the mean over the masks, in nats."""
         return statistics.fmean(self.losses)
 
     @property
     def spread(self) -> float:
-        """The standard deviation over the masks (n - 1); 0 of a single one."""
+        """The standard deviation over the masks (with n - 1), in nats; 0 for one mask."""
         return statistics.stdev(self.losses) if len(self.losses) > 1 else 0.0
 
 
@@ -71,19 +82,27 @@ def estimate_loss_target(
     augmentation: Augmentation = "none",
     progress: Progress | None = None,
 ) -> LossTarget:
-    """The loss that a network shows on its training images after a share of its weights was set to zero (appendix F).
+    """Estimates C: the loss of a network on training images after a share of its weights was set to 0 (appendix F).
 
-    kept: delta, the share of the convolutional and linear weights that stays, in each layer or of the whole model. So
-    says the prose of appendix F, and so fit the paper's numbers; line 7 of both algorithm boxes has it the other way.
-    by: which stay: those with the largest of Gaussian scores, or of |weight| (figure 18), of which there is one mask.
-    masks: the paper draws one; here the loss is averaged over several, and its spread is known.
-    batches: how many batches of 256 random images are used; None is the whole set, once.
-    progress: where the loss of each mask that is done is kept.
-    Raises ValueError for a setting outside its range, and for a network without such weights.
+    model: the network; it is not changed.
+    train: the training images with their classes.
+    kept: delta, the share of convolutional and linear weights that is kept. The text of appendix F says so, and the
+        paper's numbers agree with it. Line 7 of both algorithm boxes says the opposite.
+    seed: the seed of the masks and of the images.
+    scope: whether the share is kept in each layer, or in the whole model.
+    by: which weights are kept: those with the largest Gaussian random scores ("random"), or those with the largest
+        absolute values ("magnitude", figure 18). "magnitude" has one mask only.
+    masks: how many masks the loss is averaged over. The paper takes one. With several, the spread is known, too.
+    batches: how many batches of 256 random images are used; None uses every image once.
+    augmentation: how the images are augmented.
+    progress: where the loss of each finished mask is saved; None saves nothing.
+
+    Raises ValueError for a setting outside its range, for images without classes, and for a network without such
+    weights.
     """
-    _require(0 < kept <= 1, "kept", kept, "a number above 0, up to 1")
-    _require(masks >= 1, "masks", masks, "an integer from 1")
-    _require(batches is None or batches >= 1, "batches", batches, "an integer from 1, or none")
+    _require_setting(0 < kept <= 1, "kept", kept, "a number above 0, up to 1")
+    _require_setting(masks >= 1, "masks", masks, "an integer from 1")
+    _require_setting(batches is None or batches >= 1, "batches", batches, "an integer from 1, or none")
     masked = model.copy()
     weights = maskable_weights(masked)
     base = {name: weight.clone() for name, weight in weights.items()}
@@ -106,9 +125,9 @@ def estimate_loss_target(
 
 
 def maskable_weights(model: Model) -> dict[str, Tensor]:
-    """The convolutional and linear weights of a network by their names, to be read and changed in place.
+    """The convolutional and linear weights of a network, by name. They are the tensors of the network itself.
 
-    Raises ValueError where there are none, and for a vision-language model, whose head a mask would change too.
+    Raises ValueError where there are none, and for a vision-language model, because a mask would change its head, too.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"model {model.id}: a mask needs an image classifier, and this is a {type(model).__name__}")
@@ -123,38 +142,47 @@ def maskable_weights(model: Model) -> dict[str, Tensor]:
 def keep_largest(
     scores: Mapping[str, Tensor], kept: float, scope: Literal["layer", "model"] = "layer"
 ) -> dict[str, Tensor]:
-    """Masks (bool) that keep the share `kept` of the scores, the largest: of each tensor, or of all together.
+    """Masks (bool) of the largest scores, each in the shape of its tensor.
 
-    Removed are round((1 - kept) * n) of n scores; the authors' code rounds down.
+    scores: the scores, by name.
+    kept: the share of the scores that the masks keep.
+    scope: whether this is the share of each tensor ("layer"), or of all tensors together ("model").
+
+    Of n scores, round((1 - kept) * n) are not kept; the authors' code rounds down.
     """
     if scope == "model":
         everything = torch.cat([score.flatten() for score in scores.values()])
-        parts = _keep_largest(everything, kept).split([score.numel() for score in scores.values()])
-        return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
-    return {name: _keep_largest(score, kept) for name, score in scores.items()}
+        pieces = _mask_of_largest(everything, kept).split([score.numel() for score in scores.values()])
+        return {name: piece.view_as(scores[name]) for name, piece in zip(scores, pieces, strict=True)}
+    return {name: _mask_of_largest(score, kept) for name, score in scores.items()}
 
 
-def _keep_largest(scores: Tensor, kept: float) -> Tensor:
+def _mask_of_largest(scores: Tensor, kept: float) -> Tensor:
     removed = round((1 - kept) * scores.numel())
     mask = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
     mask[scores.flatten().topk(removed, largest=False, sorted=False).indices] = False
     return mask.view_as(scores)
 
 
-def flooded(target: float) -> Callable[[Tensor], Tensor]:
-    """The objective |loss - C| + C (eqs. 3 and 4): its gradient is that of the loss above C, and its negative below."""
+def flooding_objective(target: float) -> Callable[[Tensor], Tensor]:
+    """The objective |loss - C| + C as a function of the loss (eqs. 3 and 4).
+
+    Above C, its gradient is that of the loss; below C, it is the negative of that.
+    """
     return lambda loss: (loss - target).abs() + target
 
 
 class _Training(Method):
-    """How weights or masks are trained: SGD with momentum 0.9 along a cosine.
+    """How weights or masks are trained: by SGD with a momentum of 0.9, with a learning rate that falls along a cosine.
 
-    schedule, weight_decay: by default the paper's base recipe, to which its text refers for these trainings too: 100
-    epochs from a rate of 0.1 in batches of 256 (20 epochs suffice: tables 17 and 18). Without Nesterov's step, as in
-    the authors' configurations of UM and UMAP.
-    augmentation: see benchmark/training/augmentation.py; that with which the base was trained. With BatchNorm another
-    one shifts the loss under a batch's statistics against C, which is measured with the running ones: a base trained
-    with crops started above C without them, and was trained down first (a ResNet-20 on CIFAR-10).
+    schedule: the epochs, the batch size, the learning rates and the seed. The defaults are those of the paper's base
+        training, to which its text refers for these trainings, too: 100 epochs from a rate of 0.1, batches of 256. 20
+        epochs are enough (tables 17 and 18). There is no Nesterov momentum, as in the authors' settings of UM and UMAP.
+    weight_decay: the factor of SGD's weight decay.
+    augmentation: the augmentation of the training of the base, see benchmark/training/augmentation.py. With BatchNorm,
+        another augmentation changes the loss under the statistics of a batch, but not C, which is measured with the
+        running statistics. An example is a ResNet-20 on CIFAR-10 that was trained with crops: without crops, its loss
+        starts above C, so that the training lowers the loss at first.
     """
 
     schedule: Schedule = Schedule(epochs=100, batch=256, learning_rate=0.1)
@@ -172,9 +200,16 @@ class _Training(Method):
         trained: Mapping[str, Tensor],
         progress: Progress,
     ) -> list[float]:
-        """The mean, over the batches of each epoch, of their mean cross-entropy.
+        """Trains, and returns the mean cross-entropy of each epoch.
 
-        forward: images (n, 3, H, W) to logits (n, C), by way of the parameters. objective: of the cross-entropy.
+        base: the base model.
+        forward: a function from images (n, 3, H, W) to logits (n, C), which uses the parameters.
+        objective: a function from the mean cross-entropy of a batch to what is minimised.
+        outliers: the term of a training with outliers; None without outliers.
+        data: the images to learn from.
+        parameters: what the optimizer trains.
+        trained: every tensor that a step changes, by name.
+        progress: where the state of the training is saved.
         """
         optimizer = torch.optim.SGD(parameters, momentum=0.9, weight_decay=self.weight_decay)
         labels = data.train.labels
@@ -186,7 +221,7 @@ class _Training(Method):
                 assert data.outliers is not None  # as checked
                 drawn = torch.randint(len(data.outliers), (len(rows),), generator=generator)
                 images = torch.cat([images, data.outliers.images(drawn)])
-            logits = forward(augmented(images, self.augmentation, generator, base.preprocessing))
+            logits = forward(augment_images(images, self.augmentation, generator, base.preprocessing))
             cross_entropy_of_rows = cross_entropy(logits[: len(rows)], labels[rows])
             loss = objective(cross_entropy_of_rows)
             if outliers is not None:
@@ -198,30 +233,32 @@ class _Training(Method):
 
         return optimise(optimizer, self.schedule, len(data.train), update, trained, progress, self.id)
 
-    def _check(self, base: Model, data: TrainingData, outliers: OutlierTerm | None = None) -> None:
-        """Raises ValueError, before any work, for what does not fit the network or the data."""
+    def _check_settings(self, base: Model, data: TrainingData, outliers: OutlierTerm | None = None) -> None:
+        """Raises ValueError, before any computation, where a setting does not fit the network or the images."""
         maskable_weights(base)
         if data.train.labels is None:
             raise UserError(f"{self.id}: the training images have no labels; allowed: an image set with `classes`")
         if outliers is not None:
             allowed = "none, as the suite names no `outliers`"
-            _require(data.outliers is not None, "outliers", outliers.loss, allowed, self.id)
+            _require_setting(data.outliers is not None, "outliers", outliers.loss, allowed, self.id)
         batch, images = self.schedule.batch, len(data.train)
         if outliers is None and any(isinstance(module, _BatchNorm) for module in base.network.modules()):
-            allowed = f"a size that leaves no batch of a single one of the {images} images, which BatchNorm cannot take"
-            _require(batch > 1 and images % batch != 1, "schedule.batch", batch, allowed, self.id)
+            allowed = f"a size for which no batch of the {images} images has a single image, since BatchNorm needs two"
+            _require_setting(batch > 1 and images % batch != 1, "schedule.batch", batch, allowed, self.id)
 
 
-class _Targeted(_Training):
-    """What has a target for its loss.
+class _TargetedTraining(_Training):
+    """A training towards a target of the loss.
 
-    loss_target: C in nats; None is to estimate it by `estimate_loss_target`, on images augmented as for training.
-    target_kept: delta, the share of weights that stays where C is estimated: 0.975 on CIFAR-10, 0.97 on CIFAR-100 and
-    0.996 on ImageNet (G.10), chosen on a validation set of other data; 0.96 to 0.99 are said to do.
-    target_masks: over how many random masks it is averaged.
-    outliers: the term of a training with outliers, added to the objective; a batch has as many of them as of training
-    images (section 3.3 gives no formula; |loss - C| + C + term is that of the authors' code). To go the other way, from
-    UM's result on to such a training, name the variant as the `base` of that.
+    loss_target: C, in nats; None estimates it by `estimate_loss_target`, on images that are augmented as in training.
+    target_kept: delta, the share of weights that is kept in the estimate of C. The paper has 0.975 on CIFAR-10, 0.97 on
+        CIFAR-100 and 0.996 on ImageNet (G.10), chosen on a validation set of other data. It says that 0.96 to 0.99
+        work.
+    target_masks: how many random masks the estimate is averaged over.
+    outliers: the term of a training with outliers, which is added to the objective; None adds nothing. A batch has as
+        many outliers as training images. Section 3.3 gives no formula; |loss - C| + C + term is that of the authors'
+        code. For the other order (UM first, then a training with outliers), name the UM variant as the `base` of the
+        latter.
     """
 
     loss_target: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -233,7 +270,8 @@ class _Targeted(_Training):
     def uses_outliers(self) -> bool:
         return self.outliers is not None
 
-    def _target(self, base: Model, train: TrainingSet, progress: Progress) -> LossTarget:
+    def _find_loss_target(self, base: Model, train: TrainingSet, progress: Progress) -> LossTarget:
+        """C, as it is set or estimated."""
         if self.loss_target is not None:
             return LossTarget((self.loss_target,))
         return estimate_loss_target(
@@ -246,38 +284,50 @@ class _Targeted(_Training):
             progress=progress,
         )
 
-    def _about(self, base: Model, data: TrainingData, target: LossTarget, losses: list[float]) -> dict[str, Any]:
+    def _about_training(
+        self, base: Model, data: TrainingData, target: LossTarget, losses: list[float]
+    ) -> dict[str, Any]:
+        """What the edit records about itself."""
         more: dict[str, Any] = {"loss_target": target.mean, "loss_target_spread": target.spread}
         if self.outliers is not None and data.outliers is not None:
             more |= self.about_outliers(data.outliers)
         return self.about(base, **more, losses=losses)
 
 
-class UM(_Targeted):
-    """Unleashing Mask: all weights are trained so that the loss comes up to C and stays there (algorithm 1).
+class UM(_TargetedTraining):
+    """Unleashing Mask: all weights are trained so that the loss rises to C and stays there (algorithm 1).
 
-    The edit holds what changed, BatchNorm's buffers included, rounded (see `trained_weights`); `losses` are those of
-    the training, before that.
+    The edit holds the weights that changed and the buffers of BatchNorm, rounded (see `trained_weights`). Its `losses`
+    are those of the training, before the rounding.
     """
 
     id: ClassVar[str] = "um"
 
-    def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
-        self._check(base, data, self.outliers)
-        target = self._target(base, data.train, _beside(progress))
+    def make_edit(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
+        self._check_settings(base, data, self.outliers)
+        target = self._find_loss_target(base, data.train, _target_progress(progress))
         model = base.copy()
         network = model.network.requires_grad_(True).train()
         losses = self._train(
-            base, model, flooded(target.mean), self.outliers, data, network.parameters(), network.state_dict(), progress
+            base,
+            model,
+            flooding_objective(target.mean),
+            self.outliers,
+            data,
+            network.parameters(),
+            network.state_dict(),
+            progress,
         )
-        return Edit(self._about(base, data, target, losses), trained_weights(base.network, network))
+        return Edit(self._about_training(base, data, target, losses), trained_weights(base.network, network))
 
 
 class _MaskLearning(_Training):
-    """Edge-popup: every weight of a layer has a score, the largest |score| stay, and a score gets its mask's gradient.
+    """Edge-popup: learns a mask. Each weight has a score; the weights with the largest |score| in a layer are kept.
 
-    The weights stay as they are. BatchNorm's running statistics become those under the mask.
-    kept: p, the share of each layer's weights that stays; 0.8 in the authors' code, not stated in the paper.
+    A score gets the gradient of its mask value. The weights do not change. BatchNorm's running statistics become those
+    of the masked network.
+
+    kept: p, the share of the weights of each layer that is kept: 0.8 in the authors' code, not stated in the paper.
     """
 
     classified_by_base: ClassVar[bool] = True
@@ -292,16 +342,23 @@ class _MaskLearning(_Training):
         objective: Callable[[Tensor], Tensor],
         outliers: OutlierTerm | None,
     ) -> tuple[Edit, list[float]]:
-        """An edit that says nothing about itself yet, and the training loss of each epoch."""
+        """Learns a mask, and returns an edit without its `about`, and the mean cross-entropy of each epoch.
+
+        base: the base model.
+        data: the images to learn from.
+        progress: where the state of the training is saved.
+        objective: a function from the mean cross-entropy of a batch to what is minimised.
+        outliers: the term of a training with outliers; None without outliers.
+        """
         model = base.copy()
         network = model.network.train()
         weights = maskable_weights(model)
-        scores = _first_scores(weights, self.schedule.seed)
+        scores = _initial_scores(weights, self.schedule.seed)
 
         def forward(images: Tensor) -> Tensor:
             sizes = {name: score.abs() for name, score in scores.items()}
             masks = keep_largest({name: size.detach() for name, size in sizes.items()}, self.kept)
-            # Worth the mask, with the gradient of the size.
+            # The value is the mask, the gradient is that of the size.
             through = {name: masks[name] + (size - size.detach()) for name, size in sizes.items()}
             masked = {name: weight * through[name] for name, weight in weights.items()}
             return functional_call(network, masked, images.to(model.device)).to(images.device)
@@ -313,42 +370,43 @@ class _MaskLearning(_Training):
         return Edit({}, trained_weights(base.network, network), masks), losses
 
 
-class UMAP(_MaskLearning, _Targeted):
-    """Unleashing Mask Adopts Pruning: a mask is learned under which the loss is C (algorithm 2)."""
+class UMAP(_MaskLearning, _TargetedTraining):
+    """Unleashing Mask Adopts Pruning: learns a mask for which the loss is C (algorithm 2)."""
 
     id: ClassVar[str] = "umap"
 
-    def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
-        self._check(base, data, self.outliers)
-        target = self._target(base, data.train, _beside(progress))
-        edit, losses = self._learn_mask(base, data, progress, flooded(target.mean), self.outliers)
-        return replace(edit, about=self._about(base, data, target, losses))
+    def make_edit(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
+        self._check_settings(base, data, self.outliers)
+        target = self._find_loss_target(base, data.train, _target_progress(progress))
+        edit, losses = self._learn_mask(base, data, progress, flooding_objective(target.mean), self.outliers)
+        return replace(edit, about=self._about_training(base, data, target, losses))
 
 
 class LearnedPruning(_MaskLearning):
-    """A mask that is learned with the plain cross-entropy: the control of UMAP (figures 4e and 12)."""
+    """Learns a mask with the cross-entropy, without a target. It is the control of UMAP (figures 4e and 12)."""
 
     id: ClassVar[str] = "learned-pruning"
 
-    def make(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
-        self._check(base, data)
+    def make_edit(self, base: Model, data: TrainingData, progress: Progress) -> Edit:
+        self._check_settings(base, data)
         edit, losses = self._learn_mask(base, data, progress, lambda loss: loss, None)
         return replace(edit, about=self.about(base, losses=losses))
 
 
 def _mean_loss(model: Model, train: TrainingSet, rows: Tensor, augmentation: Augmentation, draw: Generator) -> float:
+    """The mean cross-entropy of the images at the indices `rows`, in nats. Raises ValueError without labels."""
     if train.labels is None:
         raise UserError("loss target: the training images have no labels; allowed: an image set with `classes`")
     total = 0.0
     with torch.inference_mode():
         for part in tqdm(rows.split(PASS_BATCH), desc="loss target", unit="batch", disable=None, leave=False):
-            logits = model(augmented(train.images(part), augmentation, draw, model.preprocessing))
+            logits = model(augment_images(train.images(part), augmentation, draw, model.preprocessing))
             total += cross_entropy(logits.double(), train.labels[part], reduction="sum").item()
     return total / len(rows)
 
 
-def _first_scores(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Kaiming-uniform scores, as a layer's own weights start in torch: up to 1 / sqrt(fan-in) in size."""
+def _initial_scores(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Kaiming-uniform scores, as torch initialises the weights of a layer: up to 1 / sqrt(fan-in) in size."""
     generator = Generator().manual_seed(seed)
     starts = {name: torch.empty(weight.shape) for name, weight in weights.items()}
     for start in starts.values():
@@ -356,12 +414,13 @@ def _first_scores(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]
     return {name: start.to(weights[name].device).requires_grad_() for name, start in starts.items()}
 
 
-def _beside(progress: Progress) -> Progress:
-    """Where the estimate of the target is kept while the training keeps its own state."""
+def _target_progress(progress: Progress) -> Progress:
+    """Where the estimate of the target is saved: in a file beside that of the training."""
     file = None if progress.file is None else progress.file.with_name(f"{progress.file.stem}-target.safetensors")
     return Progress(file, {**progress.key, "part": "loss target"})
 
 
-def _require(ok: bool, setting: str, value: Any, allowed: str, method: str = "loss target") -> None:
+def _require_setting(ok: bool, setting: str, value: Any, allowed: str, method: str = "loss target") -> None:
+    """Raises ValueError, which names the setting, unless `ok`."""
     if not ok:
         raise UserError(f"{method}: {setting} is {value!r}; allowed: {allowed}")

@@ -75,7 +75,7 @@ class Plain:
     def put(self, layer: Any, ratio: float, original: Tensor) -> None:
         """The approximation of an original weight, by sums in the same order, since the loss is to agree to the bit."""
         weight = self.model.network.state_dict()[layer.matrix.tensor][layer.matrix.rows]
-        dropped = list(self.settings.dropped(layer, ratio, weight.shape))
+        dropped = list(self.settings.removed_indices(layer, ratio, weight.shape))
         if not dropped:
             weight.copy_(original)
             return

@@ -19,7 +19,7 @@ from benchmark.models.loading import load_model
 from benchmark.suites.loading import load_suite
 from benchmark.training.data import TrainingSet, images_of_each_class
 from benchmark.training.optimisation import Progress
-from benchmark.variants.making import recipe_of
+from benchmark.variants.making import method_of
 from benchmark.variants.method import TrainingData
 from benchmark.variants.setar import SeTAR
 from tests.references.setar import plain_search
@@ -33,7 +33,7 @@ LIMIT_S = 120.0
 @torch.no_grad()
 def main() -> int:
     suite = load_suite("digits")
-    method = recipe_of(VARIANT, suite)
+    method = method_of(VARIANT, suite)
     assert isinstance(method, SeTAR)
     train = load_image_set(suite.entry.in_distribution.train, suite.image_sets)
     base = load_model("digits-clip", suite.known_models, torch.device("cpu"), train.class_names)
@@ -44,7 +44,7 @@ def main() -> int:
     search_s, plain_s = [], []
     for _ in range(ROUNDS):
         started = perf_counter()
-        about = method.make(base, TrainingData(data), Progress(None, {})).about
+        about = method.make_edit(base, TrainingData(data), Progress(None, {})).about
         search_s.append(perf_counter() - started)
         started = perf_counter()
         decisions, evaluations = plain_search(method, base, images, labels, about["ood_weight"], about["rank"])
