@@ -31,7 +31,13 @@ def unit_test_set(name: str, suite: LoadedSuite) -> ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class _Generated:
-    """Gives image i of a unit test; size: (height, width). source: what the permutation tests permute."""
+    """A function from the number of an image of a unit test to its pixels, which can be pickled.
+
+    name: the id of the unit test.
+    images: the number of images.
+    size: (height, width) in pixels.
+    source: the images that the two permutation tests permute.
+    """
 
     name: str
     images: int

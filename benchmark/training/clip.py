@@ -64,7 +64,7 @@ RECIPE = Recipe(Schedule(epochs=100, batch=64, learning_rate=1e-3, warm_up=0.1))
 
 
 def train_and_save(folder: Path) -> Trained:
-    """Trains the network on the digits, and writes it; what was interrupted goes on where it was."""
+    """Trains the network on the digits, and writes it into a folder. After an interruption, it is continued."""
     train_set, val_set = load_image_set("digits-train"), load_image_set("digits-val")
     started = time.perf_counter()
     progress = progress_beside(folder, (RECIPE, NETWORK, TEMPLATES, PREPROCESS), train_set)

@@ -1,4 +1,4 @@
-"""The networks of the digits suite that this project trains: each id with what trains it."""
+"""Trains a network of the digits suite, by its id."""
 
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from detectors import did_you_mean
 def train_digits_network(model_id: str, folder: Path | None = None) -> Trained:
     """Trains a network of the digits suite, and writes it.
 
-    folder: where it goes, by default its place among the checkpoints.
-    Raises ValueError where no recipe has that id.
+    model_id: the id of the network.
+    folder: where to write; None takes its folder among the checkpoints.
+
+    Raises UserError where no recipe has this id.
     """
     known = (*RECIPES, clip.NAME)
     if model_id not in known:

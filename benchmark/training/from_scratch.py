@@ -122,10 +122,10 @@ for _seed in range(3):
 class Trained:
     """A network that was trained and written.
 
-    folder: where it lies.
-    parameters: how many numbers were trained.
-    accuracy: on the validation images, a fraction.
-    training_s: how long it took, in seconds.
+    folder: the folder of its checkpoint.
+    parameters: the number of trained parameters.
+    accuracy: the accuracy on the validation images, from 0 to 1.
+    training_s: how long the training took, in seconds.
     """
 
     folder: Path
@@ -135,9 +135,12 @@ class Trained:
 
 
 def train_and_save(model_id: str, folder: Path) -> Trained:
-    """Trains a network by its recipe on the digits, and writes it; what was interrupted goes on where it was.
+    """Trains a network of the digits suite by its recipe, and writes it. After an interruption, it is continued.
 
-    Raises KeyError where there is no recipe of that id.
+    model_id: the id of the network.
+    folder: where to write.
+
+    Raises KeyError where there is no recipe with this id.
     """
     recipe = RECIPES[model_id]
     train_set, val_set = load_image_set("digits-train"), load_image_set("digits-val")
