@@ -431,7 +431,16 @@ def correlate_sharpness_with_error(models: Sequence[ModelSharpness]) -> float:
 def training_images(
     suite: Suite, model_id: str, device: torch.device, count: int, seed: int
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """A model's network, and training images (n, 3, H, W) with labels (n,), which are the same for every model."""
+    """A model's network, and training images (n, 3, H, W) with labels (n,), which are the same for every model.
+
+    suite: the suite that gives the images and knows the models.
+    model_id: the id of the model.
+    device: where the network runs.
+    count: at most so many images.
+    seed: the seed of their draw.
+
+    Raises UserError for an unknown model, a vision-language model, and images without classes.
+    """
     known = suite.known_models
     if model_id not in known:
         raise UserError(f"no model is called {model_id!r}{did_you_mean(model_id, known)}; known: {', '.join(known)}")
