@@ -41,6 +41,11 @@ SETS = ["greys", "noise", "black", "blobs"]
 Call = Callable[..., EvaluationResults]
 
 
+def _without_address(value: object) -> str:
+    """The id of a parameter, the same in every process of pytest-xdist."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
+
+
 @pytest.fixture
 def given(user_world: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The arguments of a call in the folder of the world."""
@@ -423,7 +428,7 @@ def test_records_that_cannot_be_written_do_not_cost_the_results(
         ({"unit_tests": True, "ood": {"black": "images/greys"}}, "'black' is the name of a unit test"),
         ({"results": "colours.toml"}, "results: colours.toml is a file"),
     ],
-    ids=str,
+    ids=_without_address,
 )  # fmt: skip
 def test_a_mistake_is_named_in_one_line(given: dict[str, Any], changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)) as caught:
@@ -461,7 +466,7 @@ def test_data_sets_that_are_read_in_order_alone_are_refused(given: dict[str, Any
         ({"detectors": ["odin"]}, "detectors: odin needs the network"),
         ({"options": {"odin": {}}}, "detectors: odin needs the network"),
     ],
-    ids=str,
+    ids=_without_address,
 )  # fmt: skip
 def test_arrays_that_do_not_fit_are_named_in_one_line(
     arrays: dict[str, Any], changes: dict[str, Any], says: str

@@ -30,6 +30,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WORLD = build_world()
 
 
+def _without_address(value: object) -> str:
+    """The id of a parameter, the same in every process of pytest-xdist."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
+
+
 @pytest.fixture
 def run(pytester: pytest.Pytester, user_world: Path) -> Runs:
     return Runs(pytester, user_world)
@@ -223,7 +228,7 @@ def test_an_error_of_their_code_is_one_line_with_the_options() -> None:
         (theirs.KNN, {"k": {1: 2}}, "k is {1: 2}; an option is a number"),
         (nn.Linear, {}, "Linear is neither a pytorch_ood.api.Detector nor a postprocessor"),
     ],
-    ids=str,
+    ids=_without_address,
 )
 def test_what_cannot_be_served_is_told_in_one_line(kind: Any, options: dict[str, Any], says: str) -> None:
     with pytest.raises(NotAdaptableError, match=re.escape(says)) as caught:
@@ -463,7 +468,7 @@ def test_an_object_is_copied_for_each_fit() -> None:
         (AsksForOOD, {}, "it asks for the loader 'val', and here there is none"),
         (Keywords(), {"factor": 1.0}, "is an object, and not a class: it takes no options"),
     ],
-    ids=str,
+    ids=_without_address,
 )
 def test_what_a_postprocessor_cannot_have_is_told_in_one_line(kind: Any, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)) as caught:
