@@ -49,5 +49,6 @@ def reason_of(error: BaseException) -> str:
 
 def _traceback_is_wanted(config: pytest.Config) -> bool:
     """Whether a style of tracebacks was asked for that has any, or the debugger, which needs one."""
-    option = config.getoption
-    return option("tbstyle") in ("long", "short", "native") or option("fulltrace") or option("usepdb")
+    # With `-p no:terminal` pytest has none of these options.
+    style, full, debugger = (config.getoption(name, None) for name in ("tbstyle", "fulltrace", "usepdb"))
+    return style in ("long", "short", "native") or bool(full or debugger)
