@@ -52,7 +52,9 @@ def run(
     val: Annotated[Text, _option("--val", "IMAGES", "In-distribution images that are neither.")] = None,
     ood: Annotated[Texts, _option("--ood", "IMAGES", "Out-of-distribution images; may be repeated.")] = None,
     outputs: Annotated[Text, _option("--outputs", "DIR", "Precomputed outputs in place of a network.")] = None,
-    detectors: Annotated[Texts, _option("--detectors", "FILE", "Detectors of yours; may be repeated.")] = None,
+    detectors: Annotated[
+        Texts, _option("--detectors", "WHAT", "A file of detectors, or MODULE:CLASS[,OPTION=VALUE]...")
+    ] = None,
     data_dir: Annotated[Text, _option("--data-dir", "DIR", "Folder of downloaded images and weights.")] = None,
     store: Annotated[Text, _option("--store", "DIR", "Folder of the outputs of networks.")] = None,
     results: Annotated[Text, _option("--results", "DIR", "Folder of the records.")] = None,

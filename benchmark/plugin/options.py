@@ -47,7 +47,9 @@ def add_options(parser: pytest.Parser) -> None:
     add_value("--val", "in-distribution images that are neither (default: a part of --id)")
     add_value("--ood", "out-of-distribution images: a folder, Parquet, or an id of image_sets.toml", **_MANY)
     add_value("--outputs", "a folder of precomputed outputs in place of a network and images (docs/your-own.md)")
-    add_value("--detectors", "a Python file that registers detectors of yours", **_MANY)
+    add_value(
+        "--detectors", "a Python file that registers detectors, or those of a library (pytorch_ood:KNN,k=10)", **_MANY
+    )
     add_value("--data-dir", "folder of downloaded images and weights (default: data)")
     add_value("--store", "folder for the outputs of networks (default: .store)")
     add_value("--results", "folder for records and scores (default: results)")
