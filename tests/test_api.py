@@ -395,7 +395,7 @@ def test_records_that_cannot_be_written_do_not_cost_the_results(
         ({"model": "digits-resnet"}, "has 8 classes, the in-distribution set has 3"),
         ({"model": "images/greys"}, "in_distribution: the folder images/greys holds the outputs of all sets"),
         ({"transform": to_tensor}, "transform: it goes with an nn.Module"),
-        ({"model": Net(), "transform": lambda image: torch.rand(3, 32, 32)}, "gives one image twice otherwise"),
+        ({"model": Net(), "transform": lambda image: torch.rand(3, 32, 32)}, "gives another result for the same image"),
         ({"name": "a b"}, "name: 'a b' cannot be a name"),
         ({"in_distribution": None}, "in_distribution: name the in-distribution test images"),
         ({"in_distribution": "images/gone"}, "in_distribution images/gone: there is no such folder or file"),

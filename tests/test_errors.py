@@ -161,7 +161,7 @@ def test_an_error_of_a_library_under_a_detector_is_no_refusal() -> None:
 
 def test_what_a_users_module_raises_while_it_is_loaded_has_its_place(run: Runs) -> None:
     (run.pytester.path / "mine.py").write_text("def make():\n    return [][1]\n")
-    result = run(OOD, "--model", "mine:make", *run.own[2:], "-k", "msp/")
+    result = run(OOD, "--model", "mine:make", *run.user[2:], "-k", "msp/")
     result.assert_outcomes(errors=1)
     line = next(line for line in result.outlines if "IndexError" in line)
     assert "cannot use module:mine:make (named in --model): IndexError: list index out of range (" in line
@@ -190,7 +190,7 @@ def test_a_shape_error_in_a_users_detector(run: Runs, style: str) -> None:
     file = run.pytester.path / "mine.py"
     file.write_text(SHAPES)
     number = SHAPES[: SHAPES.index("batch.logits @")].count("\n") + 1
-    result = run(OOD, *run.own, "--detectors", str(file), "-k", "my-detector and test_case", f"--tb={style}")
+    result = run(OOD, *run.user, "--detectors", str(file), "-k", "my-detector and test_case", f"--tb={style}")
     result.assert_outcomes(errors=1)
     reason = str(run.cases()["net/my-detector/greys"].reason)
     assert re.fullmatch(rf"RuntimeError: .*mat1 and mat2 shapes .* \({file}, line {number}\)", reason)
@@ -213,7 +213,7 @@ def test_a_bug_of_ours_keeps_its_traceback(run: Runs, monkeypatch: pytest.Monkey
     names: dict[str, Any] = {}
     exec("def broken(self, scores):\n    raise RuntimeError('this is a bug')", names)  # no code of a user's
     monkeypatch.setattr(FittedDetector, "metrics", names["broken"])
-    result = run(OOD, *run.own, "-k", "msp/")
+    result = run(OOD, *run.user, "-k", "msp/")
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
     assert "metrics = self.detector.metrics(scores)" in text
@@ -223,7 +223,7 @@ def test_a_bug_of_ours_keeps_its_traceback(run: Runs, monkeypatch: pytest.Monkey
 
 def test_a_full_disk_is_one_line_whatever_the_style(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     (run.world / "store").write_text("in the way")
-    result = run(OOD, *run.own, "-k", "msp/", "--tb=long")
+    result = run(OOD, *run.user, "-k", "msp/", "--tb=long")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         [f"net/msp/greys: cannot write to the store {run.world / 'store'}*; name another folder with --store"]

@@ -91,11 +91,13 @@ def image_sets(world: Path) -> dict[str, ImageSet]:
     """A set of each kind: a folder, a list, Parquet, corrupted, chosen classes, generated pixels."""
     suite = LoadedSuite(load_suite(str(world / "colours.toml"), world), Store(world / "store"), torch.device("cpu"))
     (world / "list.txt").write_text("00.png\n01.png\n")
-    common = {"title": "t", "licence": "l", "source": "s", "file": world / "colours.toml", "data_dir": world}
-    folder = world / "images/greys"
+    common = {"title": "t", "licence": "l", "source": "s"}
+    file, folder = world / "colours.toml", world / "images/greys"
     entries = {
-        "listed": ImageSetEntry(local="images/greys", list_file="list.txt", **common),
-        "corrupted": ImageSetEntry(folder=folder, corruption={"kind": "blur", "amount": 2}, **common),
+        "listed": ImageSetEntry.in_file(file, world, local="images/greys", list_file="list.txt", **common),
+        "corrupted": ImageSetEntry.in_file(
+            file, world, folder=folder, corruption={"kind": "blur", "amount": 2}, **common
+        ),
     }
     return {
         "folder": suite.image_set("colours-test"),

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmark.errors import UserError
 from benchmark.records import RecordError
 from benchmark.results import SCORES, Backend, ResultsFolder, ResultsInMemory, RunId, scores_path
 from benchmark.running.recorder import Recorder
@@ -85,7 +86,7 @@ def test_scores_that_cannot_be_written_leave_the_old_ones(tmp_path: Path, monkey
         raise OSError("no space")
 
     monkeypatch.setattr(pq, "write_table", half_written)
-    with pytest.raises(OSError, match=f"cannot write the scores {tmp_path}.*free some space"):
+    with pytest.raises(UserError, match=f"cannot write the scores {tmp_path}.*free some space"):
         folder.write_scores(HERE, PATH, scores(a=0.7))
     monkeypatch.undo()
     assert folder.scores(HERE, PATH).equals(scores(a=0.5))

@@ -15,6 +15,7 @@ from benchmark.images.image_set import ImageSetError
 from benchmark.limits.limits import Limits
 from benchmark.metrics import auroc
 from benchmark.records import Record
+from benchmark.results import ResultsFolder
 from benchmark.running import store
 from benchmark.running.evaluation import Evaluation
 from benchmark.running.fitted_detector import choose_options
@@ -78,9 +79,8 @@ def tuned_world(user_world: Path) -> Path:
 def session_of(folder: Path) -> Session:
     suite = load_suite(str(folder / "colours.toml"), folder)
     limits = Limits(suite, {}, 1.0, None, recording=False)
-    return Session(
-        Evaluation(LoadedSuite(suite, Store(folder / "store"), torch.device("cpu"))), limits, folder / "results", "run"
-    )
+    evaluation = Evaluation(LoadedSuite(suite, Store(folder / "store"), torch.device("cpu")))
+    return Session(evaluation, limits, ResultsFolder(folder / "results"), "run")
 
 
 def records_of(session: Session, detector: str, set_id: str) -> list[Record]:

@@ -325,8 +325,8 @@ def test_the_page_of_a_variant_shows_every_set_and_how_it_was_made(built: dict[s
     for part in ("schedule.learning_rate0.001", "outliers.kindenergy", "The losses while it was made", "outlier loss"):
         assert part in text
     assert table_with(page, "epoch")["12"] == ["12", "0.166667", "0.125", "0.01"]
-    assert "Singular values dropped" not in text
-    assert "Singular values dropped" in built["models/digits-resnet+setar.html"].text
+    assert "Singular values removed" not in text
+    assert "Singular values removed" in built["models/digits-resnet+setar.html"].text
 
 
 def test_scores_that_are_missing_are_not_compared(tmp_path: Path) -> None:
