@@ -90,8 +90,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     ]
     done = subprocess.run([*install, "-q"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    # A path file of its own is not searched for others, so that an editable install of the checkout stays unseen. It comes
-    # after the wheel: pip would take that install for the wheel, and leave the wheel out.
+    # A path file of its own is not searched for others, so that an editable install of the checkout stays unseen. It
+    # comes after the wheel: pip would take that install for the wheel, and leave the wheel out.
     others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text("\n".join(others))
