@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from detectors.base import Batch, Detector
@@ -254,6 +253,8 @@ class TemperatureScaling(Detector):
         elif slope(lower) >= 0:
             log_inverse = lower
         else:
+            from scipy.optimize import brentq  # here, since it is slow to import
+
             log_inverse = brentq(slope, lower, upper, xtol=1e-13)
         self.temperature = math.exp(-log_inverse)
 
