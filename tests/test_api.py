@@ -594,6 +594,17 @@ def test_the_newest_run_counts_in_which_a_case_was_not_skipped(folder: Path) -> 
     assert {(case.detector, case.run) for case in loaded.cases} == {("msp", "b"), ("mahalanobis", records[0].run)}
 
 
+def test_of_two_runs_begun_within_a_second_the_later_counts(given: dict[str, Any]) -> None:
+    runs = []
+    for _ in range(2):
+        evaluate(**given | {"detectors": ["msp"]}, results="results")
+        runs.append({path.stem for path in Path("results").glob("*/*.jsonl")})
+    assert {case.run for case in load_results("results").cases} == runs[1] - runs[0]
+    files = Path("results").glob("*/*.jsonl")
+    starts = [record.started for file in files for record in read_records(file) if record.kind == "run"]
+    assert len(set(starts)) == 2
+
+
 def test_cases_that_do_not_compare_are_told(folder: Path, given: dict[str, Any]) -> None:
     assert not [text for text in load_results(folder).remarks if "compare" in text]
     Path("images/colours-test/red/11.png").unlink()

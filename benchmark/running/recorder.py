@@ -40,7 +40,7 @@ def run_record(run: str, suite: Suite, suite_option: str, folder: Path, device: 
         suite_option=suite_option,
         suite_title=suite.entry.title,
         suite_about=suite.entry.about,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
         command=shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         package_version=package_version(),
         git_commit=package.commit,
