@@ -368,10 +368,14 @@ def test_folders_named_by_indices_are_read_as_numbers(tmp_path: Path) -> None:
         load(tmp_path, "v2", classes=classes, labels="index", images=4)
 
 
-def test_the_innermost_folder_with_the_name_of_a_class_gives_the_class(tmp_path: Path) -> None:
-    write_tree(tmp_path / "t", "test/cat/images/1.png", "test/dog/2.png")
+def test_the_top_folder_with_the_name_of_a_class_gives_the_class(tmp_path: Path) -> None:
+    write_tree(tmp_path / "t", "test/cat/images/1.png", "test/dog/2.png", "test/dog/cat/3.png")
     images = load(tmp_path, "t", classes=("dog", "cat"))
-    assert labels_of(images) == {"test/cat/images/1.png": "cat", "test/dog/2.png": "dog"}
+    assert labels_of(images) == {
+        "test/cat/images/1.png": "cat",
+        "test/dog/2.png": "dog",
+        "test/dog/cat/3.png": "dog",  # a part of the dogs that is called like another class
+    }
 
 
 def test_a_missing_class_folder_is_named(tmp_path: Path) -> None:

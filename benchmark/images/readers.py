@@ -147,13 +147,17 @@ def _ending(name: str) -> str:
 
 
 def folders_of(path: str) -> tuple[str, ...]:
-    """The folders of a path: first all of them as one path, then the name of each, from the innermost outwards."""
+    """The folders of a path: first all of them as one path, then the name of each, from the outermost inwards.
+
+    So an image belongs to the top folder that is called like a class, as with torchvision's ImageFolder, whatever the
+    folders inside are called.
+    """
     return _split_folders(path.rpartition("/")[0])
 
 
 @lru_cache(maxsize=4096)  # the files of a folder share one tuple, which saves memory where there are a million files
 def _split_folders(folder: str) -> tuple[str, ...]:
-    return (folder, *reversed(folder.split("/")))
+    return (folder, *folder.split("/"))
 
 
 def in_parquet(
