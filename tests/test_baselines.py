@@ -158,6 +158,7 @@ def test_baselines_survive_the_file(tmp_path: Path) -> None:
         ("0.125", "a lot", "must be numbers"),
         ("fpr_at_95", "fpr", "t.csv:1: the columns are"),
         (",run 1,2026-01-01\n", "\n", r"t.csv:\d: 7 fields are needed"),
+        ("net,msp,b", "net,msp,a", r"t.csv:4: net/msp/a has a line above already; keep one of the two"),
     ],
 )
 def test_a_threshold_file_with_a_mistake_names_file_line_and_case(

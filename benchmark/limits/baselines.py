@@ -32,7 +32,8 @@ def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Basel
 
     file: the CSV file.
     cases: the cases that the suite has.
-    Raises ValueError naming file and line for a case that the suite does not have, and for a value that is none.
+    Raises ValueError naming file and line for a case that the suite does not have or that has two lines, and for a
+    value that is none.
     """
     if file is None or not file.is_file():
         return {}
@@ -54,6 +55,8 @@ def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Basel
                     f"{place}: the suite has no case {case!r}{did_you_mean(case, known)}; "
                     "remove the line, or correct it"
                 )
+            if case in baselines:
+                raise UserError(f"{place}: {case} has a line above already; keep one of the two")
             try:
                 fpr, ratio = float(row["fpr_at_95"]), float(row["forward_ratio"])
             except (TypeError, ValueError):
