@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -244,12 +245,18 @@ def test_a_forward_time_from_a_busy_machine_does_not_last(
     assert store.forward_ms_per_image(model, outputs) == 20.0  # too long to be measured again
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"AMD": null}', '{"AMD": "fast"}', "not json"])
+@pytest.mark.parametrize(
+    "content",
+    ["EACH Infinity", "EACH 1e9", "EACH -1", "EACH NaN", "", "[1]", '{"AMD": null}', '{"AMD": "fast"}', "not json"],
+)
 def test_a_damaged_file_of_forward_times_is_measured_again(model: Model, tmp_path: Path, content: str) -> None:
     store = Store(tmp_path)
     outputs = store.outputs(model, pixels_set())
     store.forward_ms_per_image(model, outputs)
     file = next((tmp_path / "forward-times").iterdir())
+    devices = json.loads(file.read_text())
+    if content.startswith("EACH"):
+        content = json.dumps(dict.fromkeys(devices, float(content.removeprefix("EACH "))))
     file.write_text(content)
     assert 0 < store.forward_ms_per_image(model, outputs) < 1000
 

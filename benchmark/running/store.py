@@ -36,6 +36,7 @@ from detectors import Outputs
 
 SHARD_ROWS = 4096
 SOON_MS = 2000.0
+LONGEST_MS = 60_000.0  # an image; a stored time above is none, since a longer one would forgive any slow detector
 LAYOUT = 1  # of a shard; a change makes every key new
 
 
@@ -147,10 +148,10 @@ class Store:
 
 
 def _read_times(file: Path) -> dict[str, float]:
-    """Forward times by device; none where the file is not there or holds no such thing."""
+    """Forward times in milliseconds by device, without those that no forward pass takes; none where the file is damaged."""
     try:
         times = json.loads(file.read_text())
-        return {device: float(time) for device, time in times.items() if float(time) > 0}
+        return {device: float(time) for device, time in times.items() if 0 < float(time) <= LONGEST_MS}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
