@@ -358,6 +358,28 @@ def labels_of(images: ImageSet) -> dict[str, str]:
     return {image_id: images.classes[label] for image_id, label in zip(images.image_ids, images.labels, strict=True)}
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("test-00000-of-00001.parquet", "train-00000-of-00001.parquet"),
+        ("test.parquet", "train.parquet"),
+        ("train-00000-of-00001.parquet", "test.parquet", "more.parquet"),
+    ],
+)
+def test_a_folder_with_several_splits_is_not_read_as_one_table(tmp_path: Path, files: tuple[str, ...]) -> None:
+    for first, name in enumerate(files):
+        write_table(tmp_path / "v" / name, 4, first=4 * first, fine_label=[0] * 4)
+    with pytest.raises(ImageSetError, match="v holds several splits: test, train; name the file of one"):
+        load(tmp_path, "v", columns=IMG)
+
+
+@pytest.mark.parametrize("files", [("train.parquet",), ("a.parquet", "b.parquet"), ("train.parquet", "more.parquet")])
+def test_parquet_files_of_a_folder_are_one_table(tmp_path: Path, files: tuple[str, ...]) -> None:
+    for first, name in enumerate(files):
+        write_table(tmp_path / "v" / name, 4, first=4 * first, fine_label=[0] * 4)
+    assert len(load(tmp_path, "v", columns=IMG)) == 4 * len(files)
+
+
 def test_folders_named_by_indices_are_read_as_numbers(tmp_path: Path) -> None:
     write_tree(tmp_path / "v2", "0/a.jpeg", "10/b.jpeg", "2/c.jpeg")
     classes = tuple(f"n{index:08d}" for index in range(11))

@@ -202,6 +202,15 @@ def test_a_parquet_file_or_its_shards_become_an_image_set(named: Named, tmp_path
         assert len(test) == 30
 
 
+def test_a_folder_with_the_splits_of_the_hub_is_refused_by_the_option_that_names_it(
+    named: Named, tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"image": [b""], "label": [0]}), tmp_path / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=f"^--id: {re.escape(str(tmp_path))} holds several splits: test, train; name"):
+        replace(named, id=str(tmp_path)).make_suite()
+
+
 def test_built_in_image_sets_and_models_can_be_named_by_their_ids(named: Named) -> None:
     suite = replace(
         named, models=["digits-resnet"], id="digits-test", train="digits-train", val="digits-val", ood=["letters"]

@@ -22,6 +22,7 @@ from PIL import Image
 from benchmark.errors import UserError
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")  # as `datasets` and the Hub name the shards of a table
+_SPLITS = {"train", "test", "validation", "valid", "val", "dev"}  # files of these names are splits of one set
 _SAMPLE = 16  # so many images of a table are read to find their formats
 
 
@@ -244,7 +245,11 @@ class _Table:
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The Parquet files of a folder, in order. Raises UserError where a shard is missing."""
+    """The Parquet files of a folder, in order.
+
+    A repository of the Hub keeps its splits side by side. Read as one table, training images would be test images.
+    Raises UserError where a shard is missing, and where the files are those of several splits.
+    """
     shards = sorted(path for path in folder.glob("*.parquet") if path.is_file())
     of_several = [match.groups() for shard in shards if (match := _SHARD.fullmatch(shard.name))]
     for name, count in {(name, count) for name, _, count in of_several}:
@@ -254,6 +259,12 @@ def shards_of(folder: Path) -> list[Path]:
                 f"{len(missing)} of the {int(count)} shards {name} are not in {folder}, such as "
                 f"{name}-{missing[0]:05d}-of-{count}.parquet"
             )
+    splits = {name for name, _, _ in of_several} | {shard.stem for shard in shards if shard.stem in _SPLITS}
+    if len(splits) > 1:
+        raise UserError(
+            f"{folder} holds several splits: {', '.join(sorted(splits))}; name the file of one, or move its files into "
+            "a folder of their own"
+        )
     return shards
 
 

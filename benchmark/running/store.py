@@ -148,7 +148,7 @@ class Store:
 
 
 def _read_times(file: Path) -> dict[str, float]:
-    """Forward times in milliseconds by device, without those that no forward pass takes; none where the file is damaged."""
+    """Forward times by device, without those that no forward pass takes; none where the file is damaged."""
     try:
         times = json.loads(file.read_text())
         return {device: float(time) for device, time in times.items() if 0 < float(time) <= LONGEST_MS}

@@ -90,7 +90,11 @@ def named_set(
             raise UserError(f"{option} {place}: there is no such folder or file, and no image set of that id{hint}")
         return NamedSet(option, role, place, None, known[place])
     set_id = name or id_of(path.resolve().name.removesuffix(".parquet"))
-    columns = _parquet_columns(option, role, path) if _shards(path) else {}
+    try:
+        shards = _shards(path)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
+    columns = _parquet_columns(option, role, path) if shards else {}
     if not columns and not any(_is_image(name) for _, _, names in os.walk(path, followlinks=True) for name in names):
         raise UserError(f"{option} {place}: no images there, neither files that Pillow can read nor Parquet files")
     entry = ImageSetEntry.in_file(
