@@ -36,7 +36,7 @@ from detectors import Outputs
 
 SHARD_ROWS = 4096
 SOON_MS = 2000.0
-LONGEST_MS = 60_000.0  # an image; a stored time above is none, since a longer one would forgive any slow detector
+LONGEST_MS = 60_000.0  # an image; a longer stored time is not believed, since it would excuse any slow detector
 LAYOUT = 1  # of a shard; a change makes every key new
 
 
