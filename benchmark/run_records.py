@@ -28,7 +28,6 @@ class RunRecords:
 
     run: its provenance.
     started: when it started.
-    folder: what the paths of its scores are relative to.
     models, detectors, sets: the records of the parts, by id.
     cases: by (model, detector, set).
     published: what papers report of several cases at once.
@@ -36,7 +35,6 @@ class RunRecords:
 
     run: Run
     started: datetime
-    folder: Path
     models: dict[str, ModelRecord]
     detectors: dict[str, DetectorRecord]
     sets: dict[str, SetRecord]
@@ -161,7 +159,7 @@ def _read_runs(results: ResultsFolder, run: RunId) -> list[RunRecords]:
     for record in results.records(run):
         if isinstance(record, Run):
             started = _started(record, path)
-            runs[record.suite, record.run] = RunRecords(record, started, path.parent, {}, {}, {}, {}, [])
+            runs[record.suite, record.run] = RunRecords(record, started, {}, {}, {}, {}, [])
         else:
             others.append(record)
     for record in others:

@@ -21,6 +21,7 @@ ALLOWED = {
         "benchmark.results",
         "benchmark.run_records",
         "benchmark.metrics",
+        "benchmark.scores",
     },
     # Where all comes together: the cases of the suite and those of the unit tests.
     "benchmark.api": {"benchmark", "detectors", "unit_tests_ood"},
@@ -38,6 +39,7 @@ WINGS = (
     "results",
     "run_records",
     "metrics",
+    "scores",
     "images",
     "models",
     "suites",
