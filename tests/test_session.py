@@ -276,7 +276,7 @@ def test_a_results_folder_that_cannot_be_written_is_named(run: Runs, place: str)
     assert "--results" in text
 
 
-def full_disk(*_: object) -> None:
+def full_disk(*_: object, **options: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
