@@ -10,9 +10,9 @@ This module needs neither torch nor timm.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -73,6 +73,13 @@ def scores_path(run: str, model: str, detector: str, set_id: str) -> str:
     return f"{run}/{model}/{detector}/{set_id}.parquet"
 
 
+def scores_options(columns: Sequence[str]) -> dict[str, Any]:
+    """How scores are written as Parquet: ids of neighbours begin alike, and the exponents of scores are alike."""
+    encodings = {"image": "DELTA_BYTE_ARRAY", "score": "BYTE_STREAM_SPLIT"}
+    others = [name for name in columns if name not in encodings]
+    return {"compression": "zstd", "use_dictionary": others, "column_encoding": encodings}
+
+
 class ResultsFolder:
     """A folder of results.
 
@@ -91,6 +98,10 @@ class ResultsFolder:
         """The file of a run's records."""
         return self.folder / run.suite / f"{run.run}.jsonl"
 
+    def scores_file(self, run: RunId, path: str) -> Path:
+        """The file of some scores."""
+        return self.folder / run.suite / path
+
     def name_of(self, run: RunId) -> str:
         return str(self.file(run))
 
@@ -101,14 +112,11 @@ class ResultsFolder:
             lines.write(record.model_dump_json() + "\n")
 
     def write_scores(self, run: RunId, path: str, scores: pa.Table) -> None:
-        file = self.folder / run.suite / path
+        file = self.scores_file(run, path)
         temporary = file.with_name(f"{file.name}.{os.getpid()}.writing")  # two workers may score the ID images
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            # Ids of neighbours begin alike, and the exponents of scores are alike: so encoded, zstd makes them small.
-            encodings = {"image": "DELTA_BYTE_ARRAY", "score": "BYTE_STREAM_SPLIT"}
-            others = [name for name in scores.column_names if name not in encodings]
-            pq.write_table(scores, temporary, compression="zstd", use_dictionary=others, column_encoding=encodings)
+            pq.write_table(scores, temporary, **scores_options(scores.column_names))
             temporary.replace(file)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -123,7 +131,7 @@ class ResultsFolder:
         return read_records(self.file(run)) if self.file(run).exists() else iter(())
 
     def scores(self, run: RunId, path: str) -> pa.Table | None:
-        file = self.folder / run.suite / path
+        file = self.scores_file(run, path)
         return pq.ParquetFile(file).read() if file.exists() else None
 
     def close(self) -> None:

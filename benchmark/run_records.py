@@ -93,7 +93,7 @@ def read_folder(folder: Path) -> RecordedRuns:
         path = results.file(run)
         name = path.relative_to(folder).as_posix()
         try:
-            runs += _read_runs(results, run)
+            runs += read_runs(results, run)
             if not path.read_bytes().endswith(b"\n"):
                 notes.append(f"{name}: its last line was cut off by a kill and is left out")
         except OSError as error:
@@ -148,7 +148,7 @@ def _fill(newest: dict[_Key, _Part], older: Mapping[_Key, _Part]) -> None:
         newest.setdefault(key, part)
 
 
-def _read_runs(results: ResultsFolder, run: RunId) -> list[RunRecords]:
+def read_runs(results: ResultsFolder, run: RunId) -> list[RunRecords]:
     """What a file of records holds: usually of the one run that it is named after, of each run that it has a record of.
 
     Raises RecordError for a record that is damaged, or whose run has no record.

@@ -93,8 +93,12 @@ def scores_table(
         pa.nulls(len(images), kind.type) if values is None else pa.array(values, kind.type)
         for values, kind in zip(columns, SCORES, strict=True)
     ]
-    about = json.dumps({"schema": SCHEMA} | vars(of))
-    return pa.Table.from_arrays(arrays, schema=SCORES.with_metadata({METADATA: about}))
+    return pa.Table.from_arrays(arrays, schema=SCORES.with_metadata({METADATA: about_scores(of)}))
+
+
+def about_scores(of: ScoresOf) -> str:
+    """What the metadata of a table say under METADATA."""
+    return json.dumps({"schema": SCHEMA} | vars(of))
 
 
 def which_scores(table: pa.Table) -> ScoresOf:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 try:
+    from benchmark.errors import UserError
+    from benchmark.hub.address import results_folder
     from leaderboard.results import read_results
     from leaderboard.site import OutputError, build_site
 except ImportError:  # perhaps of another `benchmark`; ours lies beside this package
@@ -26,10 +28,17 @@ def main(arguments: list[str] | None = None) -> int:
         description="Writes the site. Exit codes: 0: built; 1: built, without the damaged files that are named; "
         "2: nothing built.",
     )
-    build.add_argument("--results", type=Path, default=Path("results"), help="where the records lie (%(default)s)")
+    build.add_argument(
+        "--results", default="results", help="where the records lie: a folder, or hf://datasets/ORG/NAME (%(default)s)"
+    )
     build.add_argument("--output", type=Path, default=Path("site"), help="where the site goes (%(default)s)")
     options = parser.parse_args(arguments)
-    return _build(options.results, options.output)
+    try:
+        folder = results_folder(options.results, lambda line: print(f"refused: {line}", file=sys.stderr))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return NOTHING_BUILT
+    return _build(folder, options.output)
 
 
 def _build(results_folder: Path, output: Path) -> int:

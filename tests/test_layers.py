@@ -22,6 +22,7 @@ ALLOWED = {
         "benchmark.run_records",
         "benchmark.metrics",
         "benchmark.scores",
+        "benchmark.hub",
     },
     # Where all comes together: the cases of the suite and those of the unit tests.
     "benchmark.api": {"benchmark", "detectors", "unit_tests_ood"},
@@ -40,6 +41,7 @@ WINGS = (
     "run_records",
     "metrics",
     "scores",
+    "hub",
     "images",
     "models",
     "suites",

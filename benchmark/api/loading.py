@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmark.api.results import EvaluationResults, known_values
 from benchmark.errors import UserError
+from benchmark.hub.address import results_folder
 from benchmark.records import Record
 from benchmark.results import ResultsFolder
 from benchmark.run_records import Newest, read_folder, stale
@@ -16,16 +17,15 @@ from benchmark.scores import read_case_scores
 def load_results(results: str | Path, *, suite: str | None = None) -> EvaluationResults:
     """The results that runs of the benchmark have written, those of pytest and those of `evaluate`.
 
-    results: their folder: what `--results` of pytest named (`results` by default), or `evaluate(results=...)`.
+    results: their folder: what `--results` of pytest named (`results` by default), or `evaluate(results=...)`. Or
+        hf://datasets/ORG/NAME, perhaps with @REVISION: results on the Hub, which are brought here once.
     suite: the suite to load; all of them by default.
 
     Of each case the newest run counts in which it was not skipped, as on the leaderboard. A file that cannot be read is
     left out with a warning. Raises UserError, in one line, for a folder that is not there, that holds no results, or
     that is one level off.
     """
-    if str(results).startswith("hf://"):
-        raise UserError(f"{results}: results on the Hub cannot be loaded yet; download their folder, and name that")
-    folder = Path(results)
+    folder = results_folder(str(results), lambda line: warnings.warn(line, stacklevel=4))
     _check_form(folder)
     found = read_folder(folder)
     for text in (*found.damage, *found.notes):
