@@ -629,7 +629,7 @@ def test_a_folder_that_is_no_results_folder_is_told_apart(folder: Path, tmp_path
         tmp_path / "empty": "no results are there",
         file.parent: f"this is the folder of one suite; load {folder.resolve()} with suite='own-images-colours-test'",
         folder.resolve().parent: f"the results are one level further down; load {folder.resolve()}",
-        "hf://me/results": "results on the Hub cannot be loaded yet",
+        "hf://me/results": "is no dataset repository on the Hub: write ORG/NAME",
     }.items():
         with pytest.raises(ValueError, match=re.escape(says)) as caught:
             load_results(place)

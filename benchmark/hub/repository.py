@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,10 @@ class Repository:
     """A repository at one commit.
 
     address: its address.
-    kind: "dataset", "space" or "model".
     """
 
-    def __init__(self, address: Address, kind: str = "dataset") -> None:
-        self.address, self.kind = address, kind
+    def __init__(self, address: Address) -> None:
+        self.address = address
         self._api = HfApi(library_name="ood-benchmark")
 
     @cached_property
@@ -92,7 +91,7 @@ class Repository:
         with told(self.address):
             info = _patiently(
                 lambda: self._api.repo_info(
-                    self.address.repository, repo_type=self.kind, revision=self.address.revision
+                    self.address.repository, repo_type=self.address.kind, revision=self.address.revision
                 )
             )
         if not info.sha:
@@ -112,7 +111,9 @@ class Repository:
         """Makes the repository, unless it is there."""
         with told(self.address):
             _patiently(
-                lambda: self._api.create_repo(self.address.repository, repo_type=self.kind, exist_ok=True, **options)
+                lambda: self._api.create_repo(
+                    self.address.repository, repo_type=self.address.kind, exist_ok=True, **options
+                )
             )
 
     def files(self) -> dict[str, RemoteFile]:
@@ -121,7 +122,7 @@ class Repository:
             entries = _patiently(
                 lambda: list(
                     self._api.list_repo_tree(
-                        self.address.repository, repo_type=self.kind, revision=self.commit_sha, recursive=True
+                        self.address.repository, repo_type=self.address.kind, revision=self.commit_sha, recursive=True
                     )
                 )
             )
@@ -142,7 +143,7 @@ class Repository:
             local = Path(
                 _patiently(
                     lambda: self._api.hf_hub_download(
-                        self.address.repository, path, repo_type=self.kind, revision=self.commit_sha
+                        self.address.repository, path, repo_type=self.address.kind, revision=self.commit_sha
                     )
                 )
             )
@@ -160,7 +161,7 @@ class Repository:
         pull_request: whether to open a pull request, for which it is enough to be able to read.
         """
         for attempt in range(1, ATTEMPTS + 1):
-            newest = Repository(self.address, self.kind)
+            newest = Repository(self.address)
             wanted = changes(newest)
             if not wanted:
                 return Commit(self.address, None)
@@ -182,14 +183,14 @@ class Repository:
                         for path, content in changes.items()
                     ],
                     commit_message=message,
-                    repo_type=self.kind,
+                    repo_type=self.address.kind,
                     revision=None if pull_request else self.address.revision,
                     parent_commit=None if pull_request else self.commit_sha,
                     create_pr=pull_request,
                 )
             )
         if pull_request:
-            return Commit(Address(self.address.repository, info.pr_revision), info.pr_url)
+            return Commit(replace(self.address, revision=info.pr_revision), info.pr_url)
         return Commit(self.address, info.commit_url)
 
 
@@ -242,9 +243,7 @@ def _reason(address: Address, error: BaseException) -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return f"no token is there: {login}"
     if isinstance(error, GatedRepoError):
-        return (
-            f"access must be asked for at {constants.ENDPOINT}/datasets/{address.repository}, by the owner of the token"
-        )
+        return "it is gated: ask for access on its page, with the account of the token"
     if isinstance(error, RevisionNotFoundError):
         return f"there is no revision {address.revision!r}"
     if isinstance(error, RepositoryNotFoundError):
