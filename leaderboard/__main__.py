@@ -7,7 +7,8 @@ from pathlib import Path
 
 try:
     from benchmark.errors import UserError
-    from benchmark.hub.address import Address, results_folder
+    from benchmark.hub.address import Address
+    from benchmark.hub.folder import results_folder
     from leaderboard.results import read_results
     from leaderboard.site import OutputError, build_site
 except ImportError:  # perhaps of another `benchmark`; ours lies beside this package

@@ -11,8 +11,9 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from benchmark.errors import UserError
-from benchmark.hub.address import Address, results_folder
+from benchmark.hub.address import Address
 from benchmark.hub.card import card
+from benchmark.hub.folder import results_folder
 from benchmark.hub.layout import run_of, scores_of, tables_of
 from benchmark.hub.scores import PACKED, pack, score_paths, unpack
 from benchmark.hub.tables import cases_table, columns

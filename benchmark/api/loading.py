@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmark.api.results import EvaluationResults, known_values
 from benchmark.errors import UserError
-from benchmark.hub.address import results_folder
+from benchmark.hub.folder import results_folder
 from benchmark.records import Record
 from benchmark.results import ResultsFolder
 from benchmark.run_records import Newest, read_folder, stale

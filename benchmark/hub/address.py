@@ -1,9 +1,7 @@
-"""Addresses of dataset repositories on the Hub, where a folder of results may stand too."""
+"""Addresses of dataset repositories on the Hub."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from benchmark.errors import UserError
@@ -41,18 +39,3 @@ class Address:
 
     def __str__(self) -> str:
         return f"{_SCHEMES[self.kind]}{self.repository}" + (f"@{self.revision}" if self.revision else "")
-
-
-def results_folder(text: str, tell: Callable[[str], None]) -> Path:
-    """The folder of results that a text names: a folder, or an address on the Hub whose runs are brought here.
-
-    text: a path, or hf://datasets/ORG/NAME, perhaps with @REVISION.
-    tell: what is told of runs that were refused, a line each.
-
-    Raises UserError where there are no such results on the Hub.
-    """
-    if not text.startswith("hf://"):
-        return Path(text)
-    from benchmark.hub.cached import bring  # here, since most results are a folder, and it loads the Hub's client
-
-    return bring(Address.parse(text), tell)

@@ -1,6 +1,6 @@
 """Image classifiers: networks with timm's interface, divided into features and a linear head."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from benchmark.models.checksums import check_checksums
 from benchmark.models.entries import MODULE, MissingWeightsError, ModelEntry, ModelError
 from benchmark.models.model import Model
 from benchmark.models.preprocessing import Transform, timm_transform
 from benchmark.models.state_dicts import StateDictError, load_state_dict
+from benchmark.models.trial import Size
 from benchmark.models.user_network import given_network, load_user_network
 from detectors import Head
 
@@ -105,13 +107,20 @@ class Classifier(Model):
         return str(config.get("architecture", type(self.network).__name__))
 
 
-def load_classifier(model_id: str, entry: ModelEntry, device: torch.device, class_names: Sequence[str]) -> Classifier:
+def load_classifier(
+    model_id: str,
+    entry: ModelEntry,
+    device: torch.device,
+    class_names: Sequence[str],
+    image_size: Callable[[], Size] | None = None,
+) -> Classifier:
     """The model of an entry whose source is a timm checkpoint, a state dict, or a function of the user.
 
     model_id: the id of the model, for messages.
     entry: the entry.
     device: where the network runs.
     class_names: a word for each of the C classes; only their number counts.
+    image_size: gives the height and width of the images, for a user's transform that resizes none.
     Raises ModelError where the weights are damaged, have another number of classes, or no linear head, and
     MissingWeightsError where their file has not been fetched yet.
     """
@@ -120,7 +129,7 @@ def load_classifier(model_id: str, entry: ModelEntry, device: torch.device, clas
 
     classes = len(class_names)
     if entry.source.startswith(MODULE):
-        network, transform, preprocessing = load_user_network(model_id, entry, classes)
+        network, transform, preprocessing = load_user_network(model_id, entry, classes, image_size)
     else:
         network = _timm_network(model_id, entry, classes)
         transform, preprocessing = timm_transform(entry.preprocessing, network)
@@ -134,9 +143,10 @@ def given_classifier(
     transform: Transform | None,
     device: torch.device,
     class_names: Sequence[str],
+    image_size: Callable[[], Size],
 ) -> Classifier:
     """A network that a program holds, for these classes; its own stays as it is. Raises ModelError."""
-    network, transform, preprocessing = given_network(model_id, network, transform)
+    network, transform, preprocessing = given_network(model_id, network, transform, image_size)
     return _classifier(model_id, entry, network, transform, preprocessing, device, len(class_names))
 
 
@@ -169,7 +179,11 @@ def _timm_network(model_id: str, entry: ModelEntry, classes: int) -> nn.Module:
             network = timm.create_model(place, num_classes=classes)
             load_state_dict(network, entry.weights_file, entry.weights_sha256)
             return network
-        source = f"{kind}:{(entry.file.parent / place).resolve()}" if kind == "local-dir" else entry.source
+        source = entry.source
+        if kind == "local-dir":
+            folder = (entry.file.parent / place).resolve()
+            check_checksums(folder)
+            source = f"{kind}:{folder}"
         # Without pretrained=True a local folder gives random weights without a warning.
         return timm.create_model(source, pretrained=True)
     except StateDictError as error:

@@ -58,7 +58,12 @@ class LoadedSuite:
 
     def load_model(self, model_id: str) -> Model:
         """A model for the suite's classes, without its outputs."""
-        return load_model(model_id, self.suite.known_models, self.device, self._classes[1])
+        return load_model(model_id, self.suite.known_models, self.device, self._classes[1], self._image_size)
+
+    def _image_size(self) -> tuple[int, int]:
+        """Height and width of the first ID test image."""
+        width, height = self.image_set(self.suite.entry.in_distribution.test)[0].size
+        return height, width
 
     def base_of(self, model: Model) -> Model:
         """The base of a variant, for what is asked of it beside the variant."""

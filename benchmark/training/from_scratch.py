@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from benchmark.images.image_set import ImageSet, load_image_set
+from benchmark.models.checksums import with_checksums
 from benchmark.training.augmentation import PREPROCESSING, augment_affine
 from benchmark.training.optimisation import Progress, Schedule, optimise
 from benchmark.training.sharpness_aware import Perturbation, SharpnessAware
@@ -255,7 +256,7 @@ def save(network: nn.Module, recipe: Recipe, classes: Sequence[str], folder: Pat
     """
     kept = copy.deepcopy(network).half() if recipe.half else network
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+    with with_checksums(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
         save_for_hf(
             kept,
             part,
