@@ -279,6 +279,7 @@ class ModelRecord(_Record):
     classified_by_base: whether the base goes on classifying, while this network only detects.
     network_accuracy: of this network itself. Null where the ID images have no labels.
     shifted_accuracy: of the network that classifies, on shifted ID images, by set.
+    remarks: what a reader should know of its figures, a sentence each.
     """
 
     kind: Literal["model"] = "model"
@@ -306,6 +307,7 @@ class ModelRecord(_Record):
     classified_by_base: bool = False
     network_accuracy: Estimate | None = None
     shifted_accuracy: dict[str, Estimate] = Field(default_factory=dict)
+    remarks: list[str] = Field(default_factory=list)
 
 
 class DetectorRecord(_Record):

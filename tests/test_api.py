@@ -393,7 +393,7 @@ def test_records_that_cannot_be_written_do_not_cost_the_results(
         ({"model": Net}, "model: the class Net is none: give an nn.Module"),
         ({"model": 3}, "model: a int is none"),
         ({"model": "digits-resnt"}, "model digits-resnt: no model of benchmark/models/models.toml or of timm"),
-        ({"model": "digits-resnet"}, "has 8 classes, the in-distribution set has 3"),
+        ({"model": "digits-resnet"}, "3, 4, 5, 6, 7), the in-distribution images have 3"),
         ({"model": "images/greys"}, "in_distribution: the folder images/greys holds the outputs of all sets"),
         ({"transform": to_tensor}, "transform: it goes with an nn.Module"),
         ({"model": Net(), "transform": lambda image: torch.rand(3, 32, 32)}, "gives another result for the same image"),

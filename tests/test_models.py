@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import benchmark.models.cifar_networks  # noqa: F401  # it registers them with timm
 from benchmark.entries import DATA_DIR, read_entries
 from benchmark.models.checksums import NAME, ChecksumError, check_checksums, with_checksums
+from benchmark.models.class_order import check_order
 from benchmark.models.classifier import Classifier, load_classifier
 from benchmark.models.entries import BUILT_IN, OPEN_CLIP, MissingWeightsError, ModelEntry, ModelError
 from benchmark.models.loading import load_model
@@ -94,8 +95,9 @@ def test_a_model_can_be_differentiated_by_its_images_and_keeps_no_gradients(mode
 
 
 def test_a_checkpoint_with_another_number_of_classes_is_refused(world: Path) -> None:
-    with pytest.raises(ModelError, match="net: local-dir:net has 3 classes, the in-distribution set has 8"):
-        load(world, class_names="01234567")
+    model = load(world, class_names="01234567")
+    with pytest.raises(ModelError, match="model net: it has 3 classes, the in-distribution images have 8: 0, 1, 2"):
+        check_order("net", model.label_names, (*"01234567",), (*"01234567",), model.classes)
 
 
 def test_a_missing_checkpoint_is_refused_with_its_recipe(world: Path) -> None:

@@ -27,7 +27,7 @@ from benchmark.running.evaluation import Evaluation
 from benchmark.running.progress import progress_bar
 from benchmark.running.recorder import Recorder, new_run_id, run_record
 from benchmark.running.session import Draft, Session
-from benchmark.running.summary import near_chance
+from benchmark.running.summary import near_chance, remarks_on
 from benchmark.scores import read_case_scores
 from benchmark.suites.suite import CaseId
 from benchmark.user.messages import on_command_line, one_line
@@ -203,7 +203,7 @@ def _evaluated(session: Session, run: Run, cases: Sequence[tuple[CaseId, Callabl
         recorder.close()
     models = [record for record in records if isinstance(record, ModelRecord)]
     about = session.suite.suite.entry.about
-    told = (*filter(None, [about]), *near_chance(models), *remarks)
+    told = (*filter(None, [about]), *remarks_on(models), *near_chance(models), *remarks)
     return EvaluationResults(tuple(records), told, partial(read_case_scores, session.results))
 
 

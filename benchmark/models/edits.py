@@ -155,7 +155,6 @@ class _EditFile(BaseModel):
 def load_edit(folder: Path) -> Edit:
     """The edit in a folder. Raises EditError where it is missing, damaged, or not of this form."""
     try:
-        check_checksums(folder)
         described = _EditFile.model_validate_json((folder / "edit.json").read_bytes())
         tensors = _read_tensors(folder / "edit.safetensors", described.sha256)
         weights = {name[8:]: value for name, value in tensors.items() if name.startswith("weights/")}
@@ -163,6 +162,7 @@ def load_edit(folder: Path) -> Edit:
         if len(weights) + len(masks) < len(tensors) or masks.keys() != described.mask_shapes.keys():
             raise EditError(f"{folder}: edit.safetensors holds other tensors than edit.json says")
         masks = {name: _bits_to_mask(masks[name], shape) for name, shape in described.mask_shapes.items()}
+        check_checksums(folder)  # after what says more of a damaged file
     except ChecksumError as error:
         raise EditError(str(error)) from None
     except FileNotFoundError as error:

@@ -29,6 +29,7 @@ class Model(ABC):
     device: where the network runs.
     edits: the edits of the checkpoint's network, in the order in which they were applied.
     base_sha256: of an edited model, the `weights_sha256` of the model that the last edit was applied to.
+    label_names: the names that its checkpoint gives its outputs, in their order. It may say it several times, or never.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Model(ABC):
     device: torch.device
     edits: tuple[Edit, ...] = ()
     base_sha256: str | None = None
+    label_names: tuple[tuple[str, ...], ...] = ()
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
