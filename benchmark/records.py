@@ -357,6 +357,7 @@ class SetRecord(_Record):
     contamination: the shares of images that show an ID class, as somebody found.
     class_groups: classes that are looked at together, by name of the group.
     decoding: what was decided about files that decoders treat differently.
+    remarks: what a reader should know of it, a sentence each.
     """
 
     kind: Literal["set"] = "set"
@@ -374,6 +375,7 @@ class SetRecord(_Record):
     contamination: list[dict[str, Any]] = Field(default_factory=list)
     class_groups: dict[str, list[str]] = Field(default_factory=dict)
     decoding: dict[str, Any] = Field(default_factory=dict)
+    remarks: list[str] = Field(default_factory=list)
 
 
 class Case(_Record):

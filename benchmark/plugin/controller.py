@@ -127,7 +127,7 @@ class Controller:
         assert self._recorder
         if suite_of(self._config).entry.file == USER_SUITE and suite_of(self._config).entry.about:
             yield suite_of(self._config).entry.about
-        yield from remarks_on(self._recorder.models)
+        yield from remarks_on((*self._recorder.models, *self._recorder.sets))
         if given_options(self._config, ("--model", "--outputs")):
             yield from near_chance(self._recorder.models)
         missing = Counter(case.reason for case in self._recorder.cases if case.status == "skipped")
