@@ -207,6 +207,9 @@ DEGENERATE: dict[str, Callable[[], World]] = {
     "duplicated dimensions": partial(
         build_world, features=_change_columns(lambda features: features[:, [3, 3, 6]], 0, 1, 7)
     ),
+    "a feature in another unit": partial(
+        build_world, features=_change_columns(lambda features: 1e7 * features[:, [3]], 3)
+    ),
     "features constant within a class": partial(
         build_world,
         features=lambda features: 0.0 * features + 0.1 * (features > 2).double() + 0.3,

@@ -10,7 +10,7 @@ from torch import Tensor
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.gaussian import Moments
-from detectors.numerics import round_off
+from detectors.numerics import comparable_units, round_off
 from detectors.options import is_integer, require, require_choice
 from detectors.outputs import Head, Outputs
 from detectors.state import learned
@@ -33,6 +33,7 @@ class Residual(Detector):
     Deviations:
     - D / 2 for D < 768, as in NINCO and Mahalanobis++; the authors' code takes 512 whatever D is.
     - Eigenvectors whose eigenvalues are zero up to round-off are never leading ones: which of them would be is chance.
+        Round-off is judged in comparable units of the features, as in mahalanobis.
     Verified:
     - reconstruction error of scikit-learn's PCA, 1e-6
     - plain loops over the singular vectors, 1e-6
@@ -61,9 +62,8 @@ class Residual(Detector):
         require(dimension < width, self.id, "dimension", dimension, f"an integer from 0 to {width - 1}, or None")
         self.origin = -torch.linalg.pinv(head.weight) @ head.bias
         centred = (batch.features - self.origin for batch in self._stream(train))
-        values, vectors = torch.linalg.eigh(reduce(torch.add, (rows.T @ rows for rows in centred)))
-        rank = int((values > round_off(values)).sum())
-        self.residual_basis = vectors[:, : width - min(dimension, rank)].contiguous()
+        axes, rank = principal_axes(reduce(torch.add, (rows.T @ rows for rows in centred)))
+        self.residual_basis = axes[:, : width - min(dimension, rank)].contiguous()
         return rank > dimension
 
     def _residual(self, batch: Batch) -> Tensor:
@@ -87,6 +87,7 @@ class ViM(Residual):
         order, without saturation.
     - D / 2 is rounded down, as in the Mahalanobis++ paper; NINCO rounds to the nearest integer.
     - Where all training residuals are zero up to round-off, alpha has no value and 0 is taken: the score is the energy.
+        Round-off is judged in comparable units of the features, as in mahalanobis.
     Verified:
     - plain loops over the singular vectors, 1e-6
     - pytorch-ood 0.4, which computes in single precision, 1e-3
@@ -105,6 +106,19 @@ class ViM(Residual):
 
     def _score(self, batch: Batch) -> Tensor:
         return batch.logits.logsumexp(dim=1) - self.alpha * self._residual(batch)
+
+
+def principal_axes(scatter: Tensor) -> tuple[Tensor, int]:
+    """The eigenvectors (D, D) of a scatter matrix (D, D), smallest eigenvalue first, and its rank up to round-off."""
+    units = comparable_units(scatter.diagonal().sqrt())
+    values, vectors = torch.linalg.eigh(scatter / units / units[:, None])
+    kept = values > round_off(values)
+    if bool((units == 1).all()):
+        return vectors, int(kept.sum())
+    # In the features' own units, where a product of features has lost what is small, its factor has not.
+    factor = units[:, None] * vectors[:, kept] * values[kept].sqrt()
+    axes, _, _ = torch.linalg.svd(factor, full_matrices=True)
+    return axes.flip(1), int(kept.sum())
 
 
 def default_dimension(width: int) -> int:
