@@ -12,6 +12,7 @@ from torch import Tensor
 from detectors.base import Batch, Detector, check_finite
 from detectors.catalogue import registry
 from detectors.gaussian import Gaussians, Moments
+from detectors.logits import log_odds_of_max
 from detectors.options import is_number, require, require_temperature
 from detectors.outputs import Outputs
 from detectors.state import learned
@@ -65,7 +66,8 @@ class ImageDetector(Detector):
 class ODIN(ImageDetector):
     """Maximum softmax probability at a high temperature, of images moved a step towards a higher one.
 
-    Formula: S = max_c log softmax(f(x') / T)_c, x' = x + epsilon sign(grad_x max_c log softmax(f(x) / T)_c)
+    Formula: S = log(p / (1 - p)), p = max_c softmax(f(x') / T)_c, x' = x + epsilon sign(grad_x max_c log softmax(f(x) /
+        T)_c)
     Paper: S. Liang, Y. Li, R. Srikant, "Enhancing The Reliability of Out-of-distribution Image Detection in Neural
         Networks", ICLR 2018, arXiv:1706.02690
     Options:
@@ -76,13 +78,14 @@ class ODIN(ImageDetector):
     - epsilon stays at 0.0014, the usual default; the paper tunes it for each OOD set, and no detector sees those here.
     - epsilon counts in units of the image as the model takes it. The authors' code divides the step by the channel's
         standard deviation s, so that epsilon counts in pixels from 0 to 1: name epsilon / s to follow it.
-    - The logarithm of the probability is returned: same order.
+    - The log-odds of the probability are returned, as in msp: the same order, but probabilities near 1 stay apart.
     Verified:
     - one image at a time with a plain backward pass, 1e-12
     """
 
     id = "odin"
     needs = frozenset({"images", "model"})
+    score_scale = 2  # 1: the logarithm of the probability
     temperature: float = 1000.0
     epsilon: float = 0.0014
 
@@ -93,11 +96,13 @@ class ODIN(ImageDetector):
 
     def _score_images(self, images: Tensor) -> Tensor:
         (gradient,) = self._gradients(lambda images: [self._confidence(images)], images)
-        return self._confidence(images + self.epsilon * gradient.sign())
+        return log_odds_of_max(self._scaled_logits(images + self.epsilon * gradient.sign()))
 
     def _confidence(self, images: Tensor) -> Tensor:
-        logits = self._finite(self._model(images), "logits")
-        return (logits / self.temperature).log_softmax(dim=1).max(dim=1).values
+        return self._scaled_logits(images).log_softmax(dim=1).max(dim=1).values
+
+    def _scaled_logits(self, images: Tensor) -> Tensor:
+        return self._finite(self._model(images), "logits") / self.temperature
 
 
 @registry.register

@@ -259,6 +259,7 @@ def combination(detector_id: str, score: type[Detector], *parts: type[Part], **d
             "id": detector_id,
             "needs": frozenset(needs),
             "score_class": score,
+            "score_scale": score.score_scale,
             "part_classes": parts,
             "option_names": option_names,
             "made_of": (score, *parts),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
+from detectors.logits import log_odds_of_max
 from detectors.numerics import class_means, mean, unit
 from detectors.options import is_number, require, require_choice
 from detectors.outputs import Head
@@ -73,7 +74,8 @@ class RelativeCosine(Cosine):
 class ScaledCosine(Detector):
     """Maximum softmax probability of the scaled cosines between the features and the weights of each class.
 
-    Formula: S = max_c log softmax(t cos(w_.,h))_c, w_c = the head's weights for class c, without its bias
+    Formula: S = log(p / (1 - p)), p = max_c softmax(t cos(w_.,h))_c, w_c = the head's weights for class c, without its
+        bias
     Paper: E. Techapanurak, M. Suganuma, T. Okatani, "Hyperparameter-Free Out-of-Distribution Detection Using Cosine
         Similarity", ACCV 2020, arXiv:1905.10628
     Options:
@@ -81,7 +83,7 @@ class ScaledCosine(Detector):
     Deviations:
     - A head that was trained as usual and the scale 1, as in Mahalanobis++ (arXiv:2505.18032); the paper trains a head
         of cosines whose scale depends on the image.
-    - The logarithm of the probability is returned: same order.
+    - The log-odds of the probability are returned, as in msp: the same order, but probabilities near 1 stay apart.
     - A zero vector, which the paper leaves undefined, has similarity 0 with everything.
     Verified:
     - plain loops written from the formula, 1e-6
@@ -89,6 +91,7 @@ class ScaledCosine(Detector):
 
     id = "ssc"
     needs = frozenset({"features", "head"})
+    score_scale = 2  # 1: the logarithm of the probability
     scale: float = 1.0
     directions: Tensor = learned()
 
@@ -101,7 +104,7 @@ class ScaledCosine(Detector):
 
     def _score(self, batch: Batch) -> Tensor:
         cosines = unit(batch.features) @ self.directions.T
-        return (self.scale * cosines).log_softmax(dim=1).amax(dim=1)
+        return log_odds_of_max(self.scale * cosines)
 
 
 @registry.register
