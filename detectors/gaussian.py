@@ -151,6 +151,7 @@ class Mahalanobis(ClassConditional):
         (h_i - mu_{y_i})^T over the training features
     Paper: K. Lee, K. Lee, H. Lee, J. Shin, "A Simple Unified Framework for Detecting Out-of-Distribution Samples and
         Adversarial Attacks", NeurIPS 2018, arXiv:1807.03888
+    Invariant to: logit shift, logit scale, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - Pre-logit features only, without input perturbation or a combination of layers, as in NINCO (arXiv:2306.00826).
     - Sigma^+ is the Hermitian pseudo-inverse with scipy's cutoff; directions whose variance is within the round-off of
@@ -183,6 +184,7 @@ class MahalanobisPlusPlus(Mahalanobis):
     Formula: S = -min_c (z - mu_c)^T Sigma^+ (z - mu_c), z = h / |h|_2, mu_c and Sigma as in mahalanobis but of the z_i
     Paper: M. Müller, M. Hein, "Mahalanobis++: Improving OOD Detection via Feature Normalization", ICML 2025,
         arXiv:2505.18032
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The zero vector, which the paper leaves undefined, stays zero.
     - Sigma^+ is the Hermitian pseudo-inverse with scipy's cutoff, as in mahalanobis.
@@ -206,6 +208,7 @@ class RelativeMahalanobis(Mahalanobis):
         (1/N) covariance of all training features
     Paper: J. Ren, S. Fort, J. Liu, A. G. Roy, S. Padhy, B. Lakshminarayanan, "A Simple Fix to Mahalanobis Distance for
         Improving Near-OOD Detection", 2021, arXiv:2106.09022
+    Invariant to: logit shift, logit scale, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - Squared distances: the square root that some texts print would change the order.
     - Sigma^+ and Sigma_g^+ are Hermitian pseudo-inverses with scipy's cutoff, as in mahalanobis.
@@ -238,6 +241,7 @@ class RelativeMahalanobisPlusPlus(RelativeMahalanobis):
     Options:
     - global_fit: 'normalised', or 'raw' to fit mu_g and Sigma_g on features that are not scaled to norm 1. The paper's
         code does the latter when class statistics are cached, so its ImageNet columns may have come from there.
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The zero vector, which the paper leaves undefined, stays zero.
     - Sigma^+ and Sigma_g^+ are Hermitian pseudo-inverses with scipy's cutoff, as in mahalanobis.

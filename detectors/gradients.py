@@ -73,6 +73,7 @@ class ODIN(ImageDetector):
     Options:
     - temperature: T, at least 0.000001
     - epsilon: size of the step for each value of the image as the model takes it, at least 0
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - Where the gradient is 0 the image stays.
     - epsilon stays at 0.0014, the usual default; the paper tunes it for each OOD set, and no detector sees those here.
@@ -116,6 +117,7 @@ class GradNorm(Detector):
         NeurIPS 2021, arXiv:2110.00218
     Options:
     - temperature: T, at least 0.000001
+    Invariant to: logit shift, class order, feature scale
     Deviations:
     - The authors' code sums where the divergence takes the mean over the classes: C times this, same order.
     Verified:
@@ -151,6 +153,7 @@ class MahalanobisODIN(ImageDetector):
     Options:
     - epsilon: size of the step for each value of the image as the model takes it, at least 0; published: 0, 0.0005,
         0.001, 0.0014, 0.002, 0.005 or 0.01
+    Invariant to: logit shift, logit scale, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - Pre-logit features only; mahalanobis-layers combines several layers.
     - epsilon stays at 0.0014, in the middle of the published values and the one that OpenOOD takes; the paper tunes it

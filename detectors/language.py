@@ -32,6 +32,7 @@ class MCM(Detector):
     Options:
     - temperature: T, at least 0.000001. The published 1 is for plain cosines, which these are (a footnote's 100 is
         for logits that CLIP has multiplied by 100)
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The text embeddings are the head's weights, of any length; its bias is not read.
     - The log-odds of the probability are returned, as in msp: the same order, but probabilities near 1 stay apart.
@@ -72,6 +73,7 @@ class GLMCM(MCM):
     - local_temperature: T', at least 0.000001
     - form: 'code', the formula above, from which the published tables come; or 'printed', where the second term is
         max_c softmax(s' / T')_c with s'_c = max_i s_ic
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The log-odds of half the sum P are returned: the same order, but sums near 2 stay apart. With a single class,
         where P is always 2, the score is 0.
@@ -131,6 +133,7 @@ class NegLabel(Detector):
     - groups: from 1 to the number of negative words. By default 100, or each word by itself where there are fewer;
         words that cannot be shared out evenly are left out, those nearest to the classes first
     - temperature: T, at least 0.000001
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The log-odds of P are returned: same order, but values near 0 and 1 stay apart.
     - The text embeddings of the classes are the head's weights, of any length; its bias is not read.

@@ -23,6 +23,7 @@ class MSP(Detector):
     Formula: S = log(p / (1 - p)) = -log sum_{c != m} exp(o_c - o_m), p = max_c softmax(o)_c, m = argmax_c o_c
     Paper: D. Hendrycks, K. Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural
         Networks", ICLR 2017, arXiv:1610.02136
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - The log-odds of the probability are returned: the same order, but probabilities near 1 stay apart. With a single
         class, whose probability is always 1, the score is 0.
@@ -63,6 +64,7 @@ class MaxLogit(Detector):
     Formula: S = max_c o_c
     Paper: D. Hendrycks, S. Basart, M. Mazeika, A. Zou, J. Kwon, M. Mostajabi, J. Steinhardt, D. Song, "Scaling
         Out-of-Distribution Detection for Real-World Settings", ICML 2022, arXiv:1911.11132
+    Invariant to: logit shift, logit scale, class order, feature unit, feature scale, feature shift, feature rotation
     Verified:
     - plain loops written from the formula, 1e-6
     - pytorch-ood 0.4, 1e-6
@@ -85,6 +87,7 @@ class Energy(Detector):
         arXiv:2010.03759
     Options:
     - temperature: T, at least 0.000001
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Verified:
     - plain loops written from the formula, 1e-6
     - pytorch-ood 0.4, 1e-6
@@ -109,6 +112,7 @@ class Entropy(Detector):
     Formula: S = -log H, H = -sum_c p_c log p_c, p = softmax(o)
     Paper: R. Chan, M. Rottmann, H. Gottschalk, "Entropy Maximization and Meta Classification for Out-of-Distribution
         Detection in Semantic Segmentation", ICCV 2021, arXiv:2012.06575
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - The score alone, on a network as it is: the paper also trains for a high entropy on outliers.
     - The logarithm of the entropy is returned: the same order, but entropies near 0 stay apart. With a single class,
@@ -146,6 +150,7 @@ class GEN(Detector):
     Options:
     - gamma: above 0; the paper takes it from 0 to 1
     - top: M, at least 1; all classes where there are fewer. The paper takes a tenth of the classes on ImageNet (100)
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - The logarithm is returned: the same order, but entropies near 0 stay apart. With a single class, whose entropy is
         always 0, the score is 0.
@@ -189,6 +194,7 @@ class KLMatching(Detector):
         Out-of-Distribution Detection for Real-World Settings", ICML 2022, arXiv:1911.11132
     Options:
     - classes: what puts a training image into class c: 'predicted' (its largest logit) or 'true' (its label)
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - The templates come from the training set, as in NINCO (arXiv:2306.00826); the paper takes a validation split.
     - A template's probability below 2.2e-308 counts as that, so that the divergence stays finite.
@@ -231,6 +237,7 @@ class TemperatureScaling(Detector):
         val images
     Paper: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On Calibration of Modern Neural Networks", ICML 2017,
         arXiv:1706.04599
+    Invariant to: logit shift, logit scale, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - T is sought from 1/100 to 100 times the mean of max_c o_c - mean_c o_c over the val images. It is the lower bound
         where the network gets every val image right, the upper one where it is no better than chance, and 1 where the
@@ -362,12 +369,15 @@ class OpenMax(Detector):
         or all where there are fewer; the paper takes 10 on ImageNet
     - distance: 'euclidean', as in OpenOOD, or 'eucos', as in the paper's code: Euclidean / 200 + 1 - cosine
     - shift: at least 0.000001. Today's libmr takes 1; that of the paper took 10000
+    Invariant to: class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - The log-odds of the known classes are returned: the same order as minus the probability of the unknown class,
         exp(v_0) / sum_{c >= 0} exp(v_c), which ties at 0 and 1.
     - The paper's algorithm prints w_c = (alpha - i) / alpha * (1 - F_c), less for a farther image; this is its code's.
     - alpha and distance are OpenOOD's, and so is tail for classes of more than 190 images: from there the
         CIFAR tables of Mahalanobis++ (arXiv:2505.18032) come.
+    - Training fixes the logits up to a number that is the same for all of them. The share of a logit that an
+        image gives up depends on it, as in the paper: large logits are meant to be positive.
     - Where the distances of a class do not differ, libmr refuses to fit: F_c is 0 up to them and 1 beyond. The logit of
         a class without a correctly classified training image is not revised.
     Verified:

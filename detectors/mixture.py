@@ -115,6 +115,7 @@ class GaussianMixture(ClassConditional):
         (h_i - mu_c) (h_i - mu_c)^T
     Paper: J. Mukhoti, A. Kirsch, J. van Amersfoort, P. H. S. Torr, Y. Gal, "Deep Deterministic Uncertainty: A New
         Simple Baseline", CVPR 2023, arXiv:2102.11582
+    Invariant to: logit shift, logit scale, class order, feature scale, feature shift, feature rotation
     Deviations:
     - The likeliest class without priors, as in Mahalanobis++ (arXiv:2505.18032), whose 'GMM' this is; the paper's
         density is a sum over the classes.
@@ -152,6 +153,7 @@ class GaussianMixturePlusPlus(GaussianMixture):
         z_i
     Paper: M. Müller, M. Hein, "Mahalanobis++: Improving OOD Detection via Feature Normalization", ICML 2025,
         arXiv:2505.18032
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The jitter is chosen as in gmm, and not by the success of a factorisation.
     - The zero vector, which the paper leaves undefined, stays zero.

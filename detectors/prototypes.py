@@ -23,6 +23,7 @@ class Cosine(Detector):
     Formula: S = max_c cos(u_c, h), u_c = mean of the training features of class c
     Paper: J. Bitterwolf, M. Müller, M. Hein, "In or Out? Fixing ImageNet Out-of-Distribution Detection Evaluation",
         ICML 2023, arXiv:2306.00826
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The zero vector, which the paper leaves undefined, has similarity 0 with everything.
     - A class without a training image has no prototype.
@@ -55,6 +56,7 @@ class RelativeCosine(Cosine):
     Formula: S = max_c log softmax(s)_c, s_c = cos(u_c, h), u_c = mean of the training features of class c
     Paper: Y. Ming, Z. Cai, J. Gu, Y. Sun, W. Li, Y. Li, "Delving into Out-of-Distribution Detection with
         Vision-Language Representations", NeurIPS 2022, arXiv:2211.13445
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - Class means stand in for text embeddings, as in NINCO (arXiv:2306.00826), at the paper's temperature 1.
     - The logarithm of the probability is returned: same order.
@@ -80,6 +82,7 @@ class ScaledCosine(Detector):
         Similarity", ACCV 2020, arXiv:1905.10628
     Options:
     - scale: t, above 0, which the cosines are multiplied by
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - A head that was trained as usual and the scale 1, as in Mahalanobis++ (arXiv:2505.18032); the paper trains a head
         of cosines whose scale depends on the image.
@@ -117,6 +120,7 @@ class SHE(Detector):
         based on In-Distribution Data Patterns Memorization with Modern Hopfield Energy", ICLR 2023, not on arXiv
     Options:
     - metric: 'inner-product', 'euclidean' for S = -|h - u_p|_2, or 'cosine' for S = cos(h, u_p)
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - A class without a correctly classified training image, which has no pattern in the paper, takes the mean of all
         training features.
@@ -163,6 +167,7 @@ class FDBD(Detector):
     Formula: S = 1/(C-1) sum_{c != p} (o_p - o_c) / |w_p - w_c|_2 / |h - mu|_2, p = argmax_c o_c, mu = mean of all
         training features, w_c = the head's weights for class c
     Paper: L. Liu, Y. Qin, "Fast Decision Boundary based Out-of-Distribution Detector", ICML 2024, arXiv:2312.11536
+    Invariant to: logit shift, logit scale, class order, feature scale, feature shift, feature rotation
     Deviations:
     - The authors' code leaves out the factor 1/(C-1): same order.
     - Classes whose weights are the same up to round-off have no boundary between them, and count as distance 0.

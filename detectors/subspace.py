@@ -30,8 +30,11 @@ class Residual(Detector):
     Options:
     - dimension: number of leading eigenvectors, from 0 to D - 1; None for 1000 if D >= 2048, 512 if 768 <= D < 2048,
         else D / 2 rounded down
+    Invariant to: logit scale, class order, feature scale, feature rotation
     Deviations:
     - D / 2 for D < 768, as in NINCO and Mahalanobis++; the authors' code takes 512 whatever D is.
+    - Training fixes the logits up to a number that is the same for all of them. The origin u depends on it, as in the
+        paper.
     - Eigenvectors whose eigenvalues are zero up to round-off are never leading ones: which of them would be is chance.
         Round-off is judged in comparable units of the features, as in mahalanobis.
     Verified:
@@ -82,10 +85,14 @@ class ViM(Residual):
     Options:
     - dimension: number of leading eigenvectors, from 0 to D - 1; None for 1000 if D >= 2048, 512 if 768 <= D < 2048,
         else D / 2 rounded down
+    Invariant to: class order, feature scale, feature rotation
     Deviations:
     - The paper's score is minus the softmax probability of the virtual logit alpha |r|; this is its log-odds: same
         order, without saturation.
     - D / 2 is rounded down, as in the Mahalanobis++ paper; NINCO rounds to the nearest integer.
+    - Training fixes the logits up to a number that is the same for all of them. alpha and the origin u depend on
+        it, as in the paper. Where the mean of the largest training logit is below 0, so is alpha, and a large residual
+        raises the score.
     - Where all training residuals are zero up to round-off, alpha has no value and 0 is taken: the score is the energy.
         Round-off is judged in comparable units of the features, as in mahalanobis.
     Verified:
@@ -143,10 +150,13 @@ class NECO(Detector):
     - max_logit: whether the share is multiplied by the largest logit; the authors' code does so but for ResNets
     - denominator: norm by which the projected features are divided: 'standardised', or 'raw' for that of the features
         themselves, which the authors' code takes for DeiT and Swin
+    Invariant to: logit scale, class order, feature unit, feature scale, feature shift
     Deviations:
     - A dimension that is constant in training is centred and not scaled. Components without variance (up to round-off)
         are never principal ones, whatever `dimension` is.
     - The share of the mean of the training features, 0 / 0, is 0.
+    - Training fixes the logits up to a number that is the same for all of them. The largest logit, a factor,
+        depends on it, as in the paper. Where it is below 0, a large share lowers the score.
     Verified:
     - scikit-learn's StandardScaler and PCA, 1e-6
     - plain loops over the singular vectors, 1e-6
