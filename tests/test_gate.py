@@ -283,6 +283,13 @@ def test_what_does_not_fit_is_refused(saved: Path, edit: Callable[[dict[str, Any
     assert "\n" not in str(error.value)
 
 
+def test_a_gate_whose_scores_are_doubtful_warns(user_world: Path) -> None:
+    doubtful = fitted(user_world)
+    doubtful.warnings = ("the scores are doubtful",)
+    with pytest.warns(UserWarning, match="net/mahalanobis: the scores are doubtful"):
+        Gate.of(doubtful)
+
+
 def test_a_gate_of_a_version_with_another_scale_of_scores_is_refused(user_world: Path) -> None:
     """Its threshold is the logarithm of a probability, where the score is its log-odds now."""
     Gate.of(fitted(user_world, "msp")).save(user_world / "gate")

@@ -22,13 +22,13 @@ from benchmark.limits.limits import Limits
 from benchmark.models.devices import choose_device
 from benchmark.models.entries import MissingWeightsError
 from benchmark.models.preprocessing import Transform
-from benchmark.records import ModelRecord, Record, Run
+from benchmark.records import Case, ModelRecord, Record, Run
 from benchmark.results import ResultsFolder, ResultsInMemory
 from benchmark.running.evaluation import Evaluation
 from benchmark.running.progress import progress_bar
 from benchmark.running.recorder import Recorder, new_run_id, run_record
 from benchmark.running.session import Draft, Session
-from benchmark.running.summary import near_chance
+from benchmark.running.summary import doubts, near_chance
 from benchmark.suites.suite import CaseId
 from benchmark.user.messages import on_command_line, one_line
 from detectors import Head, did_you_mean
@@ -203,7 +203,8 @@ def _evaluated(session: Session, run: Run, cases: Sequence[tuple[CaseId, Callabl
         recorder.close()
     models = [record for record in records if isinstance(record, ModelRecord)]
     about = session.suite.suite.entry.about
-    told = (*filter(None, [about]), *near_chance(models), *remarks)
+    doubtful = doubts(record for record in records if isinstance(record, Case))
+    told = (*filter(None, [about]), *near_chance(models), *doubtful, *remarks)
     return EvaluationResults(tuple(records), told, partial(scores_in, session.results))
 
 

@@ -15,7 +15,7 @@ from benchmark.plugin.suite import all_cases, device_of, results_of, run_of, sha
 from benchmark.records import Record, parse_record
 from benchmark.running.recorder import Recorder, run_record
 from benchmark.running.session import Draft
-from benchmark.running.summary import near_chance, summary
+from benchmark.running.summary import doubts, near_chance, summary
 from benchmark.user.suite_table import FILE as USER_SUITE
 
 
@@ -126,6 +126,7 @@ class Controller:
             yield suite_of(self._config).entry.about
         if given_options(self._config, ("--model", "--outputs")):
             yield from near_chance(self._recorder.models)
+        yield from doubts(self._recorder.cases)
         missing = Counter(case.reason for case in self._recorder.cases if case.status == "skipped")
         yield from (f"{reason} ({count} cases skipped)" for reason, count in missing.items())
         if self._none_ran:
