@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from benchmark.api.inputs import Inputs, chosen_detectors
-from benchmark.api.loading import scores_in
 from benchmark.api.results import EvaluationResults
 from benchmark.entries import DATA_DIR
 from benchmark.errors import UserError, place_in_user_code
@@ -29,6 +28,7 @@ from benchmark.running.progress import progress_bar
 from benchmark.running.recorder import Recorder, new_run_id, run_record
 from benchmark.running.session import Draft, Session
 from benchmark.running.summary import doubts, near_chance
+from benchmark.scores import read_case_scores
 from benchmark.suites.suite import CaseId
 from benchmark.user.messages import on_command_line, one_line
 from detectors import Head, did_you_mean
@@ -205,7 +205,7 @@ def _evaluated(session: Session, run: Run, cases: Sequence[tuple[CaseId, Callabl
     about = session.suite.suite.entry.about
     doubtful = doubts(record for record in records if isinstance(record, Case))
     told = (*filter(None, [about]), *near_chance(models), *doubtful, *remarks)
-    return EvaluationResults(tuple(records), told, partial(scores_in, session.results))
+    return EvaluationResults(tuple(records), told, partial(read_case_scores, session.results))
 
 
 def _written(recorder: Recorder, records: Sequence[Record]) -> str | None:

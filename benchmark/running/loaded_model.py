@@ -107,6 +107,12 @@ class LoadedModel:
         """
         return self._correct(image_set.id, lambda: self._find_correct(image_set))
 
+    def network_correct(self, image_set: ImageSet) -> np.ndarray | None:
+        """The same of the network that detects. None where that is the one that classifies, too."""
+        if not self.model.classified_by_base:
+            return None
+        return self._correct_of(self.outputs(image_set), image_set)
+
     def _find_correct(self, image_set: ImageSet) -> np.ndarray | None:
         if not self.model.classified_by_base:
             return self._correct_of(self.outputs(image_set), image_set)
