@@ -322,6 +322,9 @@ class DetectorRecord(_Record):
     defaults: the default of each option.
     deviations: how it differs from the paper, each with its reason.
     verified: what its scores were compared with.
+    invariances: whether changes of a network leave the order of its scores, by the name of the change; with the default
+        options. Empty in older records, and where nothing could be measured.
+    invariances_declared: whether the detector declares them, and its contract checks them. Else they were measured.
     options_used: the value of each option in this run, but of those that were chosen for each model.
     source_sha256: of the source files of the detector and of all that it is made of.
     """
@@ -336,6 +339,8 @@ class DetectorRecord(_Record):
     defaults: dict[str, Any]
     deviations: list[str]
     verified: list[str] = []
+    invariances: dict[str, bool] = Field(default_factory=dict)
+    invariances_declared: bool = False
     options_used: dict[str, Any]
     source_sha256: Sha256
 
@@ -396,6 +401,7 @@ class Case(_Record):
     full_spectrum: the metrics where shifted ID images count as ID too. Null where the suite has none.
     shifted_accepted: the share of each shifted set that is accepted at the threshold, by set.
     tuned: how the detector's options were chosen. Null where they were not.
+    warnings: what makes the scores of this detector on this model doubtful, and what to do.
     """
 
     kind: Literal["case"] = "case"
@@ -414,6 +420,7 @@ class Case(_Record):
     full_spectrum: Metrics | None = None
     shifted_accepted: dict[str, Estimate] = Field(default_factory=dict)
     tuned: Tuned | None = None
+    warnings: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _measured(self) -> Self:

@@ -100,6 +100,15 @@ def _attention(cases: Sequence[Case]) -> Iterator[list[Piece]]:
     yield [(", ".join(f"{count} {outcome}" for outcome, count in counts.items()), True)]
 
 
+def doubts(cases: Iterable[Case]) -> Iterator[str]:
+    """The warnings of cases, once for each model and detector. Detectors that share one stand together."""
+    told: dict[tuple[str, str], dict[str, None]] = {}
+    for case in cases:
+        for text in case.warnings:
+            told.setdefault((case.model, text), {})[case.detector] = None
+    yield from (f"WARNING: {model} with {', '.join(detectors)}: {text}" for (model, text), detectors in told.items())
+
+
 CHANCE_MARGIN = 0.1  # of the way from chance to a perfect accuracy
 
 
