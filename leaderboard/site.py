@@ -24,6 +24,7 @@ from leaderboard.trace import read_trace, setting_texts
 
 _HERE = Path(__file__).parent
 _DOWNLOADS = ("records.csv", "records.json", "schema.json")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _ENDS = {"": "value", "_low": "low", "_high": "high"}
 
 
@@ -175,7 +176,12 @@ def _write_downloads(results: Results, folder: Path) -> None:
     with (folder / "records.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
-        table.writerows(rows)
+        table.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
+
+
+def _harmless(value: Any) -> Any:
+    """A value of a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 def _csv_row(result: Result, model: ModelRecord | None) -> dict[str, Any]:

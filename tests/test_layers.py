@@ -33,6 +33,7 @@ WINGS = (
     "packages",
     "errors",
     "files",
+    "public",
     "entries",
     "records",
     "results",

@@ -85,7 +85,7 @@ def _fetch_from(source: Source, target: Path, data_dir: Path, report: Callable[[
     new = target.with_name(f".{target.name}.new")
     with _hold_lock(downloads, source.download_key, report):
         if isinstance(source, UrlSource):
-            name, download = source.url, download_from_url(source, downloads)
+            name, download = str(source), download_from_url(source, downloads)
         else:
             name, download = source.hub, download_from_hub(source, downloads)
         origin = Fetched(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -169,7 +170,11 @@ def _timm_network(model_id: str, entry: ModelEntry, classes: int) -> nn.Module:
             network = timm.create_model(place, num_classes=classes)
             load_state_dict(network, entry.weights_file, entry.weights_sha256)
             return network
-        source = f"{kind}:{(entry.file.parent / place).resolve()}" if kind == "local-dir" else entry.source
+        source = (
+            f"{kind}:{(entry.file.parent / Path(place).expanduser()).resolve()}"
+            if kind == "local-dir"
+            else entry.source
+        )
         # Without pretrained=True a local folder gives random weights without a warning.
         return timm.create_model(source, pretrained=True)
     except StateDictError as error:

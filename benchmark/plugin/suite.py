@@ -46,7 +46,7 @@ def run_of(config: pytest.Config) -> str:
 
 def folder_of(config: pytest.Config, option: str) -> Path:
     """A folder that an option names, from the folder that pytest was started in."""
-    return config.stash[_FOLDER] / str(config.getoption(option))
+    return config.stash[_FOLDER] / Path(str(config.getoption(option))).expanduser()
 
 
 def user_detectors(config: pytest.Config) -> tuple[str, ...]:

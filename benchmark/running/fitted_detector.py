@@ -17,6 +17,7 @@ from benchmark.errors import UserError, is_refusal
 from benchmark.images.image_set import ImageSet
 from benchmark.metrics import accepted, auroc, measure
 from benchmark.models.devices import device_name
+from benchmark.public import public_ids
 from benchmark.records import Estimate, Metrics, ScoresFile, Timing, Tuned
 from benchmark.results import SCORES, Backend, RunId, scores_path
 from benchmark.running.loaded_model import LoadedModel
@@ -40,12 +41,12 @@ class Scores:
 
     def table(self) -> pa.Table:
         """The rows that a backend keeps: set, image and score."""
-        ids = list(self.image_set.image_ids)
+        ids = public_ids(self.image_set.image_ids)
         return pa.table({"set": [self.image_set.id] * len(ids), "image": ids, "score": self.values}, schema=SCORES)
 
     def lines(self) -> bytes:
         """The text that a record's hash of scores stands for."""
-        pairs = zip(self.image_set.image_ids, self.values.tolist(), strict=True)
+        pairs = zip(public_ids(self.image_set.image_ids), self.values.tolist(), strict=True)
         return "".join(f"{image}\t{value.hex()}\n" for image, value in pairs).encode()
 
 

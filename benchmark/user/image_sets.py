@@ -16,7 +16,8 @@ from benchmark.errors import UserError
 from benchmark.images.entries import ClassPart, Columns, ImageSetEntry
 from benchmark.images.image_set import ImageSet, load_image_set, select_images
 from benchmark.images.readers import Images, shards_of
-from benchmark.user.ids import COMMAND_LINE, Words, id_of, split_name
+from benchmark.public import public_parts
+from benchmark.user.ids import COMMAND_LINE, Words, id_of_place, split_name
 from detectors import did_you_mean
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
@@ -83,13 +84,13 @@ def named_set(
     """What a text names: a folder, a Parquet file or a folder of those, or an id of image_sets.toml."""
     option = getattr(words, role)
     name, place = split_name(text)
-    path = Path(place)
+    path = Path(place).expanduser()
     if not path.exists():
         if place not in known:
             hint = did_you_mean(place, known)
             raise UserError(f"{option} {place}: there is no such folder or file, and no image set of that id{hint}")
         return NamedSet(option, role, place, None, known[place])
-    set_id = name or id_of(path.resolve().name.removesuffix(".parquet"))
+    set_id = name or id_of_place(path)
     try:
         shards = _shards(path)
     except UserError as error:
@@ -100,7 +101,7 @@ def named_set(
     entry = ImageSetEntry.in_file(
         Path(option),
         data_dir,
-        title=path.resolve().name,
+        title=next(reversed(public_parts(path.resolve())), set_id),
         licence="not stated",
         source=place,
         local=str(path.resolve()),

@@ -34,7 +34,7 @@ from benchmark.running.store import Store
 from benchmark.suites.entries import SuiteEntry
 from benchmark.suites.loading import make_suite
 from benchmark.suites.suite import Suite
-from benchmark.user.ids import COMMAND_LINE, Words, id_of
+from benchmark.user.ids import COMMAND_LINE, Words, id_of, id_of_place
 from benchmark.user.suite_table import FILE, left_out
 from detectors import Head, Outputs, available, describe, did_you_mean
 
@@ -77,6 +77,7 @@ class OutputsFolder:
     """
 
     def __init__(self, path: Path, words: Words = COMMAND_LINE) -> None:
+        path = path.expanduser()
         if not path.is_dir():
             raise PrecomputedError(f"{words.outputs} {path}: there is no such folder")
         _require_file(path, "test")
@@ -115,7 +116,8 @@ class GivenOutputs:
 
 def suite_of_outputs(name: str | None, place: str) -> Suite:
     """The suite of a folder of outputs. The detectors that ask for more than it holds have no cases."""
-    return suite_of_rows(OutputsFolder(Path(place)), id_of(name or Path(place).resolve().name), f"outputs in {place}")
+    model = id_of(name) if name else id_of_place(Path(place).expanduser())
+    return suite_of_rows(OutputsFolder(Path(place)), model, f"outputs in {place}")
 
 
 def suite_of_rows(
