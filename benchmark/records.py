@@ -213,7 +213,7 @@ class Run(_Record):
     suite_title: the suite's name in words.
     suite_about: what the suite says of itself.
     started: when the run began, as an ISO 8601 date with time, to the millisecond. Of two runs of a suite the one that
-        started later counts.
+        started later counts. One that started in the future counts as the oldest.
     command: the command line.
     package_version: the version of this package that ran. Null where that is not known: the package was neither
         installed nor run from its source tree, or the record is older than schema 2.
