@@ -34,6 +34,8 @@ WINGS = (
     "errors",
     "files",
     "public",
+    "memory",
+    "arrays",
     "entries",
     "records",
     "results",

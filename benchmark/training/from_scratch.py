@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from benchmark.images.image_set import ImageSet, load_image_set
 from benchmark.training.augmentation import PREPROCESSING, augment_affine
-from benchmark.training.optimisation import Progress, Schedule, optimise
+from benchmark.training.optimisation import MOST_EPOCHS, Progress, Schedule, optimise
 from benchmark.training.sharpness_aware import Perturbation, SharpnessAware
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"
@@ -67,7 +67,7 @@ class Recipe:
 
     architecture: str
     arguments: dict[str, Any]
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=MOST_EPOCHS)
     learning_rate: float = Field(ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
     batch: int = Field(default=64, ge=1)

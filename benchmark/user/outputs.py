@@ -11,7 +11,6 @@ memory-mapped, npz files are read into memory.
 """
 
 import warnings
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmark.arrays import load_npz
 from benchmark.entries import read_toml
 from benchmark.errors import UserError
 from benchmark.images.entries import ImageSetEntry
@@ -289,11 +289,10 @@ def _read_tensors(file: Path, needed: Collection[str], allowed: Collection[str])
     """
     try:
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
-                found = {name: _tensor_unless_text(arrays[name]) for name in arrays.files}
+            found = {name: _tensor_unless_text(array) for name, array in load_npz(file).items()}
         else:
             found = load_file(file)
-    except (OSError, ValueError, TypeError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, MemoryError, SafetensorError) as error:
         raise PrecomputedError(f"{file}: cannot read it: {error}") from None
     if missing := [name for name in needed if name not in found]:
         raise PrecomputedError(f"{file}: it holds no {missing[0]}, only {', '.join(found) or 'nothing'}")
@@ -373,6 +372,8 @@ def _rows(set_id: str, file: Path | str, found: dict[str, Any], head: Head) -> R
             raise PrecomputedError(
                 f"{file}: labels {labels.min()} to {labels.max()}, but the head has {classes} classes"
             )
+    if ids is not None and ids.shape != (rows,):
+        raise PrecomputedError(f"{file}: ids must be ({rows},), one for each row, not {_describe_tensor(ids)}")
     names = tuple(f"{set_id}-{row:07d}" for row in range(rows)) if ids is None else tuple(map(str, ids.tolist()))
     if len(names) != rows or len(set(names)) != rows:
         raise PrecomputedError(f"{file}: {len(set(names))} different ids for {rows} rows; each row needs another id")
