@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark.errors import Remedy, UserError
+from benchmark.files import remove_litter, replacing
 from benchmark.records import Record, read_records
 
 # Of a table of scores: the image set, the image's id in it, and its score. A row is an image.
@@ -89,6 +90,10 @@ class ResultsFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def remove_litter(self) -> None:
+        """Removes what killed runs left beside the scores, where it is old."""
+        remove_litter(self.folder, "*/*/*/.writing-*", "*/*/*/*.writing")  # the latter is of earlier versions
+
     def file(self, run: RunId) -> Path:
         """The file of a run's records."""
         return self.folder / run.suite / f"{run.run}.jsonl"
@@ -104,13 +109,11 @@ class ResultsFolder:
 
     def write_scores(self, run: RunId, path: str, scores: pa.Table) -> None:
         file = self.folder / run.suite / path
-        temporary = file.with_suffix(".writing")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(scores, temporary)
-            temporary.replace(file)
+            with replacing(file) as temporary:
+                pq.write_table(scores, temporary)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(
                 f"cannot write the scores {file}: {error.strerror or error}; free some space", Remedy("set", "results")
             ) from error

@@ -17,6 +17,7 @@ ALLOWED = {
     "leaderboard": {
         "leaderboard",
         "benchmark.errors",
+        "benchmark.files",
         "benchmark.records",
         "benchmark.results",
         "benchmark.run_records",

@@ -1,11 +1,13 @@
 """Baselines: what was recorded of a suite's cases, in a CSV file."""
 
 import csv
+import io
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.errors import UserError
+from benchmark.files import held, write_atomically
 from detectors import did_you_mean
 
 COLUMNS = ("model", "detector", "set", "fpr_at_95", "forward_ratio", "source", "date")
@@ -68,13 +70,30 @@ def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Basel
 
 
 def write_baselines(file: Path, baselines: Mapping[str, Baseline]) -> None:
-    """Writes all baselines of a suite, sorted by case. A reader sees the old file or the whole new one."""
+    """Writes all baselines of a suite, sorted by case. A reader sees the old file or the whole new one.
+
+    file: the CSV file, whose folder is there.
+    baselines: the baselines by case.
+    """
+    lines = io.StringIO(newline="")
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for case, baseline in sorted(baselines.items()):
+        numbers = (f"{baseline.fpr_at_95:.6g}", f"{baseline.forward_ratio:.3g}")
+        table.writerow([*case.split("/"), *numbers, baseline.source, baseline.date])
+    write_atomically(file, lines.getvalue().encode())
+
+
+def update_baselines(file: Path, cases: Collection[str], measured: Mapping[str, Baseline]) -> None:
+    """Writes what a run measured into the baselines of a suite, beside what it did not run.
+
+    Of several runs at once, each waits for the one before, and keeps what that wrote.
+
+    file: the CSV file.
+    cases: the cases that the suite has.
+    measured: the baselines by case.
+    Raises what `read_baselines` raises, and OSError where the file cannot be written.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.writing")
-    with temporary.open("w", newline="", encoding="utf-8") as lines:
-        table = csv.writer(lines, lineterminator="\n")
-        table.writerow(COLUMNS)
-        for case, baseline in sorted(baselines.items()):
-            numbers = (f"{baseline.fpr_at_95:.6g}", f"{baseline.forward_ratio:.3g}")
-            table.writerow([*case.split("/"), *numbers, baseline.source, baseline.date])
-    temporary.replace(file)
+    with held(file.parent):
+        write_baselines(file, {**read_baselines(file, cases), **measured})

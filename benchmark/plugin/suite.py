@@ -92,6 +92,12 @@ def results_of(config: pytest.Config) -> ResultsFolder:
     return ResultsFolder(folder_of(config, "--results"))
 
 
+def remove_litter(config: pytest.Config) -> None:
+    """Removes what killed runs left in the folders of results and of outputs, where it is old."""
+    results_of(config).remove_litter()
+    Store(folder_of(config, "--store")).remove_litter()
+
+
 def load_suite_of(config: pytest.Config) -> LoadedSuite:
     """The suite with its images and networks, or with the precomputed outputs that stand for them."""
     if outputs := config.getoption("--outputs"):

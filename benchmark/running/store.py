@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from benchmark.errors import Remedy
-from benchmark.files import write_atomically
+from benchmark.files import held, remove_litter, write_atomically
 from benchmark.images.image_set import ImageSet
 from benchmark.models.devices import device_name
 from benchmark.models.model import Model
@@ -73,6 +73,10 @@ class Store:
     """
 
     folder: Path
+
+    def remove_litter(self) -> None:
+        """Removes what killed runs left, where it is old."""
+        remove_litter(self.folder, "*/.writing-*")
 
     def outputs(self, model: Model, image_set: ImageSet) -> Outputs:
         """The outputs of a model on an image set, with labels and images; computed where they are not there yet.
@@ -122,7 +126,8 @@ class Store:
             times[device] = min(forward_ms_per_image(model, images), times.get(device, math.inf))
             with _writing(self.folder):
                 known.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(known, json.dumps(times, indent=1).encode())
+                with held(known.parent):  # another process may measure the same model on another device
+                    write_atomically(known, json.dumps(_read_times(known) | {device: times[device]}, indent=1).encode())
         return times[device]
 
     def _shard(self, folder: Path, number: int, rows: slice, model: Model, image_set: ImageSet) -> dict[str, Tensor]:
