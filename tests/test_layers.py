@@ -37,6 +37,7 @@ WINGS = (
     "public",
     "memory",
     "arrays",
+    "tables",
     "entries",
     "records",
     "results",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmark.errors import UserError
 from benchmark.files import held, write_atomically
+from benchmark.tables import read_csv
 from detectors import did_you_mean
 
 COLUMNS = ("model", "detector", "set", "fpr_at_95", "forward_ratio", "source", "date")
@@ -41,38 +42,28 @@ def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Basel
         return {}
     known = set(cases)
     baselines: dict[str, Baseline] = {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        table = csv.DictReader(lines)
-        if tuple(table.fieldnames or ()) != COLUMNS:
+    for place, row in read_csv(file, COLUMNS, "delete it and record anew"):
+        case = f"{row['model']}/{row['detector']}/{row['set']}"
+        if case not in known:
             raise UserError(
-                f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; delete it and record anew"
+                f"{place}: the suite has no case {case!r}{did_you_mean(case, known)}; remove the line, or correct it"
             )
-        for row in table:
-            place = f"{file}:{table.line_num}"
-            if None in row.values() or None in row:
-                raise UserError(f"{place}: {len(COLUMNS)} fields are needed: {', '.join(COLUMNS)}")
-            case = f"{row['model']}/{row['detector']}/{row['set']}"
-            if case not in known:
-                raise UserError(
-                    f"{place}: the suite has no case {case!r}{did_you_mean(case, known)}; "
-                    "remove the line, or correct it"
-                )
-            if case in baselines:
-                raise UserError(f"{place}: {case} has a line above already; keep one of the two")
-            try:
-                fpr, ratio = float(row["fpr_at_95"]), float(row["forward_ratio"])
-            except (TypeError, ValueError):
-                raise UserError(f"{place}: fpr_at_95 and forward_ratio of {case} must be numbers") from None
-            if not (0 <= fpr <= 1 and 0 <= ratio < float("inf")):
-                raise UserError(f"{place}: fpr_at_95 of {case} must lie in 0..1 and forward_ratio be positive")
-            baselines[case] = Baseline(fpr, ratio, row["source"], row["date"])
+        if case in baselines:
+            raise UserError(f"{place}: {case} has a line above already; keep one of the two")
+        try:
+            fpr, ratio = float(row["fpr_at_95"]), float(row["forward_ratio"])
+        except ValueError:
+            raise UserError(f"{place}: fpr_at_95 and forward_ratio of {case} must be numbers") from None
+        if not (0 <= fpr <= 1 and 0 <= ratio < float("inf")):
+            raise UserError(f"{place}: fpr_at_95 of {case} must lie in 0..1 and forward_ratio be positive")
+        baselines[case] = Baseline(fpr, ratio, row["source"], row["date"])
     return baselines
 
 
 def write_baselines(file: Path, baselines: Mapping[str, Baseline]) -> None:
     """Writes all baselines of a suite, sorted by case. A reader sees the old file or the whole new one.
 
-    file: the CSV file, whose folder is there.
+    file: the CSV file.
     baselines: the baselines by case.
     """
     lines = io.StringIO(newline="")
@@ -81,6 +72,7 @@ def write_baselines(file: Path, baselines: Mapping[str, Baseline]) -> None:
     for case, baseline in sorted(baselines.items()):
         numbers = (f"{baseline.fpr_at_95:.6g}", f"{baseline.forward_ratio:.3g}")
         table.writerow([*case.split("/"), *numbers, baseline.source, baseline.date])
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lines.getvalue().encode())
 
 

@@ -20,8 +20,8 @@ def compare_with_records(suite: Suite, results: Path) -> tuple[list[Comparison],
     found = read_folder(results, suite=suite.id)
     if found.damage:
         raise RecordError(f"{results}/{found.damage[0]}")
-    newest = found.suites.get(suite.id)
-    compared = comparisons(suite, [case for case in newest.cases if case.status != "skipped"] if newest else [])
+    runs = [run for run in found.runs if run.run.suite == suite.id]
+    compared = comparisons(suite, [case for run in reversed(runs) for case in run.cases.values()])
     if not compared:
         raise UserError(f"{suite.entry.file}: published: none of the figures there is of a case of this suite")
     return compared, [f"{results}/{note}" for note in found.notes]

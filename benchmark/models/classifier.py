@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 
 from benchmark.models.entries import MODULE, MissingWeightsError, ModelEntry, ModelError
 from benchmark.models.model import Model
-from benchmark.models.preprocessing import Transform, timm_transform
+from benchmark.models.preprocessing import PreprocessingError, Transform, timm_transform
 from benchmark.models.state_dicts import StateDictError, load_state_dict
 from benchmark.models.user_network import given_network, load_user_network
 from detectors import Head
@@ -124,7 +124,10 @@ def load_classifier(model_id: str, entry: ModelEntry, device: torch.device, clas
         network, transform, preprocessing = load_user_network(model_id, entry, classes)
     else:
         network = _timm_network(model_id, entry, classes)
-        transform, preprocessing = timm_transform(entry.preprocessing, network)
+        try:
+            transform, preprocessing = timm_transform(entry.preprocessing, network)
+        except PreprocessingError as error:
+            raise ModelError(f"model {model_id}: {entry.source} (named in {entry.file}): {error}") from None
     return _classifier(model_id, entry, network, transform, preprocessing, device, classes)
 
 

@@ -88,6 +88,8 @@ class Store:
             self._shard(folder, number, rows, model, image_set)
             for number, rows in enumerate(_slices(len(image_set), SHARD_ROWS))
         ]
+        if len({(name, value.shape[1:]) for shard in shards for name, value in shard.items()}) > len(shards[0]):
+            raise StoreError(f"{folder}: its shards hold tensors of other names or shapes; delete the folder")
         return Outputs(
             **{name: Shards([shard[name] for shard in shards]) for name in shards[0]},
             labels=None if image_set.labels is None else torch.from_numpy(image_set.labels),
@@ -131,14 +133,15 @@ class Store:
         return times[device]
 
     def _shard(self, folder: Path, number: int, rows: slice, model: Model, image_set: ImageSet) -> dict[str, Tensor]:
-        shard = _read_shard(folder, number)
+        expected = _expected(model, rows)
+        shard = _read_shard(folder, number, expected)
         if shard is not None:
             return shard
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / f"{number:05d}.lock").acquire()
         with lock:
-            shard = _read_shard(folder, number)
+            shard = _read_shard(folder, number, expected)
             if shard is None:
                 with _writing(folder):
                     about = {"model": model.id, "image_set": image_set.id, **self.about(model, image_set)}
@@ -146,7 +149,7 @@ class Store:
                 computed = forward(model, image_set, rows)
                 with _writing(folder):
                     _write_shard(folder, number, computed)
-                shard = _read_shard(folder, number)
+                shard = _read_shard(folder, number, expected)
         if shard is None:
             raise StoreError(f"{folder}: shard {number} cannot be read back after it was written; check the disk")
         return shard
@@ -161,13 +164,31 @@ def _read_times(file: Path) -> dict[str, float]:
         return {}
 
 
-def _read_shard(folder: Path, number: int) -> dict[str, Tensor] | None:
-    """The shard, memory-mapped, or None where there is none. A damaged one is removed, with a warning."""
+def _expected(model: Model, rows: slice) -> dict[str, tuple[int, int]]:
+    """The shape of each tensor of a shard, of those that every model has."""
+    count = rows.stop - rows.start
+    return {"features": (count, model.feature_dimensions), "logits": (count, model.classes)}
+
+
+def _fits(tensors: dict[str, Tensor], expected: dict[str, tuple[int, int]]) -> bool:
+    """Whether a shard holds what a model makes: the tensors that are expected, and perhaps patches of each image."""
+    count = expected["features"][0]
+    if tensors.keys() - {"patches"} != expected.keys():
+        return False
+    shapes = {name: expected.get(name, (count, *value.shape[1:])) for name, value in tensors.items()}
+    return all(value.dtype == torch.float32 and value.shape == shapes[name] for name, value in tensors.items())
+
+
+def _read_shard(folder: Path, number: int, expected: dict[str, tuple[int, int]]) -> dict[str, Tensor] | None:
+    """The shard, memory-mapped, or None where there is none. A damaged one is removed, with a warning.
+
+    expected: the shapes of the tensors that it must hold.
+    """
     for path in sorted(folder.glob(f"{number:05d}.*.safetensors")):
         try:
-            if _sha256(path) == path.name.split(".")[1]:
-                return load_file(path)
-        except (OSError, SafetensorError) as error:
+            if _sha256(path) == path.name.split(".")[1] and _fits(tensors := load_file(path), expected):
+                return tensors
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             warnings.warn(f"{path} cannot be read ({error})", DamagedShardWarning, stacklevel=2)
         warnings.warn(f"{path} is damaged; it is removed and computed again", DamagedShardWarning, stacklevel=2)
         with _writing(folder):

@@ -4,11 +4,13 @@ import json
 import os
 import statistics
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -95,7 +97,8 @@ def named_set(
         shards = _shards(path)
     except UserError as error:
         raise UserError(f"{option}: {error}") from None
-    columns = _parquet_columns(option, role, path) if shards else {}
+    with _readable(option, path):
+        columns = _parquet_columns(option, role, path) if shards else {}
     if not columns and not any(_is_image(name) for _, _, names in os.walk(path, followlinks=True) for name in names):
         raise UserError(f"{option} {place}: no images there, neither files that Pillow can read nor Parquet files")
     entry = ImageSetEntry.in_file(
@@ -108,6 +111,17 @@ def named_set(
         **columns,
     )
     return NamedSet(option, role, set_id, path, entry)
+
+
+@contextmanager
+def _readable(option: str, path: Path) -> Iterator[None]:
+    """Names what cannot be read of Parquet files."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
+        raise UserError(f"{option} {path}: cannot read it: {type(error).__name__}: {error}") from None
 
 
 def _shards(path: Path) -> list[Path]:
@@ -173,9 +187,10 @@ def _class_names(given: NamedSet) -> list[str]:
     assert path is not None
     if _shards(path):
         label = given.entry.columns.label
-        if label not in pq.read_schema(_shards(path)[0]).names:
-            raise UserError(f"{given}: in-distribution images need their classes, in a column called label")
-        return _label_values(path, label)[0]
+        with _readable(given.option, path):
+            if label not in pq.read_schema(_shards(path)[0]).names:
+                raise UserError(f"{given}: in-distribution images need their classes, in a column called label")
+            return list(_label_values(path, label)[0])
     parts = sorted(path.iterdir())
     if loose := next((part for part in parts if _is_image(part.name)), None):
         raise UserError(f"{given}: {loose.name} has no class: put the images of each class into a folder of its name")

@@ -314,7 +314,7 @@ def _head_of(file: Path) -> Head:
 def _head(file: Path | str, weight: Any, bias: Any) -> Head:
     try:
         head = Head(weight, bias).double()
-    except ValueError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise PrecomputedError(f"{file}: {error}") from None
     if not (torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):
         raise PrecomputedError(f"{file}: NaN or infinite values")
