@@ -492,7 +492,7 @@ def test_means_reach_the_site_from_the_run_whose_cases_are_shown(user_world: Pat
     )
     assert shown() == {"noise": noise, "both": pytest.approx((greys + noise) / 2)}
     assert [record.name for record in newest().published] == ["both"]
-    assert newest().runs[0].suite_option == suite
+    assert newest().runs[0].suite_option == ".../world/colours.toml"
 
     # With one of its cases from another run, the mean is of no run.
     pytester.runpytest_inprocess(*options(user_world), "-k", "msp and noise")

@@ -26,6 +26,7 @@ IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
 
 # Where the user names no val images, one ID image in VAL_SHARE of each class is held out, but at most VAL_PER_CLASS.
 VAL_SHARE, VAL_PER_CLASS = 5, 50
+MOST_CLASSES = 1_000_000  # an index above it is no index: the names of all classes below it would fill the memory
 SIZED_IMAGES = 20  # so many ID images are opened to find the size of the unit tests
 
 
@@ -166,6 +167,10 @@ def _label_values(path: Path, column: str) -> tuple[list[str], bool]:
     }
     if None in values or any(isinstance(value, int) and value < 0 for value in values):
         raise UserError(f"{path}: column {column}: each image needs a class, and one has none or a negative number")
+    if largest := next((value for value in values if isinstance(value, int) and value >= MOST_CLASSES), None):
+        raise UserError(
+            f"{path}: column {column}: {largest} is no index of a class; there may be {MOST_CLASSES} classes"
+        )
     if all(isinstance(value, int) for value in values):
         return [str(index) for index in range(max(values) + 1)], True
     return _sort_names(map(str, values)), False
