@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from benchmark.errors import UserError
 from benchmark.public import public, public_message, public_values
 
-SCHEMA: Literal[2] = 2
+SCHEMA: Literal[3] = 3
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$"
 ID_LENGTH = 120
@@ -181,14 +181,26 @@ class Tuned(_Value):
     tried: list[Values]
 
 
-class ScoresFile(_Value):
-    """Where the scores of a case lie.
+ScoresPath = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*(/[A-Za-z0-9][A-Za-z0-9.+_-]*)*$", max_length=500)
+]
 
-    path: the Parquet file of the model and detector, relative to the folder of the record's own file.
+
+class ScoresFile(_Value):
+    """Where the scores of a case lie. `benchmark.scores` says what the files hold.
+
+    Paths are relative to the folder of the record's own file. In records that are older than schema 3 all of them are
+    the same path: one file held the scores of all sets.
+
+    path: the Parquet file of the images of the OOD set.
+    id_path: the Parquet file of the ID test images.
+    shifted_paths: the Parquet file of each shifted set, by set.
     sha256: of the lines 'image id, tab, score as float.hex(), newline' of the ID test images and then of the OOD set's.
     """
 
-    path: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*(/[A-Za-z0-9][A-Za-z0-9.+_-]*)*$", max_length=400)]
+    path: ScoresPath
+    id_path: ScoresPath
+    shifted_paths: dict[Id, ScoresPath] = Field(default_factory=dict)
     sha256: Sha256
 
 
@@ -200,7 +212,7 @@ class _Record(_Value):
     suite: the id of the suite.
     """
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     run: Id
     suite: Id
 
@@ -272,6 +284,7 @@ class ModelRecord(_Record):
     classified_by_base: whether the base goes on classifying, while this network only detects.
     network_accuracy: of this network itself. Null where the ID images have no labels.
     shifted_accuracy: of the network that classifies, on shifted ID images, by set.
+    remarks: what a reader should know of its figures, a sentence each.
     """
 
     kind: Literal["model"] = "model"
@@ -299,6 +312,7 @@ class ModelRecord(_Record):
     classified_by_base: bool = False
     network_accuracy: Estimate | None = None
     shifted_accuracy: dict[str, Estimate] = Field(default_factory=dict)
+    remarks: list[str] = Field(default_factory=list)
 
 
 class DetectorRecord(_Record):
@@ -515,5 +529,19 @@ def _from_schema_1(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"schema_version": 2} | (more if content.get("kind") == "run" else {})
 
 
+def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Schema 3 keeps the scores of each image set in a file of its own.
+
+    In schema 2 one file of a model and detector held those of all sets.
+    """
+    content = content | {"schema_version": 3}
+    scores = content.get("scores")
+    if content.get("kind") != "case" or not isinstance(scores, dict) or "path" not in scores:
+        return content
+    shifted = content.get("shifted_accepted")
+    paths = dict.fromkeys(shifted, scores["path"]) if isinstance(shifted, dict) else {}
+    return content | {"scores": scores | {"id_path": scores["path"], "shifted_paths": paths}}
+
+
 # By schema: what makes a record of the next one of it.
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_schema_1}
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_schema_1, 2: _from_schema_2}

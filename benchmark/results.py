@@ -1,7 +1,7 @@
 """Results: where records and scores are kept, and the one way in which they are written and read.
 
 A backend is a place of results: a folder (`ResultsFolder`), or the memory of this process (`ResultsInMemory`). In each
-of them a run of a suite has a list of records, and a table of scores for each model and detector.
+of them a run of a suite has a list of records, and a table of scores for each model, detector and image set.
 
 To add a backend, write a class with the methods of `Backend` into this module, and add it to BACKENDS in
 tests/test_results.py, which holds each of them to the same contract.
@@ -9,9 +9,9 @@ tests/test_results.py, which holds each of them to the same contract.
 This module needs neither torch nor timm.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,9 +19,6 @@ import pyarrow.parquet as pq
 from benchmark.errors import Remedy, UserError
 from benchmark.files import remove_litter, replacing
 from benchmark.records import Record, read_records
-
-# Of a table of scores: the image set, the image's id in it, and its score. A row is an image.
-SCORES = pa.schema({"set": pa.string(), "image": pa.string(), "score": pa.float64()})
 
 
 class RunId(NamedTuple):
@@ -45,10 +42,10 @@ class Backend(Protocol):
         """Adds a record to those of its run and suite. A reader sees all of it or none of it."""
 
     def write_scores(self, run: RunId, path: str, scores: pa.Table) -> None:
-        """Keeps the scores of a model and detector, in place of those that were there.
+        """Keeps the scores of a model and detector on an image set, in place of those that were there.
 
         path: what `scores_path` gives, and a record says.
-        scores: a table with the columns of SCORES.
+        scores: a table as `benchmark.scores` describes it.
         Raises UserError that names the place.
         """
 
@@ -71,18 +68,25 @@ class Backend(Protocol):
         """Says that a writer adds no more: whoever collects what it is given hands it on now."""
 
 
-def scores_path(run: str, model: str, detector: str) -> str:
-    """The path of the scores of a model and detector, as `ScoresFile.path` of a record has it."""
-    return f"{run}/{model}/{detector}.parquet"
+def scores_path(run: str, model: str, detector: str, set_id: str) -> str:
+    """The path of the scores of a model and detector on an image set, as `ScoresFile` has it."""
+    return f"{run}/{model}/{detector}/{set_id}.parquet"
+
+
+def scores_options(columns: Sequence[str]) -> dict[str, Any]:
+    """How scores are written as Parquet: ids of neighbours begin alike, and the exponents of scores are alike."""
+    encodings = {"image": "DELTA_BYTE_ARRAY", "score": "BYTE_STREAM_SPLIT"}
+    others = [name for name in columns if name not in encodings]
+    return {"compression": "zstd", "use_dictionary": others, "column_encoding": encodings}
 
 
 class ResultsFolder:
     """A folder of results.
 
-        FOLDER/<suite>/<run>.jsonl                        the records, one JSON line each
-        FOLDER/<suite>/<run>/<model>/<detector>.parquet   the scores
+        FOLDER/<suite>/<run>.jsonl                              the records, one JSON line each
+        FOLDER/<suite>/<run>/<model>/<detector>/<set>.parquet   the scores
 
-    A record is appended as a whole line. A file of scores is replaced in one step.
+    A record is appended as a whole line. A file of scores is written in one step, and is not changed afterwards.
 
     folder: the folder, which need not be there yet.
     """
@@ -92,11 +96,15 @@ class ResultsFolder:
 
     def remove_litter(self) -> None:
         """Removes what killed runs left beside the scores, where it is old."""
-        remove_litter(self.folder, "*/*/*/.writing-*", "*/*/*/*.writing")  # the latter is of earlier versions
+        remove_litter(self.folder, "*/*/**/.writing-*", "*/*/**/*.writing")  # the latter of earlier versions
 
     def file(self, run: RunId) -> Path:
         """The file of a run's records."""
         return self.folder / run.suite / f"{run.run}.jsonl"
+
+    def scores_file(self, run: RunId, path: str) -> Path:
+        """The file of some scores."""
+        return self.folder / run.suite / path
 
     def name_of(self, run: RunId) -> str:
         return str(self.file(run))
@@ -108,11 +116,11 @@ class ResultsFolder:
             lines.write(record.model_dump_json() + "\n")
 
     def write_scores(self, run: RunId, path: str, scores: pa.Table) -> None:
-        file = self.folder / run.suite / path
+        file = self.scores_file(run, path)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as temporary:
-                pq.write_table(scores, temporary)
+            with replacing(file) as temporary:  # of its own, since two workers may score the ID images
+                pq.write_table(scores, temporary, **scores_options(scores.column_names))
         except OSError as error:
             raise UserError(
                 f"cannot write the scores {file}: {error.strerror or error}; free some space", Remedy("set", "results")
@@ -125,9 +133,8 @@ class ResultsFolder:
         return read_records(self.file(run)) if self.file(run).exists() else iter(())
 
     def scores(self, run: RunId, path: str) -> pa.Table | None:
-        file = self.folder / run.suite / path
-        # Without `partitioning`, a folder called `a=b` would become a column.
-        return pq.read_table(file, partitioning=None) if file.exists() else None
+        file = self.scores_file(run, path)
+        return pq.ParquetFile(file).read() if file.exists() else None
 
     def close(self) -> None:
         """Everything is in the folder already."""

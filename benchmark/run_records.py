@@ -30,7 +30,6 @@ class RunRecords:
 
     run: its provenance.
     started: when it started.
-    folder: what the paths of its scores are relative to.
     models, detectors, sets: the records of the parts, by id.
     cases: by (model, detector, set).
     published: what papers report of several cases at once.
@@ -38,7 +37,6 @@ class RunRecords:
 
     run: Run
     started: datetime
-    folder: Path
     models: dict[str, ModelRecord]
     detectors: dict[str, DetectorRecord]
     sets: dict[str, SetRecord]
@@ -107,7 +105,7 @@ def read_folder(folder: Path, *, suite: str | None = None, now: datetime | None 
         path = results.file(run)
         name = path.relative_to(folder).as_posix()
         try:
-            found = _read_runs(results, run)
+            found = read_runs(results, run)
             runs += found
             notes += [f"{name}: {_told_ahead(records)}" for records in found if records.started > latest]
             if not path.read_bytes().endswith(b"\n"):
@@ -171,7 +169,7 @@ def _fill(newest: dict[_Key, _Part], older: Mapping[_Key, _Part]) -> None:
         newest.setdefault(key, part)
 
 
-def _read_runs(results: ResultsFolder, run: RunId) -> list[RunRecords]:
+def read_runs(results: ResultsFolder, run: RunId) -> list[RunRecords]:
     """What a file of records holds: usually of the one run that it is named after, of each run that it has a record of.
 
     Raises RecordError for a record that is damaged, or whose run has no record.
@@ -182,7 +180,7 @@ def _read_runs(results: ResultsFolder, run: RunId) -> list[RunRecords]:
     for record in results.records(run):
         if isinstance(record, Run):
             started = _started(record, path)
-            runs[record.suite, record.run] = RunRecords(record, started, path.parent, {}, {}, {}, {}, [])
+            runs[record.suite, record.run] = RunRecords(record, started, {}, {}, {}, {}, [])
         else:
             others.append(record)
     for record in others:

@@ -119,7 +119,7 @@ def variant_lines(suite: SuiteResults, tables: Mapping[str, ModelTable]) -> tupl
     for model_id in tables:
         record = suite.models.get(model_id)
         if record and record.base:
-            comparisons = Comparisons(suite.id_set)
+            comparisons = Comparisons()
             variants.append(_compare_variant(suite, tables, record, record.base, comparisons))
             problems += comparisons.problems
     lines: dict[tuple[bool, str], list[Variant]] = {}

@@ -1,37 +1,41 @@
 """Paired comparisons of scores on the same images, of two detectors or of two models."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
 
-from benchmark.errors import UserError
-from benchmark.metrics import Difference, fpr_at_tpr, paired_fpr_difference
+from benchmark.metrics import Difference, paired_fpr_difference
+from benchmark.scores import ScoresError, read_case_scores
 from leaderboard.results import Result
 
 Standing = Literal["best", "tied", "worse", "unknown"]
-_COLUMNS = pa.schema({"set": pa.string(), "image": pa.string(), "score": pa.float64()})
 
 
-class ScoresError(UserError):
-    """Scores are missing, or do not belong to their record. The message names the file."""
+class _Read(NamedTuple):
+    """The scores of a case, without the names of its images, which would fill the memory.
+
+    test: the scores of the ID test images.
+    ood: those of the OOD set.
+    images: a hash of the ids of both.
+    """
+
+    test: np.ndarray
+    ood: np.ndarray
+    images: str
 
 
 class Comparisons:
-    """Compares results on the same images. Each file of scores is read at most once.
+    """Compares results on the same images. The scores of a case are read at most once.
 
-    id_set: the id of the set of the ID test images; None where the run recorded none.
     problems: why comparisons were not possible.
     """
 
-    def __init__(self, id_set: str | None) -> None:
+    def __init__(self) -> None:
         self.problems: list[str] = []
-        self._id_set = id_set
-        self._files: dict[Path, pa.Table] = {}
+        self._read: dict[tuple[str, str, str, str], _Read] = {}
 
     def standings(self, fprs: Mapping[str, float], results: Mapping[str, list[Result]]) -> dict[str, Standing]:
         """How each detector compares with the best one.
@@ -64,63 +68,36 @@ class Comparisons:
         Where they cannot be compared, it is None, and `problems` gets the reason.
         """
         try:
-            id_a, ood_a, images_a = self._scores(results)
-            id_b, ood_b, images_b = self._scores(others)
-            if images_a != images_b:
-                raise ScoresError(f"{_name_of(others[0])}: its images are not those of {_name_of(results[0])}")
+            read_a, read_b = [self._scores(result) for result in results], [self._scores(result) for result in others]
+            for a, b, result, other in zip(read_a, read_b, results, others, strict=True):
+                if a.images != b.images:
+                    raise ScoresError(f"{_name_of(other)}: its images are not those of {_name_of(result)}")
         except ScoresError as error:
             if str(error) not in self.problems:
                 self.problems.append(str(error))
             return None
-        sets = np.repeat(np.arange(len(results)), [len(images_a[result.case.set]) for result in results])
-        return paired_fpr_difference(id_a, ood_a, id_b, ood_b, sets)
+        sets = np.repeat(np.arange(len(results)), [len(read.ood) for read in read_a])
+        return paired_fpr_difference(read_a[0].test, _all_ood(read_a), read_b[0].test, _all_ood(read_b), sets)
 
-    def _scores(self, results: list[Result]) -> tuple[Any, Any, dict[str, pa.Array]]:
-        """The scores of the ID test images, those of the OOD images of all sets, and the ids of the images of each set.
-
-        Raises ScoresError where scores are missing or do not belong to their record.
-        """
-        id_scores, id_images = self._scores_of_set(results[0], self._id_set or "")
-        ood = [self._scores_of_set(result, result.case.set) for result in results]
-        for result, (scores, _) in zip(results, ood, strict=True):
-            _check_scores(result, id_scores, scores)
-        images = {result.case.set: images for result, (_, images) in zip(results, ood, strict=True)}
-        return id_scores, np.concatenate([scores for scores, _ in ood]), {"": id_images, **images}
-
-    def _scores_of_set(self, result: Result, set_id: str) -> tuple[Any, pa.Array]:
-        table = self._scores_table(result)
-        rows = table.filter(pa.compute.equal(table["set"], set_id))
-        if not len(rows):
-            raise ScoresError(f"{_name_of(result)}: no scores of {set_id or 'a set of ID test images'}")
-        return rows["score"].to_numpy(), rows["image"].combine_chunks()
-
-    def _scores_table(self, result: Result) -> pa.Table:
-        if result.case.scores is None:
-            raise ScoresError(f"{_name_of(result)}: its run recorded no scores")
-        path = result.folder / result.case.scores.path
-        if path not in self._files:
-            self._files[path] = _read_scores(path, _name_of(result))
-        return self._files[path]
+    def _scores(self, result: Result) -> _Read:
+        """The scores of a case. Raises ScoresError where they are missing or do not belong to their record."""
+        case = result.case
+        key = (case.run, case.model, case.detector, case.set)
+        if key not in self._read:
+            scores = read_case_scores(result.results, case)
+            self._read[key] = _Read(
+                scores.test["score"].to_numpy(), scores.ood["score"].to_numpy(), _sha256(scores.test, scores.ood)
+            )
+        return self._read[key]
 
 
-def _read_scores(path: Path, name: str) -> pa.Table:
-    try:
-        return pa.parquet.read_table(path, partitioning=None).select(_COLUMNS.names).cast(_COLUMNS)
-    except FileNotFoundError:
-        raise ScoresError(f"{name}: not there") from None
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ScoresError(f"{name}: {str(error).replace(str(path), name)}") from None
+def _all_ood(read: Sequence[_Read]) -> np.ndarray:
+    return np.concatenate([of_case.ood for of_case in read])
 
 
-def _check_scores(result: Result, id_scores: Any, ood_scores: Any) -> None:
-    """Raises ScoresError where scores do not give the FPR@95 of their record: they are of another run, or damaged."""
-    metrics = result.case.metrics
-    try:
-        fpr = fpr_at_tpr(id_scores, ood_scores)
-    except ValueError as error:
-        raise ScoresError(f"{_name_of(result)}: {error}") from None
-    if metrics is None or abs(fpr - metrics.fpr_at_95_pooled.value) > 1e-9:
-        raise ScoresError(f"{_name_of(result)}: its scores on {result.case.set} do not give the FPR@95 of the record")
+def _sha256(*tables: pa.Table) -> str:
+    """A hash of the ids of the images of some tables, in order."""
+    return hashlib.sha256(repr([table["image"].to_pylist() for table in tables]).encode()).hexdigest()
 
 
 def _name_of(result: Result) -> str:

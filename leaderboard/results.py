@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from benchmark.records import OOD_ROLES, Case, DetectorRecord, ModelRecord, PublishedRecord, Record, Run, SetRecord
+from benchmark.results import Backend, ResultsFolder
 from benchmark.run_records import CaseKey, Newest, read_folder, stale
 
 _ROLES = (*OOD_ROLES, "unit-test", "test", "shifted", "val", "train", "tuning")
@@ -16,14 +17,14 @@ class Result:
 
     case: its record.
     run: the record of its run.
-    folder: the folder that the path of its scores is relative to.
+    results: where its scores are.
     stale: how its model, detector or image set differs from the newest one of that name, so that it does not compare.
         None where it compares.
     """
 
     case: Case
     run: Run
-    folder: Path
+    results: Backend
     stale: str | None
 
 
@@ -71,12 +72,6 @@ class SuiteResults:
         return sorted({set_id for _, _, set_id in self.results}.difference(self.sets))
 
     @property
-    def id_set(self) -> str | None:
-        """The set of the ID test images; null where none is recorded, or more than one."""
-        ids = [image_set.id for image_set in self.sets.values() if image_set.role == "test"]
-        return ids[0] if len(ids) == 1 else None
-
-    @property
     def ood_set_ids(self) -> list[str]:
         """The sets that figures are averaged over."""
         return self.set_ids("near") + self.set_ids("far")
@@ -122,14 +117,15 @@ class Results:
 def read_results(folder: Path) -> Results:
     """The newest result of each case in a results folder, by the start of its run. An unreadable file is left out."""
     found = read_folder(folder)
-    suites = [_suite_results(suite_id, newest) for suite_id, newest in found.suites.items() if newest.origin]
+    scores = ResultsFolder(folder)
+    suites = [_suite_results(suite_id, newest, scores) for suite_id, newest in found.suites.items() if newest.origin]
     return Results(suites, found.damage, found.notes)
 
 
-def _suite_results(suite_id: str, newest: Newest) -> SuiteResults:
+def _suite_results(suite_id: str, newest: Newest, folder: Backend) -> SuiteResults:
     """What the runs of a suite say together."""
     results = {
-        key: Result(records.cases[key], records.run, records.folder, stale(records.cases[key], records, newest))
+        key: Result(records.cases[key], records.run, folder, stale(records.cases[key], records, newest))
         for key, records in newest.origin.items()
     }
     shown = {result.run.run for result in results.values()}

@@ -153,7 +153,7 @@ def model_tables(suite: SuiteResults) -> tuple[list[ModelTable], list[str]]:
     """A table for each model of a suite, and why some detectors could not be compared."""
     tables, problems = [], []
     for model in suite.model_ids:
-        comparisons = Comparisons(suite.id_set)
+        comparisons = Comparisons()
         tables.append(_model_table(suite, model, comparisons))
         problems += comparisons.problems
     return tables, problems

@@ -1,6 +1,8 @@
 """The full spectrum: shifted in-distribution images are classified, accepted or not, and count as ID with the clean."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmark import evaluate
 from benchmark.images.image_set import ImageSetError, MissingImageSetError
 from benchmark.limits.limits import Limits
 from benchmark.metrics import accepted, accuracy, fpr_at_tpr, measure
@@ -118,7 +121,9 @@ def test_accuracy_on_shifted_sets_goes_by_the_names_of_their_classes(user_world:
         assert estimate == accuracy(int(right.sum()), len(right))
     assert model.shifted_accuracy.keys() == {"dark", "two"}
     two = session.suite.image_set("two")
-    assert session.suite.id_labels(two).tolist() == [0] * 5 + [2] * 5 != two.labels.tolist()  # the twin
+    assert (
+        session.suite.id_labels(two, ("blue", "green", "red")).tolist() == [0] * 5 + [2] * 5 != two.labels.tolist()
+    )  # the twin
 
 
 def test_the_records_hold_the_shifted_sets_and_their_scores(user_world: Path) -> None:
@@ -127,13 +132,10 @@ def test_the_records_hold_the_shifted_sets_and_their_scores(user_world: Path) ->
     roles = {record.id: record.role for record in records if record.kind == "set"}
     assert roles["dark"] == roles["two"] == "shifted"
     case = records[-1]
-    table = pq.read_table(user_world / "results" / "colours" / case.scores.path)
-    assert {set_id: table["set"].to_pylist().count(set_id) for set_id in ("colours-test", "dark", "two", "noise")} == {
-        "colours-test": 36,
-        "dark": 36,
-        "two": 10,
-        "noise": 20,
-    }
+    folder = user_world / "results" / "colours"
+    paths = {"noise": case.scores.path, "colours-test": case.scores.id_path, **case.scores.shifted_paths}
+    images = {set_id: pq.ParquetFile(folder / path).metadata.num_rows for set_id, path in paths.items()}
+    assert images == {"colours-test": 36, "dark": 36, "two": 10, "noise": 20}
     assert case.tuned is None
 
 
@@ -154,11 +156,9 @@ def test_a_detector_that_is_fitted_anew_keeps_the_scores_of_the_first(user_world
     case_of(session, set_id="noise")
     again = replace(session, evaluation=Evaluation(session.suite))
     scores = case_of(again, set_id="greys").scores
-    assert set(session.results.scores(RunId("colours", "run"), scores.path)["set"].to_pylist()) == {
-        "colours-test",
-        "noise",
-        "greys",
-    }
+    files = {file.relative_to(user_world / "results" / "colours").as_posix() for file in user_world.rglob("*.parquet")}
+    assert files == {f"run/net/msp/{set_id}.parquet" for set_id in ("colours-test", "noise", "greys")}
+    assert {scores.path, scores.id_path} < files
 
 
 def test_a_shifted_set_that_nobody_has_fetched_stops_no_case(user_world: Path) -> None:
@@ -253,7 +253,9 @@ def test_test_images_may_name_their_classes_in_another_order(user_world: Path) -
     session = session_of(user_world, "[]", (here + order, here + "classes = ['red', 'green', 'blue']"))
     test = session.suite.image_set("colours-test")
     colours = [image.split("/")[0] for image in test.image_ids]
-    assert session.suite.id_labels(test).tolist() == [["blue", "green", "red"].index(name) for name in colours]
+    assert session.suite.id_labels(test, ("blue", "green", "red")).tolist() == [
+        ["blue", "green", "red"].index(name) for name in colours
+    ]
 
 
 def test_a_failure_does_not_grow_with_each_time_that_it_is_raised() -> None:
@@ -294,3 +296,78 @@ def test_labels_of_val_are_in_the_order_of_the_networks_classes(user_world: Path
     names = [("blue", "green", "red")[label] for label in labels]
     assert names == [image.split("/")[0] for image in val.image_ids]
     assert val.labels.tolist() != labels.tolist()
+
+
+# --- Splits that share images. ---
+
+
+def shared(world: Path, images: int, copies: int) -> Path:
+    """Test and training images, that many more of each, some of which are the same under other names."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    folder = world / "images" / "colours-test" / "red"
+    for number in range(images):
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"more-{number}.png")
+        other = random.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(other).save(world / "images" / "colours-train" / "red" / f"other-{number}.png")
+    for number in range(copies):
+        train = world / "images" / "colours-train" / "red" / f"copy-{number}.png"
+        train.write_bytes((folder / f"more-{number}.png").read_bytes())
+    return world / "images"
+
+
+@pytest.mark.parametrize("role", ["train", "val"])
+def test_splits_that_share_more_than_a_few_images_are_refused(user_world: Path, role: str) -> None:
+    images = shared(user_world, 4, 4)
+    given = {"in_distribution": str(images / "colours-test"), role: str(images / "colours-train")}
+    ood = {"noise": str(images / "noise")}
+    result = evaluate(f"local-dir:{user_world / 'net'}", **given, ood=ood, detectors="msp")
+    [case] = result.cases
+    assert case.status == "error"
+    assert re.search(
+        rf"4 of the \d+ {role} images .*colours-train.* are also among the test images .*red/", case.reason
+    )
+
+
+def test_a_few_shared_images_are_told(user_world: Path) -> None:
+    images = shared(user_world, 100, 1)
+    result = evaluate(
+        f"local-dir:{user_world / 'net'}",
+        in_distribution=str(images / "colours-test"),
+        train=str(images / "colours-train"),
+        val=str(images / "colours-val"),
+        ood={"noise": str(images / "noise")},
+        detectors=["msp", "knn"],
+    )
+    assert not [case.reason for case in result.cases if not case.metrics]
+    [told] = [remark for remark in result.remarks if "are also among" in remark]
+    assert told.startswith("WARNING: net: 1 of the ")
+
+
+def test_a_test_set_may_lack_classes_that_train_has(user_world: Path) -> None:
+    images = user_world / "images"
+    shutil.rmtree(images / "colours-test" / "green")
+    given = {"train": str(images / "colours-train"), "val": str(images / "colours-val")}
+    ood = {"noise": str(images / "noise")}
+    for splits in ({"train": given["train"]}, given):
+        result = evaluate(
+            f"local-dir:{user_world / 'net'}",
+            in_distribution=str(images / "colours-test"),
+            **splits,
+            ood=ood,
+            detectors=["msp", "mahalanobis"],
+        )
+        assert not [case.reason for case in result.cases if not case.metrics]
+        assert {case.metrics.id_images for case in result.cases} == {24 if "val" in splits else 20}
+        test = next(record for record in result.records if record.kind == "set" and record.role == "test")
+        assert test.classes == ["blue", "green", "red"]
+    (images / "colours-test" / "green").mkdir()
+    with pytest.raises(ValueError, match=r"no image of class green in .*remove the folders without images"):
+        evaluate(
+            f"local-dir:{user_world / 'net'}",
+            in_distribution=str(images / "colours-test"),
+            **given,
+            ood=ood,
+            detectors="msp",
+        )

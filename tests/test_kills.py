@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pytest
 
 from benchmark import files
@@ -19,8 +19,9 @@ from benchmark.images.downloads import fetch, fetched
 from benchmark.images.origins import Fetched, write_fetched
 from benchmark.images.sources import UrlSource
 from benchmark.limits.baselines import Baseline, read_baselines, update_baselines
-from benchmark.results import SCORES, ResultsFolder, RunId, scores_path
+from benchmark.results import ResultsFolder, RunId
 from benchmark.running.store import Store
+from benchmark.scores import ScoresOf, scores_table
 from leaderboard import site
 from tests.local_servers import Served, running
 
@@ -186,8 +187,9 @@ def test_a_killed_write_leaves_the_old_file_and_a_later_one_cleans_up(tmp_path: 
 
 
 def test_a_later_run_cleans_the_store_and_the_results(tmp_path: Path) -> None:
-    table = pa.table({"set": ["a"], "image": ["b"], "score": [0.5]}, schema=SCORES)
-    results, path = ResultsFolder(tmp_path / "results"), scores_path("r", "net", "msp")
+    of = ScoresOf("s", "r", "net", "msp", "a")
+    table = scores_table(of, ["b"], np.array([0.5]))
+    results, path = ResultsFolder(tmp_path / "results"), of.path
     results.write_scores(RunId("s", "r"), path, table)
     assert results.scores(RunId("s", "r"), path) == table
     left = [tmp_path / "results" / "s" / "r" / "net" / name for name in (".writing-0123", "knn.writing")] + [
@@ -200,7 +202,7 @@ def test_a_later_run_cleans_the_store_and_the_results(tmp_path: Path) -> None:
     results.remove_litter()
     Store(tmp_path / "store").remove_litter()
     found = [file.name for file in tmp_path.rglob("*") if file.is_file()]
-    assert found == ["msp.parquet"]
+    assert found == ["a.parquet"]
 
 
 def test_a_later_fetch_removes_what_killed_ones_left_in_the_data_folder(tmp_path: Path) -> None:

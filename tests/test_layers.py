@@ -22,6 +22,8 @@ ALLOWED = {
         "benchmark.results",
         "benchmark.run_records",
         "benchmark.metrics",
+        "benchmark.scores",
+        "benchmark.hub",
     },
     # Where all comes together: the cases of the suite and those of the unit tests.
     "benchmark.api": {"benchmark", "detectors", "unit_tests_ood"},
@@ -43,6 +45,8 @@ WINGS = (
     "results",
     "run_records",
     "metrics",
+    "scores",
+    "hub",
     "images",
     "models",
     "suites",

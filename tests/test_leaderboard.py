@@ -37,7 +37,8 @@ from benchmark.records import (
     Timing,
     read_records,
 )
-from benchmark.results import ResultsFolder
+from benchmark.results import ResultsFolder, RunId
+from benchmark.scores import METADATA, ScoresOf, scores_sha256, scores_table, which_scores
 from leaderboard import site, view
 from leaderboard.__main__ import main
 from leaderboard.results import read_results
@@ -76,7 +77,7 @@ def write_suite(
         write(model_record(model, **ids))
         for detector in detectors:
             write(detector_record(detector, **ids))
-            for case in _cases(path.parent, model, detector, ids):
+            for case in _cases(folder, model, detector, ids):
                 write(case)
     return path
 
@@ -158,15 +159,13 @@ def sha256(text: str) -> str:
 def _cases(folder: Path, model: str, detector: str, ids: dict[str, str]) -> list[Case]:
     """Cases of all verdicts, and the file of their scores. 'energy' lacks some figures, 'cosine' the unit tests."""
     scores = _scores(model, detector)
-    path = f"{ids['run']}/{model}/{detector}.parquet"
-    write_scores(folder / path, scores)
+    scores_in = write_scores(folder, model, detector, scores, **ids)
     cases = []
     for set_id, role in {**OOD, **dict.fromkeys(UNIT_TESTS, "unit-test")}.items():
         if detector == "cosine" and role == "unit-test":
             continue
-        file = ScoresFile(path=path, sha256=sha256(path))
         keys = {"model": model, "detector": detector, "set": set_id, "role": role, **ids}
-        cases.append(_case(scores["digits-test"], scores[set_id], file, keys))
+        cases.append(_case(scores["digits-test"], scores[set_id], scores_in(set_id), keys))
     return cases
 
 
@@ -211,16 +210,22 @@ def _scores(model: str, detector: str) -> dict[str, np.ndarray]:
     }
 
 
-def write_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(
-        {
-            "set": [set_id for set_id, values in scores.items() for _ in values],
-            "image": [f"{set_id}/{i}" for set_id, values in scores.items() for i in range(len(values))],
-            "score": np.concatenate(list(scores.values())),
-        }
+def write_scores(
+    folder: Path, model: str, detector: str, scores: dict[str, np.ndarray], **ids: str
+) -> Callable[[str], ScoresFile]:
+    """Keeps the scores of sets, as a run does. Gives what the record of a case on a set says of them."""
+    tables = {}
+    for set_id, values in scores.items():
+        of = ScoresOf(**ids, model=model, detector=detector, set=set_id)
+        labels = np.arange(len(values)) % 2 if set_id == "digits-8-9" else None
+        tables[set_id] = scores_table(of, [f"{set_id}/{i}" for i in range(len(values))], values, labels)
+        ResultsFolder(folder).write_scores(RunId(of.suite, of.run), of.path, tables[set_id])
+    test = tables["digits-test"]
+    return lambda set_id: ScoresFile(
+        path=which_scores(tables[set_id]).path,
+        id_path=which_scores(test).path,
+        sha256=scores_sha256(test, tables[set_id]),
     )
-    pq.write_table(table, path)
 
 
 class Page(HTMLParser):
@@ -580,37 +585,44 @@ def test_close_detectors_are_tied_and_distant_ones_are_not(built: Path) -> None:
     assert by_mark["msp"] == plain(by_mark["msp"])
 
 
-@pytest.mark.parametrize("damage", ["gone", "not parquet", "other scores", "nan", "other images"])
-def test_scores_that_do_not_fit_give_no_tie(small: Path, damage: str) -> None:
-    path = small.parent / "run-1" / "digits-vit" / "msp.parquet"
-    scores = _scores("digits-vit", "msp")
+@pytest.mark.parametrize("of", ["digits-test", "letters"])
+@pytest.mark.parametrize("damage", ["gone", "not parquet", "other scores", "nan", "other images", "newer schema"])
+def test_scores_that_do_not_fit_give_no_tie(small: Path, damage: str, of: str) -> None:
+    path = small.parent / "run-1" / "digits-vit" / "msp" / f"{of}.parquet"
+    table = pq.read_table(path, partitioning=None)
     if damage == "gone":
         path.unlink()
     elif damage == "not parquet":
         path.write_bytes(b"no parquet")
     elif damage == "other images":
-        table = pq.read_table(path)
-        pq.write_table(table.set_column(1, "image", pa.array([f"other/{i}" for i in range(len(table))])), path)
+        images = pa.array([f"other/{i}" for i in range(len(table))])
+        pq.write_table(table.set_column(1, "image", images), path)
+    elif damage == "newer schema":
+        pq.write_table(table.replace_schema_metadata({METADATA: '{"schema": 4}'}), path)
     else:
-        write_scores(path, {set_id: values * (np.nan if damage == "nan" else -1) for set_id, values in scores.items()})
+        scores = table["score"].to_numpy() * (np.nan if damage == "nan" else -1)
+        pq.write_table(table.set_column(3, "score", pa.array(scores)), path)
     tables, problems = view.model_tables(read_results(small.parent.parent).suites[0])
     row = tables[0].by_detector["msp"]
-    assert [row.mean.standing, *(cell.standing for cell in row.ood)] == ["unknown"] * 4
+    assert [row.mean.standing, row.ood[1].standing] == ["unknown"] * 2
+    assert [cell.standing for cell in row.ood].count("unknown") == (3 if of == "digits-test" else 1)
     assert problems
     for problem in problems:
-        assert problem.startswith("digits/run-1/digits-vit/msp.parquet: ")
+        assert problem.startswith("digits/run-1/digits-vit/msp/")
         assert str(small.parent) not in problem
 
 
 def test_a_comparison_that_was_impossible_is_mentioned(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (small.parent / "run-1" / "digits-vit" / "msp.parquet").unlink()
+    (small.parent / "run-1" / "digits-vit" / "msp" / "digits-test.parquet").unlink()
     assert build(small.parent.parent, tmp_path / "site") == 0
     page = pages(tmp_path / "site")["index.html"]
     assert page.tables[0]["msp"][1].startswith(f"{100 * _mean_fpr(_scores('digits-vit', 'msp')):.1f}? not compared")
     for text in (page.text, capsys.readouterr().err):
-        assert "no comparison with the best detector: digits/run-1/digits-vit/msp.parquet: not there" in text
+        assert (
+            "no comparison with the best detector: digits/run-1/digits-vit/msp/digits-test.parquet: not there" in text
+        )
 
 
 def _mean_fpr(scores: dict[str, np.ndarray]) -> float:
@@ -625,7 +637,7 @@ def test_intervals_of_a_mean_average_the_ends(built: Path, results: Path) -> Non
 
 
 def _newer_schema(record: dict) -> None:
-    record["schema_version"] = 3
+    record["schema_version"] = 4
 
 
 def _no_run(record: dict) -> None:
@@ -645,10 +657,10 @@ def _path_out(record: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_newer_schema, "digits/bad.jsonl:1: not a record of schema 2"),
+        (_newer_schema, "digits/bad.jsonl:1: not a record of schema 3"),
         (_no_run, "digits/bad.jsonl: no record of kind 'run' for run 'another'"),
         (_no_date, "digits/bad.jsonl: run 'bad' started at 'yesterday'"),
-        (_path_out, "digits/bad.jsonl:25: not a record of schema 2: case.scores.path"),
+        (_path_out, "digits/bad.jsonl:25: not a record of schema 3: case.scores.path"),
     ],
 )
 def test_a_damaged_file_is_named_and_left_out(small: Path, change: Callable[[dict], None], says: str) -> None:
@@ -667,7 +679,7 @@ def test_the_others_are_shown_when_a_file_is_damaged(
     assert build(small.parent.parent, tmp_path / "site") == 1
     found = pages(tmp_path / "site")
     for text in (found["index.html"].text, capsys.readouterr().err):
-        assert "digits/bad.jsonl:1: not a record of schema 2" in text
+        assert "digits/bad.jsonl:1: not a record of schema 3" in text
     assert "models/digits-vit.html" in found
     assert "models/digits-resnet.html" not in found
 

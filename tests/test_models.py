@@ -1,6 +1,10 @@
 """Models: checkpoints, state dicts and a user's networks become features and a linear head, or are refused."""
 
+import importlib
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,9 @@ from torch import Tensor, nn
 
 import benchmark.models.cifar_networks  # noqa: F401  # it registers them with timm
 from benchmark.entries import DATA_DIR, read_entries
-from benchmark.models.classifier import Classifier
+from benchmark.models.checksums import NAME, ChecksumError, check_checksums, with_checksums
+from benchmark.models.class_order import check_order
+from benchmark.models.classifier import Classifier, load_classifier
 from benchmark.models.entries import BUILT_IN, OPEN_CLIP, MissingWeightsError, ModelEntry, ModelError
 from benchmark.models.loading import load_model
 from benchmark.models.state_dicts import StateDictError, load_state_dict
@@ -89,8 +95,9 @@ def test_a_model_can_be_differentiated_by_its_images_and_keeps_no_gradients(mode
 
 
 def test_a_checkpoint_with_another_number_of_classes_is_refused(world: Path) -> None:
-    with pytest.raises(ModelError, match="net: local-dir:net has 3 classes, the in-distribution set has 8"):
-        load(world, class_names="01234567")
+    model = load(world, class_names="01234567")
+    with pytest.raises(ModelError, match="model net: it has 3 classes, the in-distribution images have 8: 0, 1, 2"):
+        check_order("net", model.label_names, (*"01234567",), (*"01234567",), model.classes)
 
 
 def test_a_missing_checkpoint_is_refused_with_its_recipe(world: Path) -> None:
@@ -454,6 +461,28 @@ class Described(Quiet):
         return "resized to 8 x 8"
 
 
+class Centred(Plain):
+    def forward(self, images):
+        features = torch.relu(self.first(images.flatten(1)))
+        return self.last(features - 0.5 * features.mean(dim=0))
+
+
+class InHalf(Plain):
+    def forward(self, images):
+        return super().forward(images.half())
+
+
+def centred(): return Centred(), STEPS
+def half(): return Plain().half(), STEPS
+def cast(): return InHalf().half(), STEPS
+def unresized(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3)), transforms.ToTensor()
+def flipped(): return Plain(), transforms.Compose([transforms.RandomHorizontalFlip(), STEPS])
+def imported():
+    import FACTORS
+    class Weighted(Plain):
+        def forward(self, images):
+            return super().forward(FACTORS.factor * images)
+    return Weighted(), lambda image: FACTORS.offset + STEPS(image)
 def plain(): return Plain(), STEPS
 def sized(num_classes): return Plain(num_classes), STEPS
 def sized_otherwise(classes, /): return Plain(classes), STEPS
@@ -522,6 +551,62 @@ def test_the_preprocessing_of_a_users_network_is_described(load_user_network: Ca
         assert load_user_network(function, preprocessing=stated).preprocessing["mean"] == [0.5, 0.5, 0.5]
 
 
+def test_a_network_in_half_precision_runs_in_float32(load_user_network: Callable[..., Classifier]) -> None:
+    model = load_user_network("half")
+    assert model.outputs(torch.rand(2, 3, 8, 8))["logits"].dtype == torch.float32
+    assert "Lambda" in load_user_network("silent").preprocessing["transform"]
+    assert load_user_network("quiet").preprocessing["transform"] == "Quiet"
+
+
+def test_a_transform_that_resizes_nothing_is_for_images_of_the_size_that_is_there(
+    tmp_path: Path, load_user_network: Callable[..., Classifier]
+) -> None:
+    (file,) = tmp_path.glob("user_*.py")
+    entry = ModelEntry.parse(
+        {"title": "A user's", "source": f"module:{file.stem}:unresized"}, tmp_path / "s.toml", "net"
+    )
+    model = load_classifier("net", entry, CPU, COLOURS, lambda: (32, 32))
+    assert model.preprocessing["image_size"] == [32, 32]
+    assert model.preprocessing["input_size"] == [3, 32, 32]
+    with pytest.raises(ModelError, match="begin it with a resize"):
+        load_user_network("unresized")
+
+
+@pytest.mark.parametrize("change", ["factor = 2", "offset = 0.1"])
+def test_code_that_a_module_imports_is_in_the_key(
+    tmp_path: Path, load_user_network: Callable[..., Classifier], change: str
+) -> None:
+    """The network's and the transform's: neither the weights nor the module's own text change."""
+    (file,) = tmp_path.glob("user_*.py")
+    helper = f"helper_of_{file.stem}"
+    file.write_text(USER.replace("FACTORS", helper))
+    about = []
+    for text in ("factor = 1\noffset = 0\n", f"factor = 1\noffset = 0\n{change}\n", "factor = 1\noffset = 0\n"):
+        (tmp_path / f"{helper}.py").write_text(text)
+        sys.modules.pop(helper, None)
+        importlib.invalidate_caches()
+        about.append(load_user_network("imported").preprocessing)
+    assert about[0] == about[2]
+    assert about[0]["code_sha256"] == about[1]["code_sha256"]
+    assert about[0]["trial_sha256"] != about[1]["trial_sha256"]
+
+
+def test_a_trial_has_the_same_hash_in_another_process() -> None:
+    code = """
+import torch, timm
+from benchmark.models.preprocessing import timm_transform
+from benchmark.models.trial import trial, trial_sha256
+torch.manual_seed(0)
+network = timm.create_model("test_resnet", num_classes=3).eval()
+print(trial_sha256(trial(network, timm_transform(None, network)[0])))
+"""
+    found = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    assert len(found) == 1
+
+
 def test_a_module_with_other_code_gives_another_code_hash(
     tmp_path: Path, load_user_network: Callable[..., Classifier]
 ) -> None:
@@ -537,10 +622,11 @@ def test_a_module_with_other_code_gives_another_code_hash(
     ("function", "says"),
     [
         ("unprepared", "it does not say how images are prepared: return a pair of network and transform, or state"),
-        ("quiet", "does not say what it does, so its stored outputs could be mistaken for those of another transform"),
-        ("silent", "does not say what it does"),
         ("unsized", "its transform must give tensors (channels, height, width) of one shape"),
         ("random", "its transform gives another result for the same image: remove its random steps"),
+        ("flipped", "its transform gives another result for the same image: remove its random steps"),
+        ("centred", "its output for an image depends on the other images of its batch: remove what is computed over"),
+        ("cast", "RuntimeError: "),
         ("scaled", "its logits are not those of last, its last linear layer"),
         ("dictionary", "its forward gives no logits (images, classes)"),
         ("headless", "it calls no torch.nn.Linear; give the network forward_features"),
@@ -585,3 +671,71 @@ def test_a_network_of_torchvision_is_divided_into_features_and_head(monkeypatch:
     assert model.feature_dimensions == 1280
     assert model.preprocessing["input_size"] == [3, 224, 224]
     assert model.preprocessing["transform"].startswith("ImageClassification( crop_size=[224] resize_size=[256] mean=")
+
+
+# --- Checksums beside the files. ---
+
+
+@pytest.mark.parametrize("folder", sorted(BUILT_IN.parent.glob("checkpoints/*/")), ids=lambda folder: folder.name)
+def test_every_shipped_folder_has_checksums_of_all_its_files(folder: Path) -> None:
+    named = {line.split("  ")[1] for line in (folder / NAME).read_text().splitlines()}
+    assert named == {path.name for path in folder.iterdir()} - {NAME}
+    check_checksums(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "change"),
+    [
+        ("digits-resnet", "model.safetensors", lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]),
+        ("digits-resnet", "config.json", lambda content: content.replace(b"0.5", b"0.4", 1)),
+        ("digits-clip", "open_clip_config.json", lambda content: content.replace(b"0.5", b"0.4", 1)),
+        ("digits-resnet+setar", "edit.json", lambda content: content.replace(b": 0.", b": 0.0", 1)),
+        ("digits-resnet+um", "edit.safetensors", lambda content: content[:-1]),
+    ],
+)
+def test_a_changed_byte_of_a_shipped_file_is_seen(
+    tmp_path: Path, source: str, name: str, change: Callable[[bytes], bytes]
+) -> None:
+    entries = {}
+    for model_id in {"digits-resnet", source}:
+        shutil.copytree(BUILT_IN.parent / "checkpoints" / model_id, tmp_path / model_id)
+        kind = "open-clip:local-dir:" if "clip" in model_id else "local-dir:"
+        where = {"base": "digits-resnet", "edit": model_id} if "+" in model_id else {"source": kind + model_id}
+        entries[model_id] = ModelEntry.parse({"title": "A net"} | where, tmp_path / "models.toml", model_id)
+    classes = [f"digit {number}" for number in range(8)]
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven"] if "clip" in source else classes
+    load_model(source, entries, CPU, words)
+    file = tmp_path / source / name
+    changed = change(file.read_bytes())
+    assert changed != file.read_bytes()
+    file.write_bytes(changed)
+    with pytest.raises(ModelError, match=rf"{re.escape(str(file))} was changed or is damaged: .* get the file again"):
+        load_model(source, entries, CPU, words)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("0" * 64 + "  gone.bin\n", "gone.bin is missing"), ("nonsense\n", "line 1: not a SHA-256"), (b"\xff\n", "line 1"),
+     ("0" * 64 + "  ../a\n", "line 1")],
+)  # fmt: skip
+def test_checksums_that_do_not_fit_are_named(tmp_path: Path, text: str | bytes, says: str) -> None:
+    check_checksums(tmp_path)  # a folder without any is taken as it is
+    (tmp_path / NAME).write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ChecksumError, match=says):
+        check_checksums(tmp_path)
+
+
+def test_a_folder_whose_writing_is_interrupted_has_no_checksums(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with with_checksums(tmp_path):
+        (tmp_path / "a").write_text("new")
+    check_checksums(tmp_path)
+
+    def interrupted() -> None:
+        with with_checksums(tmp_path):
+            (tmp_path / "a").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not (tmp_path / NAME).exists()

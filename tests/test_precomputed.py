@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from benchmark import memory
 from benchmark.records import Case, read_records
 from benchmark.running.evaluation import Evaluation
-from benchmark.user.outputs import LoadedOutputs, OutputsFolder, PrecomputedError, suite_of_outputs
+from benchmark.user.outputs import LoadedOutputs, OutputsFolder, PrecomputedError, _rows, suite_of_outputs
 from detectors import Outputs, create, describe
 
 pytest_plugins = "pytester"
@@ -230,6 +230,27 @@ def test_no_unit_tests_are_run_on_outputs(run: Run) -> None:
         assert not any("test_unit_tests.py" in line for line in result.outlines)
 
 
+@pytest.mark.parametrize("role", ["ood/far", "test"])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_infinite_logits_are_named_with_their_row(run: Run, role: str, value: float) -> None:
+    def poisoned(tensors: Tensors) -> Tensors:
+        tensors["logits"][3, 1] = value
+        return tensors
+
+    change(run.folder, role, poisoned)
+    run("-k", "msp/", "--fpr-limit", "1")
+    assert f"{role}.safetensors: the logits of row 3 are NaN or infinite" in str(run.cases()["net/msp/far"].reason)
+
+
+@pytest.mark.parametrize("ids", [np.array("one"), np.array([["a", "b"]])])
+def test_ids_without_an_axis_of_rows_are_refused(tmp_path: Path, ids: np.ndarray) -> None:
+    from detectors import Head
+
+    found = {"features": torch.zeros(2, 3), "logits": torch.zeros(2, 2), "ids": ids}
+    with pytest.raises(PrecomputedError, match=r"test\.npz: ids must be \(2,\), one for each row"):
+        _rows("test", tmp_path / "test.npz", found, Head(torch.zeros(2, 3), torch.zeros(2)))
+
+
 def test_a_value_that_is_not_finite_is_an_error_of_its_set(run: Run) -> None:
     def poisoned(tensors: Tensors) -> Tensors:
         tensors["features"][7, 2] = torch.nan
@@ -302,7 +323,7 @@ def test_an_npz_with_another_size_than_its_shape_is_refused(
 
 
 @pytest.mark.parametrize("ids", [torch.tensor(3), torch.zeros(12, 2).int()])
-def test_ids_without_an_axis_of_rows_are_refused(folder: Path, ids: torch.Tensor) -> None:
+def test_ids_of_a_file_without_an_axis_of_rows_are_refused(folder: Path, ids: torch.Tensor) -> None:
     change(folder, "val", _with(ids=ids))
     with pytest.raises(PrecomputedError, match=r"ids must be \(12,\), one for each row, not torch.int"):
         OutputsFolder(folder)

@@ -85,7 +85,7 @@ def changed(record: Case | PublishedRecord = CASE, **values: object) -> str:
 @pytest.mark.parametrize(
     "line",
     [
-        changed(schema_version=3),
+        changed(schema_version=4),
         changed(schema_version=0),
         changed(schema_version="1"),
         changed(schema_version=True),
@@ -98,8 +98,12 @@ def changed(record: Case | PublishedRecord = CASE, **values: object) -> str:
         changed(model="<script>"),
         changed(status="passed"),
         changed(extra=1),
-        changed(scores={"path": "../outside.parquet", "sha256": "0" * 64}),
-        changed(scores={"path": "/absolute.parquet", "sha256": "0" * 64}),
+        changed(scores={"path": "../outside.parquet", "id_path": "a.parquet", "sha256": "0" * 64}),
+        changed(scores={"path": "/absolute.parquet", "id_path": "a.parquet", "sha256": "0" * 64}),
+        changed(scores={"path": "a.parquet", "id_path": "../outside.parquet", "sha256": "0" * 64}),
+        changed(scores={"path": "a.parquet", "id_path": "a.parquet", "shifted_paths": {"s": "/x"}, "sha256": "0" * 64}),
+        changed(schema_version=2, scores={"sha256": "0" * 64}),
+        changed(schema_version=2, scores=[]),
         changed(metrics={"fpr_at_95": "0.5"}),
         changed(PUBLISHED, sets=[]),
         changed(PUBLISHED, sets=["greys:dark ones"]),
@@ -113,7 +117,7 @@ def test_a_line_that_does_not_fit_is_refused_with_its_place(tmp_path: Path, line
     file = tmp_path / "r1.jsonl"
     write(file, RUN)
     file.write_text(file.read_text() + line + "\n")
-    with pytest.raises(RecordError, match=r"r1.jsonl:2: not a record of schema 2"):
+    with pytest.raises(RecordError, match=r"r1.jsonl:2: not a record of schema 3"):
         list(read_records(file))
 
 
@@ -137,10 +141,13 @@ def test_records_of_schema_1_are_read(run: str, commit: str | None, dirty: bool 
     assert (of_run.package_version, of_run.user_git_commit, of_run.user_git_dirty) == (None, None, None)
     for record, line in zip(records, lines, strict=True):  # all else says what it said
         now = json.loads(record.model_dump_json())
+        if now.get("scores"):
+            assert now["scores"].pop("id_path") == line["scores"]["path"]
+            assert now["scores"].pop("shifted_paths") == dict.fromkeys(line["shifted_accepted"], line["scores"]["path"])
         assert {name: now[name] for name in line if name != "schema_version"} == {
             name: value for name, value in line.items() if name != "schema_version"
         }
-        assert record.schema_version == 2
+        assert record.schema_version == 3
         assert parse_record(line) == record
 
 

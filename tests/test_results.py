@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from benchmark.errors import UserError
 from benchmark.records import RecordError
-from benchmark.results import SCORES, Backend, ResultsFolder, ResultsInMemory, RunId, scores_path
+from benchmark.results import Backend, ResultsFolder, ResultsInMemory, RunId, scores_path
 from benchmark.running.recorder import Recorder
+from benchmark.scores import SCORES, ScoresOf, scores_table
 from tests.test_records import CASE, PUBLISHED, RUN
 
 BACKENDS: dict[str, Callable[[Path], Backend]] = {
@@ -18,11 +20,12 @@ BACKENDS: dict[str, Callable[[Path], Backend]] = {
     "memory": lambda folder: ResultsInMemory(),
 }
 HERE = RunId("s", "r1")
-PATH = scores_path("r1", "net", "mahalanobis++")
+PATH = scores_path("r1", "net", "mahalanobis++", "greys")
 
 
 def scores(**values: float) -> pa.Table:
-    return pa.table({"set": ["greys"] * len(values), "image": [*values], "score": [*values.values()]}, schema=SCORES)
+    of = ScoresOf("s", "r1", "net", "mahalanobis++", "greys")
+    return scores_table(of, [*values], np.array([*values.values()]))
 
 
 @pytest.fixture(params=BACKENDS)
@@ -48,7 +51,7 @@ def test_scores_replace_those_that_were_there(backend: Backend) -> None:
     backend.write_scores(HERE, PATH, scores(a=0.5, b=float("inf")))
     assert backend.scores(HERE, PATH).equals(scores(a=0.5, b=float("inf")))
     assert backend.scores(RunId("t", "r1"), PATH) is None
-    assert backend.scores(HERE, scores_path("r1", "net", "msp")) is None
+    assert backend.scores(HERE, scores_path("r1", "net", "msp", "greys")) is None
     assert backend.runs() == []  # scores alone are no run
 
 
@@ -72,16 +75,16 @@ def test_the_files_of_a_folder(tmp_path: Path) -> None:
     folder.add(RUN)
     folder.write_scores(HERE, PATH, scores(a=0.5))
     files = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
-    assert files == {"s/r1.jsonl", "s/r1/net/mahalanobis++.parquet"}
+    assert files == {"s/r1.jsonl", "s/r1/net/mahalanobis++/greys.parquet"}
     assert (tmp_path / "s/r1.jsonl").read_text(encoding="utf-8") == RUN.model_dump_json() + "\n"
-    assert pq.read_table(tmp_path / "s/r1/net/mahalanobis++.parquet").column_names == ["set", "image", "score"]
+    assert pq.read_table(tmp_path / "s" / PATH).column_names == SCORES.names
 
 
 def test_scores_that_cannot_be_written_leave_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ResultsFolder(tmp_path)
     folder.write_scores(HERE, PATH, scores(a=0.5))
 
-    def half_written(table: pa.Table, file: Path) -> None:
+    def half_written(table: pa.Table, file: Path, **options: object) -> None:
         file.write_bytes(b"PAR1")
         raise OSError("no space")
 
@@ -90,7 +93,7 @@ def test_scores_that_cannot_be_written_leave_the_old_ones(tmp_path: Path, monkey
         folder.write_scores(HERE, PATH, scores(a=0.7))
     monkeypatch.undo()
     assert folder.scores(HERE, PATH).equals(scores(a=0.5))
-    assert [file.name for file in (tmp_path / "s/r1/net").iterdir()] == ["mahalanobis++.parquet"]
+    assert [file.name for file in (tmp_path / "s/r1/net/mahalanobis++").iterdir()] == ["greys.parquet"]
 
 
 def test_a_damaged_record_is_an_error_of_its_run(tmp_path: Path) -> None:

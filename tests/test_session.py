@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -101,12 +100,10 @@ def test_the_records_of_a_run_hold_all_that_a_reader_needs(run: Runs) -> None:
     cases = run.cases()
     assert list(cases) == ["net/mahalanobis/greys", "net/mahalanobis/black"]
     scores_file = cases["net/mahalanobis/greys"].scores
-    table = pq.read_table(run.files[-1].parent / scores_file.path)
-    assert table.column_names == ["set", "image", "score"]
-    assert sorted(set(table["set"].to_pylist())) == ["black", "colours-test", "greys"]
-    assert table["score"].type == "double"
-    rows = table.filter(np.isin(table["set"], ["colours-test"])).num_rows
-    assert rows == cases["net/mahalanobis/greys"].metrics.id_images == 36
+    folder = run.files[-1].parent
+    assert pq.ParquetFile(folder / scores_file.path).metadata.num_rows == 20
+    assert pq.ParquetFile(folder / scores_file.id_path).metadata.num_rows == 36
+    assert cases["net/mahalanobis/greys"].metrics.id_images == 36
 
 
 def test_the_run_says_which_version_of_this_package_ran(run: Runs) -> None:
@@ -279,7 +276,7 @@ def test_a_results_folder_that_cannot_be_written_is_named(run: Runs, place: str)
     assert "--results" in text
 
 
-def full_disk(*_: object) -> None:
+def full_disk(*_: object, **options: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -18,7 +18,7 @@ from benchmark.models.model import Model
 from benchmark.models.prepared_images import PreparedImages
 from benchmark.running import store as store_module
 from benchmark.running.forward import StoreError
-from benchmark.running.store import DamagedShardWarning, Shards, Store
+from benchmark.running.store import DamagedShardWarning, OtherCodeWarning, Shards, Store
 from benchmark.suites.loading import load_suite
 from benchmark.user.messages import told
 
@@ -48,6 +48,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def passes(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of images of each batch that goes through the network."""
     seen: list[int] = []
+    assert model.trial  # which is made before
     outputs = Classifier.outputs
 
     def counted(self: Classifier, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -74,6 +75,59 @@ def test_a_second_run_reads_and_runs_no_network(model: Model, tmp_path: Path, pa
     assert sum(passes) == 10
     Store(tmp_path).outputs(model, pixels_set())
     assert sum(passes) == 10
+
+
+def test_outputs_that_other_code_made_are_computed_again(
+    model: Model, load: Callable[[], Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights and the preprocessing stay: what the network's library computes has changed."""
+    store, images = Store(tmp_path), pixels_set()
+    before = store.outputs(model, images).logits[0:10].clone()
+    outputs = Classifier.outputs
+    monkeypatch.setattr(
+        Classifier, "outputs", lambda self, pixels: {name: 1.5 * of for name, of in outputs(self, pixels).items()}
+    )
+    monkeypatch.setattr(Classifier, "__call__", lambda self, pixels: 1.5 * self.network(pixels))
+    with pytest.warns(OtherCodeWarning, match="its code, or a library that it uses, has changed"):
+        after = store.outputs(load(), images).logits[0:10].clone()
+    torch.testing.assert_close(after, 1.5 * before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(store.outputs(load(), images).logits[0:10], after)
+
+
+def test_outputs_that_are_older_than_trials_are_trusted_once(model: Model, tmp_path: Path, passes: list[int]) -> None:
+    store, images = Store(tmp_path), pixels_set()
+    store.outputs(model, images)
+    [file] = tmp_path.rglob("trial.json")
+    content = file.read_bytes()
+    file.unlink()
+    passes.clear()
+    store.outputs(model, images)
+    assert not passes
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'["x"]', b"[" * 9999, b"null"])
+def test_a_damaged_trial_costs_no_figure(model: Model, tmp_path: Path, content: bytes) -> None:
+    store, images = Store(tmp_path), pixels_set()
+    before = store.outputs(model, images).logits[0:10].clone()
+    [file] = tmp_path.rglob("trial.json")
+    file.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OtherCodeWarning)
+        assert torch.equal(store.outputs(model, images).logits[0:10], before)
+
+
+def test_an_output_that_depends_on_its_batch_is_told_from_a_head_that_is_not_linear(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = model.network.forward_features
+    monkeypatch.setattr(
+        model.network, "forward_features", lambda pixels: (found := hidden(pixels)) - 0.5 * found.mean(dim=0)
+    )
+    with pytest.raises(StoreError, match="model net: its output for an image depends on the other images of its batch"):
+        Store(tmp_path).outputs(model, pixels_set())
 
 
 @pytest.mark.parametrize("change", ["weights", "preprocessing", "images"])

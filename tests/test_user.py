@@ -291,7 +291,10 @@ def test_a_network_for_other_classes_is_an_error_of_its_cases(run: Runs) -> None
     model = f"local-dir:{ROOT / 'benchmark/models/checkpoints/digits-resnet'}"
     result = run(OOD, "--model", model, *run.user[2:], "-k", "msp/")
     result.assert_outcomes(errors=1)
-    assert "has 8 classes, the in-distribution set has 3" in str(run.cases()["digits-resnet/msp/greys"].reason)
+    assert (
+        "it has 8 classes (its checkpoint names them 0, 1, 2, 3, 4, 5, 6, 7), the in-distribution images have 3"
+        in str(run.cases()["digits-resnet/msp/greys"].reason)
+    )
 
 
 def test_a_run_warns_of_an_accuracy_near_chance(run: Runs) -> None:
@@ -301,8 +304,10 @@ def test_a_run_warns_of_an_accuracy_near_chance(run: Runs) -> None:
 
 @pytest.mark.parametrize(("accuracy", "classes", "warned"), [(0.1, 8, True), (0.3, 8, False), (0.0, 2, True)])
 def test_an_accuracy_counts_as_near_chance_up_to_a_bound(accuracy: float, classes: int, warned: bool) -> None:
-    model: Any = SimpleNamespace(id="net", id_accuracy=SimpleNamespace(value=accuracy), classes=classes)
+    model: Any = SimpleNamespace(id="net", id_accuracy=SimpleNamespace(value=accuracy), classes=classes, remarks=[])
     assert bool(list(near_chance([model]))) == warned
+    model.remarks = ["its outputs seem to stand for other classes"]
+    assert not list(near_chance([model]))  # of which that would be a consequence
 
 
 def test_a_failing_case_says_how_to_run_it_alone(run: Runs) -> None:

@@ -162,7 +162,7 @@ def test_a_mask_needs_a_bit_an_entry(tmp_path: Path) -> None:
 def test_an_edit_of_ratios_alone_is_one_readable_file(tmp_path: Path) -> None:
     Edit({}, weights={"w": torch.ones(2)}).save(tmp_path)
     Edit({}, ratios={"w": 0.1}).save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["edit.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"edit.json", "SHA256SUMS"}
     assert load_edit(tmp_path).ratios == {"w": 0.1}
 
 
@@ -506,7 +506,7 @@ def test_the_command_refuses_what_it_cannot_make(
 
 def test_the_command_writes_the_edit_and_leaves_no_progress(variants: Path, tmp_path: Path) -> None:
     main(["variant", "net+double", "--suite", str(variants), "--output", str(tmp_path / "mine"), "--device", "cpu"])
-    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"edit.json", "edit.safetensors"}
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"edit.json", "edit.safetensors", "SHA256SUMS"}
     shipped, made = load_edit(variants.parent / "edits" / "double"), load_edit(tmp_path / "mine")
     assert made.about == shipped.about
     assert made.about["settings"] == {"factor": 2.0}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmark.metrics import accuracy
-from benchmark.records import Case, ModelRecord, Record, ScoresFile, SetRecord
-from benchmark.results import ResultsFolder, scores_path
+from benchmark.records import Case, ModelRecord, Record, SetRecord
+from benchmark.results import ResultsFolder
 from leaderboard import trace
 from leaderboard.board import Board, make_board
 from leaderboard.changes import difference_over_seeds
@@ -126,11 +126,10 @@ def write(
         for detector in detectors:
             append(detector_record(detector, **ids))
             scores = scores_of(model, detector, apart)
-            file = ScoresFile(path=scores_path(run, model, detector), sha256=sha256(model))
-            write_scores(path.parent / file.path, scores)
+            scores_in = write_scores(folder, model, detector, scores, **ids)
             for set_id, role in OOD.items():
                 keys = {"model": model, "detector": detector, "set": set_id, "role": role, **ids}
-                append(_case(scores["digits-test"], scores[set_id], file, keys))
+                append(_case(scores["digits-test"], scores[set_id], scores_in(set_id), keys))
     return path
 
 
@@ -331,12 +330,12 @@ def test_the_page_of_a_variant_shows_every_set_and_how_it_was_made(built: dict[s
 
 def test_scores_that_are_missing_are_not_compared(tmp_path: Path) -> None:
     path = write(tmp_path / "results", only("digits-resnet", "digits-resnet+um"))
-    (path.parent / "run-1" / "digits-resnet" / "msp.parquet").unlink()
+    (path.parent / "run-1" / "digits-resnet" / "msp" / "digits-test.parquet").unlink()
     board, notes = board_of(tmp_path / "results")
     variant = board.variant("digits-resnet+um")
     assert [variant.means["msp"].finding, *(change.finding for change in variant.sets["msp"])] == ["not compared"] * 4
     assert variant.means["knn"].finding == "better"
-    assert "no comparison with the base: digits/run-1/digits-resnet/msp.parquet: not there" in notes
+    assert "no comparison with the base: digits/run-1/digits-resnet/msp/digits-test.parquet: not there" in notes
     assert build(tmp_path / "results", tmp_path / "site") == 0
     found = pages(tmp_path / "site")
     assert "not compared" in line(found["suites/digits.html"], "digits-resnet+um")[-1]

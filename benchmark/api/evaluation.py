@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from benchmark.api.inputs import Inputs, chosen_detectors
-from benchmark.api.loading import scores_in
 from benchmark.api.results import EvaluationResults
 from benchmark.entries import DATA_DIR
 from benchmark.errors import UserError, place_in_user_code
@@ -28,7 +27,8 @@ from benchmark.running.evaluation import Evaluation
 from benchmark.running.progress import progress_bar
 from benchmark.running.recorder import Recorder, new_run_id, run_record
 from benchmark.running.session import Draft, Session
-from benchmark.running.summary import near_chance
+from benchmark.running.summary import near_chance, remarks_on
+from benchmark.scores import read_case_scores
 from benchmark.suites.suite import CaseId
 from benchmark.user.messages import on_command_line, one_line
 from detectors import Head, did_you_mean
@@ -203,8 +203,8 @@ def _evaluated(session: Session, run: Run, cases: Sequence[tuple[CaseId, Callabl
         recorder.close()
     models = [record for record in records if isinstance(record, ModelRecord)]
     about = session.suite.suite.entry.about
-    told = (*filter(None, [about]), *near_chance(models), *remarks)
-    return EvaluationResults(tuple(records), told, partial(scores_in, session.results))
+    told = (*filter(None, [about]), *remarks_on(models), *near_chance(models), *remarks)
+    return EvaluationResults(tuple(records), told, partial(read_case_scores, session.results))
 
 
 def _written(recorder: Recorder, records: Sequence[Record]) -> str | None:

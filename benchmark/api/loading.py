@@ -4,22 +4,21 @@ import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmark.api.results import EvaluationResults, known_values
 from benchmark.errors import UserError
-from benchmark.records import Case, Record
-from benchmark.results import Backend, ResultsFolder, RunId
+from benchmark.hub.folder import results_folder
+from benchmark.records import Record
+from benchmark.results import ResultsFolder
 from benchmark.run_records import Newest, read_folder, stale
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from benchmark.scores import read_case_scores
 
 
 def load_results(results: str | Path, *, suite: str | None = None) -> EvaluationResults:
     """The results that runs of the benchmark have written, those of pytest and those of `evaluate`.
 
-    results: their folder: what `--results` of pytest named (`results` by default), or `evaluate(results=...)`.
+    results: their folder: what `--results` of pytest named (`results` by default), or `evaluate(results=...)`. Or
+        hf://datasets/ORG/NAME, perhaps with @REVISION: results on the Hub, which are brought here once.
     suite: the suite to load; all of them by default.
 
     Of each case the newest run counts in which it was not skipped, as on the leaderboard. A run that is dated in the
@@ -27,9 +26,7 @@ def load_results(results: str | Path, *, suite: str | None = None) -> Evaluation
     left out with a warning. Raises UserError, in one line, for a folder that is not there, that holds no results, or
     that is one level off.
     """
-    if str(results).startswith("hf://"):
-        raise UserError(f"{results}: results on the Hub cannot be loaded yet; download their folder, and name that")
-    folder = Path(results)
+    folder = results_folder(str(results), lambda line: warnings.warn(line, stacklevel=4))
     _check_form(folder)
     found = read_folder(folder)
     for text in (*found.damage, *found.notes):
@@ -44,7 +41,7 @@ def load_results(results: str | Path, *, suite: str | None = None) -> Evaluation
     return EvaluationResults(
         tuple(record for newest in suites.values() for record in _records(newest)),
         tuple(text for newest in suites.values() for text in _stale_cases(newest)),
-        partial(scores_in, ResultsFolder(folder)),
+        partial(read_case_scores, ResultsFolder(folder)),
     )
 
 
@@ -77,17 +74,3 @@ def _stale_cases(newest: Newest) -> list[str]:
         f"{count} of the {len(found)} cases of {newest.runs[0].run.suite} do not compare with the others: {why}"
         for why, count in Counter(filter(None, found)).items()
     ]
-
-
-def scores_in(results: Backend, case: Case) -> "pa.Table":
-    """The scores of a case, among those of its detector. Raises UserError where they are gone, or damaged."""
-    run = RunId(case.suite, case.run)
-    name = f"{case.model}/{case.detector}/{case.set}"
-    try:
-        table = results.scores(run, case.scores.path) if case.scores else None
-    except (OSError, ValueError) as error:  # pyarrow's are of the second kind
-        raise UserError(f"{name}: its scores cannot be read: {error}") from None
-    if table is None:
-        where = f"{case.scores.path} is not beside {results.name_of(run)}" if case.scores else "its run kept none"
-        raise UserError(f"{name}: its scores are gone: {where}")
-    return table

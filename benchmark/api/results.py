@@ -13,8 +13,9 @@ from detectors.spelling import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
     from matplotlib.figure import Figure
+
+    from benchmark.scores import CaseScores
 
 SHOWN = 10  # of the cases that ended without figures
 ROWS_SHOWN = 60
@@ -26,13 +27,12 @@ class EvaluationResults:
 
     records: the records of the cases, and of the runs, models, detectors and image sets that they are of.
     remarks: what a reader should know of the figures, a sentence each.
-    scores_of: gives the scores of a case as a table with the columns set, image and score. The ID test images come
-        first. It raises UserError where they are nowhere.
+    scores_of: gives the scores of a case. It raises UserError where they are nowhere, or are not those of the case.
     """
 
     records: tuple[Record, ...]
     remarks: tuple[str, ...]
-    scores_of: Callable[[Case], "pa.Table"]
+    scores_of: Callable[[Case], "CaseScores"]
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -96,6 +96,8 @@ class EvaluationResults:
         set, image: the image.
         in_distribution: whether it is an ID test image; each is there once for each detector.
         score: float64; higher means more in-distribution.
+        label: the index of its class among those of its set.
+        correct: whether the network is right about it, where it is an ID test image.
 
         Raises UserError where the scores of a case are nowhere.
         """
@@ -105,11 +107,10 @@ class EvaluationResults:
         for case in self.cases:
             if case.metrics is not None:
                 named = {"suite": case.suite, "model": case.model, "detector": case.detector}
-                rows = self.scores_of(case).to_pandas()
-                of_test = rows["set"] == rows["set"].iloc[0]
-                found[*named.values(), ""] = rows[of_test].assign(**named, in_distribution=True)
-                found[*named.values(), case.set] = rows[rows["set"] == case.set].assign(**named, in_distribution=False)
-        columns = ["suite", "model", "detector", "set", "image", "in_distribution", "score"]
+                scores = self.scores_of(case)
+                found[*named.values(), ""] = scores.test.to_pandas().assign(**named, in_distribution=True)
+                found[*named.values(), case.set] = scores.ood.to_pandas().assign(**named, in_distribution=False)
+        columns = ["suite", "model", "detector", "set", "image", "in_distribution", "score", "label", "correct"]
         return pd.concat([*found.values()], ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
     def plot(self) -> "Figure":

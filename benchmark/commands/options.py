@@ -21,6 +21,9 @@ AnySuite = Annotated[str | None, _SUITE]
 DataDir = Annotated[Path, typer.Option(metavar="DIR", help="Folder of downloaded images and weights.")]
 Store = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the outputs of networks.")]
 Results = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records.")]
+AnyResults = Annotated[
+    str, typer.Option(metavar="DIR", help="Folder of the records, or hf://datasets/ORG/NAME on the Hub.")
+]
 Device = Annotated[
     str | None, typer.Option(metavar="DEVICE", help="As torch names it (default: cuda where there is one, else cpu).")
 ]

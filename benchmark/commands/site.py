@@ -15,7 +15,7 @@ EXAMPLES = {
 
 
 def site(
-    results: options.Results = options.RESULTS,
+    results: options.AnyResults = str(options.RESULTS),
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where the site goes.")] = Path("site"),
 ) -> int:
     """Build the leaderboard of your records.
@@ -23,7 +23,5 @@ def site(
     Exit codes: 0 built; 1 built, damaged files left out and named; 2 nothing built.
     """
     # By its name, since imports point from the leaderboard to the benchmark. It loads matplotlib.
-    code: int = import_module("leaderboard.__main__").main(
-        ["build", "--results", str(results), "--output", str(output)]
-    )
+    code: int = import_module("leaderboard.__main__").main(["build", "--results", results, "--output", str(output)])
     return code

@@ -82,6 +82,7 @@ class ImageSetEntry(Entry):
     class_names: a word for each class, for vision-language models. Empty: the words are `classes`.
     class_list: a CSV file in place of `classes` and `class_names`, with the columns class and name.
     class_groups: groups of classes by name. The figures of each group are computed, too.
+    may_lack_classes: whether some of `classes` may have no images, as in a test set of some classes of a network.
     labels: whether the data name a class by its name, or by its index in `classes`.
     parquet: a Parquet file beside this file.
     folder: a folder of images beside this file.
@@ -108,6 +109,7 @@ class ImageSetEntry(Entry):
     class_names: tuple[str, ...] = ()
     class_list: Path | None = None
     class_groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    may_lack_classes: bool = False
     labels: Literal["name", "index"] = "name"
     parquet: Path | None = None
     folder: Path | None = None

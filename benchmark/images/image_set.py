@@ -333,9 +333,10 @@ def _is_in_part(part: ClassPart, labels: np.ndarray, entry: ImageSetEntry) -> np
     Raises UserError where a class has fewer images than the part takes.
     """
     counts = np.bincount(labels, minlength=len(entry.classes))
-    if counts.min() < part.per_class:
-        few = f"class {entry.classes[int(counts.argmin())]} has" if entry.classes else "it has"
-        raise UserError(f"{few} only {counts.min()} images in {entry.place}, and `part` takes {part.per_class}")
+    smallest = int(np.where(counts, counts, len(labels)).argmin() if entry.may_lack_classes else counts.argmin())
+    if counts[smallest] < part.per_class:
+        few = f"class {entry.classes[smallest]} has" if entry.classes else "it has"
+        raise UserError(f"{few} only {counts[smallest]} images in {entry.place}, and `part` takes {part.per_class}")
     place_in_class = np.empty_like(labels)
     order = labels.argsort(kind="stable")
     place_in_class[order] = np.arange(len(labels)) - (counts.cumsum() - counts)[labels[order]]
@@ -357,8 +358,8 @@ def _check_counts(entry: ImageSetEntry, images: int, labels: np.ndarray | None) 
             f"{images} images in {entry.place}, {' or '.join(map(str, accepted))} expected"
             f"{f', and {none}{others}' if none else ''}; complete the set, or correct `images` in {entry.file}"
         )
-    if not images or (missing and accepted is None and entry.listed is None):
+    if not images or (missing and accepted is None and entry.listed is None and not entry.may_lack_classes):
         raise UserError(
-            f"{none}{others} in {entry.place}; complete the set, or correct its classes in "
-            f"{entry.class_list or entry.file}"
+            f"{none}{others} in {entry.place}; complete the set, remove the folders without images, or correct its "
+            f"classes in {entry.class_list or entry.file}"
         )

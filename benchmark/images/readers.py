@@ -182,7 +182,7 @@ def in_parquet(
     wanted = [name for name in dict.fromkeys((image, label, id_column)) if name in columns]
     source = _Table(place, tuple(shards), tuple(wanted), image, rows)
     table = source.table
-    labels = list(map(str, table.column(label).to_pylist())) if label else []
+    labels = _class_texts(table.column(label)) if label else []
     names = {value: (value,) for value in set(labels)}  # the rows of a class share one tuple
     count = table.num_rows
     return Images(
@@ -191,8 +191,17 @@ def in_parquet(
         encoded=source.read,
         coding=formats_of_sample(source.read, count),
         files=source.paths,
-        integers=label is not None and pa.types.is_integer(table.column(label).type),
+        integers=label is not None and _are_indices(table.column(label).type),
     )
+
+
+def _class_texts(column: Any) -> list[str]:
+    """The classes of a column as texts. Truth values are the classes 0 and 1."""
+    return [str(int(value) if isinstance(value, bool) else value) for value in column.to_pylist()]
+
+
+def _are_indices(kind: Any) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Image classifiers: networks with timm's interface, divided into features and a linear head."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from benchmark.models.checksums import check_checksums
+from benchmark.models.class_order import label_names_in, label_names_of
 from benchmark.models.entries import MODULE, MissingWeightsError, ModelEntry, ModelError
 from benchmark.models.model import Model
 from benchmark.models.preprocessing import PreprocessingError, Transform, timm_transform
 from benchmark.models.state_dicts import StateDictError, load_state_dict
+from benchmark.models.trial import Size
 from benchmark.models.user_network import given_network, load_user_network
 from detectors import Head
 
@@ -106,14 +109,21 @@ class Classifier(Model):
         return str(config.get("architecture", type(self.network).__name__))
 
 
-def load_classifier(model_id: str, entry: ModelEntry, device: torch.device, class_names: Sequence[str]) -> Classifier:
+def load_classifier(
+    model_id: str,
+    entry: ModelEntry,
+    device: torch.device,
+    class_names: Sequence[str],
+    image_size: Callable[[], Size] | None = None,
+) -> Classifier:
     """The model of an entry whose source is a timm checkpoint, a state dict, or a function of the user.
 
     model_id: the id of the model, for messages.
     entry: the entry.
     device: where the network runs.
-    class_names: a word for each of the C classes; only their number counts.
-    Raises ModelError where the weights are damaged, have another number of classes, or no linear head, and
+    class_names: a word for each of the classes; their number is told to a user's function and to a state dict's.
+    image_size: gives the height and width of the images, for a user's transform that resizes none.
+    Raises ModelError where the weights are damaged, or have no linear head, and
     MissingWeightsError where their file has not been fetched yet.
     """
     # Here, since timm is slow to import, and a run that only collects cases does not need it.
@@ -121,14 +131,14 @@ def load_classifier(model_id: str, entry: ModelEntry, device: torch.device, clas
 
     classes = len(class_names)
     if entry.source.startswith(MODULE):
-        network, transform, preprocessing = load_user_network(model_id, entry, classes)
+        network, transform, preprocessing = load_user_network(model_id, entry, classes, image_size)
     else:
         network = _timm_network(model_id, entry, classes)
         try:
             transform, preprocessing = timm_transform(entry.preprocessing, network)
         except PreprocessingError as error:
             raise ModelError(f"model {model_id}: {entry.source} (named in {entry.file}): {error}") from None
-    return _classifier(model_id, entry, network, transform, preprocessing, device, classes)
+    return _classifier(model_id, entry, network, transform, preprocessing, device)
 
 
 def given_classifier(
@@ -138,10 +148,11 @@ def given_classifier(
     transform: Transform | None,
     device: torch.device,
     class_names: Sequence[str],
+    image_size: Callable[[], Size],
 ) -> Classifier:
     """A network that a program holds, for these classes; its own stays as it is. Raises ModelError."""
-    network, transform, preprocessing = given_network(model_id, network, transform)
-    return _classifier(model_id, entry, network, transform, preprocessing, device, len(class_names))
+    network, transform, preprocessing = given_network(model_id, network, transform, image_size)
+    return _classifier(model_id, entry, network, transform, preprocessing, device)
 
 
 def _classifier(
@@ -151,11 +162,20 @@ def _classifier(
     transform: Transform,
     preprocessing: dict[str, Any],
     device: torch.device,
-    classes: int,
 ) -> Classifier:
-    _check_head(model_id, entry, network.get_classifier(), classes)  # type: ignore[operator]
+    _check_head(model_id, entry, network.get_classifier())  # type: ignore[operator]
+    names = label_names_of(getattr(network, "pretrained_cfg", None))
+    if entry.source.startswith("local-dir:"):  # timm keeps one of the places that say it
+        names += label_names_in(_folder_of(entry) / "config.json")
     network = network.eval().requires_grad_(False).to(device)
-    return Classifier(model_id, entry, network, transform, preprocessing, device)
+    return Classifier(
+        model_id, entry, network, transform, preprocessing, device, label_names=tuple(dict.fromkeys(names))
+    )
+
+
+def _folder_of(entry: ModelEntry) -> Path:
+    """The folder of a checkpoint that lies on this machine."""
+    return (entry.file.parent / Path(entry.source.partition(":")[2]).expanduser()).resolve()
 
 
 def _timm_network(model_id: str, entry: ModelEntry, classes: int) -> nn.Module:
@@ -173,11 +193,10 @@ def _timm_network(model_id: str, entry: ModelEntry, classes: int) -> nn.Module:
             network = timm.create_model(place, num_classes=classes)
             load_state_dict(network, entry.weights_file, entry.weights_sha256)
             return network
-        source = (
-            f"{kind}:{(entry.file.parent / Path(place).expanduser()).resolve()}"
-            if kind == "local-dir"
-            else entry.source
-        )
+        source = entry.source
+        if kind == "local-dir":
+            check_checksums(_folder_of(entry))
+            source = f"{kind}:{_folder_of(entry)}"
         # Without pretrained=True a local folder gives random weights without a warning.
         return timm.create_model(source, pretrained=True)
     except StateDictError as error:
@@ -190,8 +209,8 @@ def _timm_network(model_id: str, entry: ModelEntry, classes: int) -> nn.Module:
         ) from error
 
 
-def _check_head(model_id: str, entry: ModelEntry, layer: Any, classes: int) -> None:
-    """Raises ModelError where the head is not one linear layer, or has another number of classes."""
+def _check_head(model_id: str, entry: ModelEntry, layer: Any) -> None:
+    """Raises ModelError where the head is not one linear layer."""
     if not isinstance(layer, nn.Linear) and not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
         kind = type(layer).__name__
         if isinstance(layer, nn.Identity):
@@ -201,9 +220,4 @@ def _check_head(model_id: str, entry: ModelEntry, layer: Any, classes: int) -> N
         raise ModelError(
             f"model {model_id}: the head of {entry.source} is {kind}, not one linear layer; "
             "detectors that read the head need logits = features @ weight.T + bias: use a checkpoint with such a head"
-        )
-    if len(layer.weight) != classes:
-        raise ModelError(
-            f"model {model_id}: {entry.source} has {len(layer.weight)} classes, the in-distribution set has {classes}; "
-            "use a checkpoint for these classes, or correct the set's `classes`"
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmark.errors import UserError
 from benchmark.files import write_atomically
+from benchmark.models.checksums import ChecksumError, check_checksums, with_checksums
 from benchmark.models.low_rank import drop_minor_components
 
 
@@ -98,12 +99,13 @@ class Edit:
             "mask_shapes": shapes,
             "sha256": hashlib.sha256(content).hexdigest() if tensors else None,
         }
-        (folder / "edit.json").unlink(missing_ok=True)
-        if tensors:
-            write_atomically(folder / "edit.safetensors", content)
-        else:
-            (folder / "edit.safetensors").unlink(missing_ok=True)
-        write_atomically(folder / "edit.json", (json.dumps(described, indent=1) + "\n").encode())
+        with with_checksums(folder):
+            (folder / "edit.json").unlink(missing_ok=True)
+            if tensors:
+                write_atomically(folder / "edit.safetensors", content)
+            else:
+                (folder / "edit.safetensors").unlink(missing_ok=True)
+            write_atomically(folder / "edit.json", (json.dumps(described, indent=1) + "\n").encode())
 
 
 def trained_weights(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
@@ -160,6 +162,9 @@ def load_edit(folder: Path) -> Edit:
         if len(weights) + len(masks) < len(tensors) or masks.keys() != described.mask_shapes.keys():
             raise EditError(f"{folder}: edit.safetensors holds other tensors than edit.json says")
         masks = {name: _bits_to_mask(masks[name], shape) for name, shape in described.mask_shapes.items()}
+        check_checksums(folder)  # after what says more of a damaged file
+    except ChecksumError as error:
+        raise EditError(str(error)) from None
     except FileNotFoundError as error:
         raise EditError(f"there is no {error.filename}") from None
     except ValidationError as error:

@@ -1,6 +1,6 @@
 """Loading: from an entry to a model, with all edits of a variant applied."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,11 +9,16 @@ from benchmark.models.classifier import load_classifier
 from benchmark.models.edits import EditError, load_edit
 from benchmark.models.entries import OPEN_CLIP, ModelEntry, ModelError, base_of, root_of
 from benchmark.models.model import Model
+from benchmark.models.trial import Size
 from benchmark.models.zero_shot import load_zero_shot
 
 
 def load_model(
-    model_id: str, entries: Mapping[str, ModelEntry], device: torch.device, class_names: Sequence[str]
+    model_id: str,
+    entries: Mapping[str, ModelEntry],
+    device: torch.device,
+    class_names: Sequence[str],
+    image_size: Callable[[], Size] | None = None,
 ) -> Model:
     """The model of an id: a checkpoint, or its base with an edit.
 
@@ -21,15 +26,17 @@ def load_model(
     entries: the entries by id.
     device: where the network runs.
     class_names: a word for each of the C classes. A vision-language model makes its head from these words.
+    image_size: gives the height and width of the images, for a user's transform that resizes none.
     Raises ModelError where a file is damaged, the weights do not fit the classes, or an edit does not fit its base, and
     MissingWeightsError where a file has not been fetched yet.
     """
     entry = entries[model_id]
     if entry.edit is None:
-        load = load_zero_shot if entry.source.startswith(OPEN_CLIP) else load_classifier
-        return load(model_id, entry, device, class_names)
+        if entry.source.startswith(OPEN_CLIP):
+            return load_zero_shot(model_id, entry, device, class_names)
+        return load_classifier(model_id, entry, device, class_names, image_size)
     root_of(model_id, entries)  # raises where bases go in a circle, which would never end here
-    base = load_model(base_of(model_id, entries), entries, device, class_names)
+    base = load_model(base_of(model_id, entries), entries, device, class_names, image_size)
     base_sha256 = base.weights_sha256
     try:
         edit = load_edit(entry.edit)

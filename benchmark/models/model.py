@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmark.models.edits import Edit
 from benchmark.models.entries import ModelEntry
 from benchmark.models.preprocessing import Transform
+from benchmark.models.trial import trial_images, trial_sizes
 from detectors import Head
 
 
@@ -28,6 +29,7 @@ class Model(ABC):
     device: where the network runs.
     edits: the edits of the checkpoint's network, in the order in which they were applied.
     base_sha256: of an edited model, the `weights_sha256` of the model that the last edit was applied to.
+    label_names: the names that its checkpoint gives its outputs, in their order. It may say it several times, or never.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Model(ABC):
     device: torch.device
     edits: tuple[Edit, ...] = ()
     base_sha256: str | None = None
+    label_names: tuple[tuple[str, ...], ...] = ()
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
@@ -89,6 +92,15 @@ class Model(ABC):
     def classified_by_base(self) -> bool:
         """Whether images are classified by the base, while this network's outputs serve only to detect OOD images."""
         return bool(self.edits and self.edits[-1].about.get("classified_by_base"))
+
+    @cached_property
+    def trial(self) -> list[float]:
+        """What it gives for the trial images of `benchmark.models.trial`: features and logits, to five digits."""
+        pixels = torch.stack([self.transform(image) for image in trial_images(trial_sizes(self.preprocessing))])
+        with torch.inference_mode():
+            outputs = self.outputs(pixels)
+        values = torch.cat([outputs["features"].flatten(), outputs["logits"].flatten()]).double()
+        return [float(f"{value:.5g}") for value in values.tolist()]
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmark.images.image_set import ImageSet
+from benchmark.models.entries import ModelError
 from benchmark.models.model import Model
 
 
@@ -30,4 +31,11 @@ class PreparedImages:
     def prepare(self, indices: Sequence[int], pixels: Tensor) -> None:
         """Writes the n images at `indices` into `pixels` (n, 3, H, W)."""
         for index, place in zip(indices, pixels, strict=True):
-            place.copy_(self._model.transform(self._image_set[index]))
+            prepared = self._model.transform(self._image_set[index])
+            if prepared.shape != place.shape:
+                raise ModelError(
+                    f"model {self._model.id}: its transform makes {tuple(prepared.shape)} of the image "
+                    f"{self._image_set.image_ids[index]} of {self._image_set.id}, and its network takes "
+                    f"{tuple(place.shape)}: begin the transform with a resize to (height, width)"
+                )
+            place.copy_(prepared)

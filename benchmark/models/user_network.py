@@ -5,21 +5,21 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from benchmark.errors import UserError
 from benchmark.models.entries import MODULE, ModelEntry, ModelError, Preprocessing
 from benchmark.models.preprocessing import Transform, describe_transform, timm_transform
+from benchmark.models.trial import SIZES, Size, trial, trial_images, trial_sha256, trial_sizes
 
-TRIAL_SIZES = ((96, 64), (50, 80))  # of images to try a transform with; a usable one gives both the same size
+_REMEDY = "; give the network forward_features, forward_head and get_classifier as timm's networks have them"
+TRIES = 8  # of a transform, to see whether it gives the same result each time
 
 
 class UserNetworkError(UserError):
@@ -59,7 +59,12 @@ class HeadedNetwork(nn.Module):
         return self.network(images)
 
 
-def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[nn.Module, Transform, dict[str, Any]]:
+Prepared = tuple[nn.Module, Transform, dict[str, Any]]
+
+
+def load_user_network(
+    model_id: str, entry: ModelEntry, classes: int, image_size: Callable[[], Size] | None
+) -> Prepared:
     """The network that `module:NAME:FUNCTION` makes, its transform, and a description of the preprocessing as JSON.
 
     FUNCTION returns a network, or a pair of a network and a transform from a PIL image to a tensor (3, H, W). It is
@@ -69,6 +74,7 @@ def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[n
     model_id: the id of the model, for messages.
     entry: its entry.
     classes: the number of classes.
+    image_size: gives the height and width of the images, for a transform that resizes none. None where nobody knows.
     Raises ModelError where the module or the function fails, or what it returns cannot be used.
     """
     name, _, function = entry.source.removeprefix(MODULE).rpartition(":")
@@ -82,34 +88,30 @@ def load_user_network(model_id: str, entry: ModelEntry, classes: int) -> tuple[n
         network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(network, nn.Module):
             raise UserNetworkError(f"{function}() gives {type(network).__name__}; return a torch.nn.Module")
-        network.eval()
-        transform, preprocessing = _choose_preprocessing(entry.preprocessing, network, transform)
-        # The hash of the weights does not know the code that the network and the transform are made of.
+        prepared = _prepared(network.eval(), entry.preprocessing, transform, image_size)
+        # The trial covers what the code does to its images. What a part of the code does to others is in the code.
         code = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
-        network = _with_timms_interface(network, transform)
     except Exception as error:  # anything may happen in a user's module
         what = str(error) if isinstance(error, UserNetworkError) else f"{type(error).__name__}: {error}"
         raise ModelError(f"model {model_id}: cannot use {entry.source} (named in {entry.file}): {what}") from error
+    network, transform, preprocessing = prepared
     return network, transform, {**preprocessing, "code_sha256": code}
 
 
 def given_network(
-    model_id: str, network: nn.Module, transform: Transform | None
-) -> tuple[nn.Module, Transform, dict[str, Any]]:
+    model_id: str, network: nn.Module, transform: Transform | None, image_size: Callable[[], Size] | None
+) -> Prepared:
     """A copy of a network that a program holds, on the CPU, with its transform and what that does.
 
     transform: from a PIL image to a tensor; None for that of the network's own `pretrained_cfg`, which timm's have.
+    image_size: as of `load_user_network`.
     Raises ModelError.
     """
     try:
         network = copy.deepcopy(network).cpu().eval()  # a copy: whoever goes on training it finds it as it was
         if transform is None and not getattr(network, "pretrained_cfg", None):
             raise UserNetworkError("it does not say how images are prepared: give it with its transform")
-        transform, preprocessing = _choose_preprocessing(None, network, transform, _name_at_least)
-        network = _with_timms_interface(network, transform)
-        # A program may change the code of the network and of the transform, which the hash of the weights does not
-        # know and which no file may hold: what they make of two images stands for it.
-        return network, transform, {**preprocessing, "trial_sha256": _trial_sha256(network, transform)}
+        return _prepared(network, None, transform, image_size)
     except Exception as error:  # anything may happen in a user's module
         what = str(error) if isinstance(error, UserNetworkError) else f"{type(error).__name__}: {error}"
         raise ModelError(f"model {model_id}: cannot use this {type(network).__name__}: {what}") from error
@@ -145,16 +147,23 @@ def _call_function(function: Callable[..., Any], classes: int) -> Any:
     return function(classes) if needed else function()
 
 
-def _choose_preprocessing(
-    stated: Preprocessing | None,
-    network: nn.Module,
-    transform: Any,
-    describe: Callable[[Any], str] = describe_transform,
-) -> tuple[Transform, dict[str, Any]]:
-    """What is stated, else the transform that came with the network, else what its checkpoint asks for.
+def _prepared(
+    network: nn.Module, stated: Preprocessing | None, transform: Any, image_size: Callable[[], Size] | None
+) -> Prepared:
+    """A network with timm's interface in float32, its transform, and what that does with what comes out of a trial.
 
-    describe: puts a transform in words; a ValueError where it cannot.
+    The trial stands for all code that the numbers depend on: no hash of weights or of a file knows it.
     """
+    transform, preprocessing = _choose_preprocessing(stated, network, transform, image_size)
+    sizes = trial_sizes(preprocessing)
+    network = _with_timms_interface(network.float(), transform, sizes)
+    return network, transform, {**preprocessing, "trial_sha256": trial_sha256(trial(network, transform, sizes))}
+
+
+def _choose_preprocessing(
+    stated: Preprocessing | None, network: nn.Module, transform: Any, image_size: Callable[[], Size] | None
+) -> tuple[Transform, dict[str, Any]]:
+    """What is stated, else the transform that came with the network, else what its checkpoint asks for."""
     if stated is not None or (transform is None and getattr(network, "pretrained_cfg", None)):
         return timm_transform(stated, network)
     if transform is None:
@@ -162,21 +171,31 @@ def _choose_preprocessing(
             "it does not say how images are prepared: return a pair of network and transform, or state `preprocessing` "
             "in the entry"
         )
-    first, second = (transform(image) for image in _trial_images())
-    if not isinstance(first, Tensor) or first.ndim != 3 or first.shape != second.shape:
+    shape = _shape_of(transform, SIZES)
+    fixed = {}
+    if shape is None and image_size is not None:  # it resizes none, so that it is for images of one size
+        height, width = image_size()
+        shape, fixed = _shape_of(transform, ((height, width),)), {"image_size": [height, width]}
+    if shape is None:
         raise UserNetworkError(
             "its transform must give tensors (channels, height, width) of one shape for all images: begin it with a "
             "resize to (height, width)"
         )
-    if not torch.equal(first, transform(_trial_images()[0])):
-        raise UserNetworkError("its transform gives another result for the same image: remove its random steps")
-    try:
-        return transform, {"input_size": list(first.shape), "transform": describe(transform)}
-    except ValueError as error:
-        raise UserNetworkError(
-            f"its transform's {error}, so its stored outputs could be mistaken for those of another transform: "
-            "give it a __repr__ with all its settings, or state `preprocessing` in the entry"
-        ) from None
+    about = {"input_size": list(shape), **fixed, "transform": _name_at_least(transform)}
+    images = trial_images(trial_sizes(about))
+    for image in images:
+        first = transform(image)
+        if not all(torch.equal(first, transform(image)) for _ in range(TRIES)):
+            raise UserNetworkError("its transform gives another result for the same image: remove its random steps")
+    return transform, about
+
+
+def _shape_of(transform: Any, sizes: Sequence[Size]) -> tuple[int, ...] | None:
+    """The shape (3, H, W) that a transform gives to images of all these sizes. None where there is no such shape."""
+    made = [transform(image) for image in trial_images(sizes)]
+    if not all(isinstance(one, Tensor) and one.ndim == 3 and one.shape == made[0].shape for one in made):
+        return None
+    return tuple(made[0].shape)
 
 
 def _name_at_least(transform: Any) -> str:
@@ -187,24 +206,31 @@ def _name_at_least(transform: Any) -> str:
         return str(getattr(transform, "__qualname__", type(transform).__qualname__))
 
 
-def _trial_sha256(network: nn.Module, transform: Transform) -> str:
-    """A hash of the logits (2, C) of the trial images, to three digits of the largest: the rest is the machine's."""
+def _with_timms_interface(network: nn.Module, transform: Transform, sizes: Sequence[Size]) -> nn.Module:
+    images = torch.stack([transform(image) for image in trial_images(sizes)])
+    if not all(hasattr(network, name) for name in ("forward_features", "forward_head", "get_classifier")):
+        return _find_head(network, images)
     with torch.no_grad():
-        logits = network(torch.stack([transform(image) for image in _trial_images()])).double()
-    scale = logits.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-    digits = (logits / scale * 1000).round().to(torch.int64)
-    return hashlib.sha256(f"{float(scale):.2e} {digits.tolist()}".encode()).hexdigest()
+        _check_passes(network, images, network(images))
+    return network
 
 
-def _with_timms_interface(network: nn.Module, transform: Transform) -> nn.Module:
-    if all(hasattr(network, name) for name in ("forward_features", "forward_head", "get_classifier")):
-        return network
-    return _find_head(network, transform)
+def _check_passes(network: nn.Module, images: Tensor, logits: Tensor) -> None:
+    """Raises UserNetworkError where the logits of an image depend on chance, or on the other images of its batch."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UserNetworkError(f"its forward gives no logits (images, classes){_REMEDY}")
+    if not logits.isfinite().all():
+        raise UserNetworkError("its logits are NaN or infinite: check its weights")
+    if not torch.allclose(network(images), logits, 1e-4, 1e-4):
+        raise UserNetworkError("two passes of the same images differ: remove its random steps in evaluation mode")
+    if not torch.allclose(torch.cat([network(image[None]) for image in images]), logits, 1e-3, 1e-3):
+        raise UserNetworkError(
+            "its output for an image depends on the other images of its batch: remove what is computed over the batch"
+        )
 
 
-def _find_head(network: nn.Module, transform: Transform) -> HeadedNetwork:
+def _find_head(network: nn.Module, images: Tensor) -> HeadedNetwork:
     """The network with the last linear layer that it calls as its head, on whose input the logits must depend alone."""
-    images = torch.stack([transform(image) for image in _trial_images()])
     names: dict[nn.Module, str] = {
         module: name for name, module in network.named_modules() if isinstance(module, nn.Linear)
     }
@@ -216,27 +242,17 @@ def _find_head(network: nn.Module, transform: Transform) -> HeadedNetwork:
     finally:
         for hook in hooks:
             hook.remove()
-    remedy = "; give the network forward_features, forward_head and get_classifier as timm's networks have them"
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise UserNetworkError(f"its forward gives no logits (images, classes){remedy}")
+    with torch.no_grad():
+        _check_passes(network, images, logits)
     if not called:
-        raise UserNetworkError(f"it calls no torch.nn.Linear{remedy}")
-    if not logits.isfinite().all():
-        raise UserNetworkError("its logits are NaN or infinite: check its weights")
+        raise UserNetworkError(f"it calls no torch.nn.Linear{_REMEDY}")
     headed = HeadedNetwork(network, names[called[-1]])
     with torch.no_grad():
         features = headed.forward_features(images)
         explained = headed.forward_head(features)
-        if not torch.allclose(network(images), logits, 1e-4, 1e-4):
-            raise UserNetworkError("two passes of the same images differ: remove its random steps in evaluation mode")
     if features.ndim != 2 or explained.shape != logits.shape or not torch.allclose(explained, logits, 1e-4, 1e-4):
         raise UserNetworkError(
             f"its logits are not those of {names[called[-1]]}, its last linear layer: return them as they are, without "
-            f"softmax or scaling{remedy}"
+            f"softmax or scaling{_REMEDY}"
         )
     return headed
-
-
-def _trial_images() -> list[Image.Image]:
-    random = np.random.default_rng(0)
-    return [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in TRIAL_SIZES]

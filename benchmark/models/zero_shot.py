@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
+from benchmark.models.checksums import check_checksums
 from benchmark.models.entries import OPEN_CLIP, ModelEntry, ModelError
 from benchmark.models.model import Model
 from benchmark.models.towers import Matrix, Tower
@@ -393,6 +394,7 @@ def _load_local_checkpoint(model_id: str, folder: Path) -> tuple[Any, Callable[[
 
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"there is no {WEIGHTS} in {folder}")
+    check_checksums(folder)
     network = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     vocabulary = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("vocabulary")

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
+from benchmark.errors import UserError
 from benchmark.limits.comparisons import comparisons, published_records
 from benchmark.models.devices import device_name
 from benchmark.plugin.options import OF_USER, given_options
+from benchmark.plugin.pushing import push_run
 from benchmark.plugin.suite import all_cases, device_of, results_of, run_of, share_run, suite_of
 from benchmark.records import Record, parse_record
+from benchmark.results import RunId
 from benchmark.running.recorder import Recorder, run_record
 from benchmark.running.session import Draft
-from benchmark.running.summary import near_chance, summary
+from benchmark.running.summary import near_chance, remarks_on, summary
 from benchmark.user.suite_table import FILE as USER_SUITE
 
 
@@ -124,6 +127,7 @@ class Controller:
         assert self._recorder
         if suite_of(self._config).entry.file == USER_SUITE and suite_of(self._config).entry.about:
             yield suite_of(self._config).entry.about
+        yield from remarks_on(self._recorder.models)
         if given_options(self._config, ("--model", "--outputs")):
             yield from near_chance(self._recorder.models)
         missing = Counter(case.reason for case in self._recorder.cases if case.status == "skipped")
@@ -156,3 +160,17 @@ class Controller:
                 self._recorder.record_baselines(baselines, all_cases(self._config))
             except OSError as error:
                 pytest.exit(f"cannot write the baselines {baselines}: {error.strerror}", returncode=1)
+        if self._recorder and self._config.getoption("--push"):
+            self._push()
+
+    def _push(self) -> None:
+        """Pushes the run. Where that fails, the run fails, and all of it is kept."""
+        config = self._config
+        try:
+            told = push_run(config, RunId(suite_of(config).id, run_of(config)), results_of(config).folder)
+        except UserError as error:
+            again = f"`python -m benchmark push {config.getoption('--push')} --run {run_of(config)}` goes on"
+            pytest.exit(f"the run was not pushed: {error}; all of it is kept: {again}", returncode=1)
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter:
+            reporter.write_line(told)

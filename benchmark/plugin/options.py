@@ -58,6 +58,8 @@ def add_options(parser: pytest.Parser) -> None:
     add_value("--unit-test-limit", "FPR@95 above which a unit test fails (default: the suite's goal)", type=_fraction)
     add("--full", "run all detectors on unit tests and changed networks", action="store_true")
     add("--record-baselines", "write what this run measures to the suite's baselines", action="store_true")
+    add("--push", "push the run to this dataset repository on the Hub when it ends", metavar="ORG/NAME")
+    add("--push-scores", "push the score of each image, too", action="store_true")
 
 
 def _fraction(text: str) -> float:

@@ -9,6 +9,7 @@ from benchmark.errors import UserError
 from benchmark.limits.baselines import read_baselines
 from benchmark.models.devices import choose_device
 from benchmark.plugin.options import OF_USER
+from benchmark.plugin.pushing import check_push
 from benchmark.results import ResultsFolder
 from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.recorder import new_run_id
@@ -117,6 +118,8 @@ def check_options(config: pytest.Config) -> None:
 
 
 def _check_options(config: pytest.Config) -> None:
+    if config.getoption("--push"):
+        check_push(config)
     read_baselines(suite_of(config).entry.baselines, all_cases(config))
     device_of(config)
     results = folder_of(config, "--results")

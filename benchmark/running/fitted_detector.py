@@ -17,10 +17,10 @@ from benchmark.errors import UserError, is_refusal
 from benchmark.images.image_set import ImageSet
 from benchmark.metrics import accepted, auroc, measure
 from benchmark.models.devices import device_name
-from benchmark.public import public_ids
 from benchmark.records import Estimate, Metrics, ScoresFile, Timing, Tuned
-from benchmark.results import SCORES, Backend, RunId, scores_path
+from benchmark.results import Backend, RunId
 from benchmark.running.loaded_model import LoadedModel
+from benchmark.scores import ScoresOf, scores_sha256, scores_table, which_scores
 from benchmark.suites.tuning import tune
 from detectors import Detector, create, describe
 from detectors.base import option_fields
@@ -38,16 +38,6 @@ class Scores:
     image_set: ImageSet
     values: np.ndarray
     seconds: float
-
-    def table(self) -> pa.Table:
-        """The rows that a backend keeps: set, image and score."""
-        ids = public_ids(self.image_set.image_ids)
-        return pa.table({"set": [self.image_set.id] * len(ids), "image": ids, "score": self.values}, schema=SCORES)
-
-    def lines(self) -> bytes:
-        """The text that a record's hash of scores stands for."""
-        pairs = zip(public_ids(self.image_set.image_ids), self.values.tolist(), strict=True)
-        return "".join(f"{image}\t{value.hex()}\n" for image, value in pairs).encode()
 
 
 def fit(model: LoadedModel, detector_id: str, options: dict[str, Any]) -> tuple[Detector, float]:
@@ -95,7 +85,7 @@ class FittedDetector:
     def __init__(self, model: LoadedModel, detector_id: str) -> None:
         self.model, self.id = model, detector_id
         self.tuned = choose_options(model, detector_id)
-        self._kept: pa.Table | None = None
+        self._id_tables: list[pa.Table] | None = None
         options = model.suite.suite.options(detector_id) | (self.tuned.options if self.tuned else {})
         self.detector, self.fit_s = fit(model, detector_id, options)
         self.id_scores = self.score(model.test_set)
@@ -178,18 +168,39 @@ class FittedDetector:
         )
 
     def keep_scores(self, results: Backend, run: str, scores: Scores) -> ScoresFile:
-        """Keeps the scores of a set in a run's results, beside all that the detector has scored so far.
+        """Keeps the scores of an OOD set in a run's results, and before the first of them those of the ID images.
 
         Returns what the record of the case says of them. Raises OSError where they cannot be written.
         """
-        run_id, path = RunId(self.model.suite.suite.id, run), scores_path(run, self.model.model.id, self.id)
-        if self._kept is None:  # the cases of a model may come in two turns, each of which fits its detectors anew
-            self._kept = results.scores(run_id, path)
-        if self._kept is None:
-            self._kept = pa.concat_tables([scored.table() for scored in (self.id_scores, *self.shifted_scores)])
-        self._kept = pa.concat_tables([self._kept, scores.table()])
-        results.write_scores(run_id, path, self._kept)
-        return ScoresFile(path=path, sha256=hashlib.sha256(self.id_scores.lines() + scores.lines()).hexdigest())
+        if self._id_tables is None:  # once: they are the same for each OOD set
+            tables = [self._id_table(run, of_set) for of_set in (self.id_scores, *self.shifted_scores)]
+            for table in tables:
+                self._write(results, table)
+            self._id_tables = tables
+        ood = scores_table(self._which(run, scores), scores.image_set.image_ids, scores.values, scores.image_set.labels)
+        self._write(results, ood)
+        test, *shifted = self._id_tables
+        return ScoresFile(
+            path=which_scores(ood).path,
+            id_path=which_scores(test).path,
+            shifted_paths={which_scores(table).set: which_scores(table).path for table in shifted},
+            sha256=scores_sha256(test, ood),
+        )
+
+    def _id_table(self, run: str, scores: Scores) -> pa.Table:
+        """The table of scores of an in-distribution set."""
+        images = scores.image_set
+        correct, of_network = self.model.correct(images), self.model.network_correct(images)
+        return scores_table(
+            self._which(run, scores), images.image_ids, scores.values, images.labels, correct, of_network
+        )
+
+    def _which(self, run: str, scores: Scores) -> ScoresOf:
+        return ScoresOf(self.model.suite.suite.id, run, self.model.model.id, self.id, scores.image_set.id)
+
+    def _write(self, results: Backend, table: pa.Table) -> None:
+        of = which_scores(table)
+        results.write_scores(RunId(of.suite, of.run), of.path, table)
 
 
 def source_sha256(detector: type[Detector]) -> str:

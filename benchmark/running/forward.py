@@ -41,7 +41,8 @@ def forward(model: Model, image_set: ImageSet, rows: slice) -> dict[str, Tensor]
             outputs = {name: values.float().cpu() for name, values in model.outputs(pixels).items()}
             _check_finite(model, image_set, batch.start, outputs)
             if not parts:
-                _check_head(model, pixels[:HEAD_ROWS], outputs["logits"][:HEAD_ROWS])
+                first = min(HEAD_ROWS, -(-len(pixels) // 2))  # fewer than the batch, to see whether that matters
+                _check_head(model, pixels[:first], outputs["logits"][:first])
             parts.append(outputs)
             bar.update(len(pixels))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -91,14 +92,25 @@ def prefetched(images: PreparedImages, batches: list[slice]) -> Iterator[Tensor]
 
 
 def _check_head(model: Model, pixels: Tensor, logits: Tensor) -> None:
+    """Raises StoreError where the logits of a batch are not those that the network gives to its first images alone."""
     expected = model(pixels).float()
-    error = float((logits - expected).abs().max())
     scale = float(expected.abs().max())
-    if not error <= 1e-4 * max(scale, 1.0):
+    if _furthest(logits, expected) <= 1e-4 * max(scale, 1.0):
+        return
+    if _furthest(model.outputs(pixels)["logits"].float().cpu(), expected) <= 1e-4 * max(scale, 1.0):
         raise StoreError(
-            f"model {model.id}: features @ weight.T + bias differs from its logits by {error:.3g} "
-            f"(the largest logit is {scale:.3g}); its head is more than one linear layer"
+            f"model {model.id}: its output for an image depends on the other images of its batch: remove what is "
+            "computed over the batch"
         )
+    raise StoreError(
+        f"model {model.id}: features @ weight.T + bias differs from its logits by {_furthest(logits, expected):.3g} "
+        f"(the largest logit is {scale:.3g}); its head is more than one linear layer"
+    )
+
+
+def _furthest(one: Tensor, other: Tensor) -> float:
+    """The largest difference; infinite where one is NaN."""
+    return float((one - other).abs().nan_to_num(nan=torch.inf).max())
 
 
 def _check_finite(model: Model, image_set: ImageSet, start: int, outputs: dict[str, Tensor]) -> None:

@@ -11,9 +11,11 @@ from benchmark import records
 from benchmark.errors import UserError
 from benchmark.images.image_set import ImageSet
 from benchmark.metrics import accuracy
+from benchmark.models.class_order import order_of_outputs
 from benchmark.models.devices import device_name
 from benchmark.models.model import Model
 from benchmark.records import Estimate
+from benchmark.running.class_doubt import doubt_of_order
 from benchmark.running.forward import BATCH_ROWS, forward_ms_per_image
 from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.once import Once
@@ -28,6 +30,7 @@ class LoadedModel:
 
     suite: the suite with its image sets.
     model: the model.
+    classes: the class that each of its outputs stands for.
     test_set: the ID test images.
     test: the outputs on them.
     shifted_sets: the shifted ID images that somebody has fetched.
@@ -38,6 +41,8 @@ class LoadedModel:
         self.suite, self.model = suite, model
         self._outputs = Once()
         self._correct = Once()
+        # Of precomputed outputs and of networks without names, the order is that of the set.
+        self.classes = order_of_outputs(model.id, model.label_names, *suite.classes, model.classes)
         self.test_set = suite.image_set(suite.suite.entry.in_distribution.test)
         self.test = self.outputs(self.test_set)
         self.shifted_sets = suite.shifted_sets()
@@ -67,7 +72,7 @@ class LoadedModel:
         if set_id is None:
             return None
         image_set = self.suite.image_set(set_id)
-        outputs, labels = self.outputs(image_set), self.suite.id_labels(image_set)
+        outputs, labels = self.outputs(image_set), self.suite.id_labels(image_set, self.classes)
         if labels is image_set.labels:
             return outputs
         return replace(outputs, labels=None if labels is None else torch.from_numpy(labels))
@@ -83,10 +88,18 @@ class LoadedModel:
         """
         return self._correct(image_set.id, lambda: self._find_correct(image_set))
 
+    def network_correct(self, image_set: ImageSet) -> np.ndarray | None:
+        """The same of the network that detects. None where that is the one that classifies, too."""
+        if not self.model.classified_by_base:
+            return None
+        return self._correct_of(self.outputs(image_set), image_set, self.classes)
+
     def _find_correct(self, image_set: ImageSet) -> np.ndarray | None:
         if not self.model.classified_by_base:
-            return self._correct_of(self.outputs(image_set), image_set)
-        return self._correct_of(self.suite.store.outputs(self._base, image_set), image_set)
+            return self._correct_of(self.outputs(image_set), image_set, self.classes)
+        base = self._base
+        classes = order_of_outputs(base.id, base.label_names, *self.suite.classes, base.classes)
+        return self._correct_of(self.suite.store.outputs(base, image_set), image_set, classes)
 
     @cached_property
     def _base(self) -> Model:
@@ -118,19 +131,29 @@ class LoadedModel:
             group=model.entry.group,
             seed=model.entry.seed,
             classified_by_base=model.classified_by_base,
-            network_accuracy=_accuracy(self._correct_of(self.test, self.test_set)),
+            network_accuracy=_accuracy(self._correct_of(self.test, self.test_set, self.classes)),
             shifted_accuracy={set_id: estimate for set_id, estimate in shifted.items() if estimate},
+            remarks=self._remarks,
             **_how_made(model),
         )
 
-    def _correct_of(self, outputs: Outputs, image_set: ImageSet) -> np.ndarray | None:
+    def _correct_of(self, outputs: Outputs, image_set: ImageSet, classes: tuple[str, ...]) -> np.ndarray | None:
         """Whether some outputs are right about each in-distribution image (N,); None where they have no labels."""
-        labels = self.suite.id_labels(image_set)
-        if labels is None:
-            return None
-        batches = outputs.only({"logits"}).batches(4096)
-        predicted = torch.cat([batch.logits.argmax(dim=1) for batch in batches])  # type: ignore[union-attr]
-        return predicted.numpy() == labels
+        labels = self.suite.id_labels(image_set, classes)
+        return None if labels is None else _predicted(outputs) == labels
+
+    @property
+    def _remarks(self) -> list[str]:
+        """What a reader should know of the model's figures."""
+        labels = self.suite.id_labels(self.test_set, self.classes)
+        doubt = None if labels is None else doubt_of_order(labels, _predicted(self.test), self.classes)
+        return [*filter(None, [doubt]), *self.suite.shared_images]
+
+
+def _predicted(outputs: Outputs) -> np.ndarray:
+    """The class of the largest logit of each image, (N,)."""
+    batches = outputs.only({"logits"}).batches(4096)
+    return torch.cat([batch.logits.argmax(dim=1) for batch in batches]).numpy()  # type: ignore[union-attr]
 
 
 def _accuracy(correct: np.ndarray | None) -> Estimate | None:

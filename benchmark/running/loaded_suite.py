@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext, suppress
 from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -16,6 +17,11 @@ from benchmark.running.once import Once
 from benchmark.running.store import Store
 from benchmark.suites.suite import Suite
 
+# The share of a split that may also be in another one. Public sets have equal images in train and test (one of the
+# 10,000 test images of CIFAR-100 is among the first 10,000 training images), and a share of s moves FPR@95 and AUROC by
+# about s at most. More than that is no accident.
+MOST_SHARED = 0.01
+
 
 class LoadedSuite:
     """A suite with its image sets, each loaded once, and its models, loaded where they are asked for.
@@ -28,7 +34,7 @@ class LoadedSuite:
     def __init__(self, suite: Suite, store: Store, device: torch.device) -> None:
         self.suite, self.store, self.device = suite, store, device
         self._image_sets = Once()
-        self._found_ood, self._found_untuned = Once(), Once()
+        self._found_ood, self._found_untuned, self._found_apart = Once(), Once(), Once()
 
     def image_set(self, set_id: str) -> ImageSet:
         """An image set. Raises ImageSetError where it is missing or damaged."""
@@ -44,8 +50,8 @@ class LoadedSuite:
         return found
 
     @cached_property
-    def _classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The classes that networks tell apart, in their order, and a word for each."""
+    def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The classes of the in-distribution images in the order of the set, and a word for each."""
         splits = self.suite.entry.in_distribution
         set_id = splits.train or splits.test
         try:
@@ -58,7 +64,12 @@ class LoadedSuite:
 
     def load_model(self, model_id: str) -> Model:
         """A model for the suite's classes, without its outputs."""
-        return load_model(model_id, self.suite.known_models, self.device, self._classes[1])
+        return load_model(model_id, self.suite.known_models, self.device, self.classes[1], self._image_size)
+
+    def _image_size(self) -> tuple[int, int]:
+        """Height and width of the first ID test image."""
+        width, height = self.image_set(self.suite.entry.in_distribution.test)[0].size
+        return height, width
 
     def base_of(self, model: Model) -> Model:
         """The base of a variant, for what is asked of it beside the variant."""
@@ -72,12 +83,13 @@ class LoadedSuite:
                 found.append(self.image_set(set_id))
         return found
 
-    def id_labels(self, image_set: ImageSet) -> np.ndarray | None:
-        """The labels of in-distribution images (N,), as the network counts them; None where there are none.
+    def id_labels(self, image_set: ImageSet, classes: tuple[str, ...]) -> np.ndarray | None:
+        """The labels of in-distribution images (N,), as a network counts them; None where there are none.
 
         A shifted set may hold some of the classes only, in another order.
+
+        classes: the class that each output of the network stands for.
         """
-        classes, _ = self._classes
         if image_set.labels is None or image_set.classes == classes:
             return image_set.labels
         if not classes:
@@ -88,6 +100,33 @@ class LoadedSuite:
                 f"such as {unknown[0]!r}; a shifted set shows ID classes: leave the others out of `classes`"
             )
         return np.array([classes.index(name) for name in image_set.classes])[image_set.labels]
+
+    def check_splits(self) -> None:
+        """Raises ImageSetError where one in-distribution split holds more than a few images of another."""
+        self._found_apart("splits", self._find_shared)
+
+    @property
+    def shared_images(self) -> tuple[str, ...]:
+        """What splits have in common, where that is so little that it moves no figure much: a sentence each."""
+        return tuple(self._found_apart("splits", self._find_shared))
+
+    def _find_shared(self) -> list[str]:
+        found = []
+        for (role, split), (other_role, other) in combinations(self.splits, 2):
+            shared = sorted(split.image_sha256s.keys() & other.image_sha256s.keys())
+            if not shared:
+                continue
+            told = (
+                f"{len(shared)} of the {len(split)} {role} images ({split.id}) are also among the {other_role} images "
+                f"({other.id}), such as {split.image_sha256s[shared[0]]} ({other.image_sha256s[shared[0]]} there)"
+            )
+            if len(shared) > MOST_SHARED * min(len(split), len(other)):
+                raise ImageSetError(
+                    f"{told}: a detector that has learned from an image is not tested by it; remove them from one of "
+                    "the two, or name other images"
+                )
+            found.append(told)
+        return found
 
     def check_is_ood(self, image_set: ImageSet) -> None:
         """Raises ImageSetError where a set holds files of an in-distribution split too. Each set is looked at once."""

@@ -107,6 +107,7 @@ class Session:
         for role, split in suite.splits:
             self._describe(draft, "set", split.id, partial(set_record, split, role))
         if case.role != "unit-test":
+            suite.check_splits()
             suite.check_is_ood(image_set)
         model.outputs(image_set)
         self._describe(draft, "set", image_set.id, partial(set_record, image_set, case.role))

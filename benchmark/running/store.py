@@ -1,7 +1,10 @@
 """The store: one forward pass per (model, image set), kept as checksummed shards and read back memory-mapped.
 
     STORE/<key>/about.json                        what the key stands for, for a reader
+    STORE/<key>/trial.json                        what the network made of a few fixed images when it was stored
     STORE/<key>/00000.<sha256 of the file>.safetensors    the outputs on up to SHARD_ROWS images
+
+Code that changes, such as another version of a library, gives another trial: then the outputs are computed again.
 
 The key is a hash of the network's weights, its preprocessing, the images, how they are decoded, and the dtype. A shard
 gets its name by one atomic rename after it is on the disk, and the name carries its checksum: a killed run leaves
@@ -14,7 +17,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from benchmark.images.image_set import ImageSet
 from benchmark.models.devices import device_name
 from benchmark.models.model import Model
 from benchmark.models.prepared_images import PreparedImages
+from benchmark.models.trial import same_outcome
 from benchmark.running.forward import BATCH_ROWS, StoreError, _slices, forward, forward_ms_per_image
 from detectors import Outputs
 
@@ -42,6 +46,10 @@ LAYOUT = 1  # of a shard; a change makes every key new
 
 class DamagedShardWarning(UserWarning):
     """A shard whose content is not what its name says. It is computed again."""
+
+
+class OtherCodeWarning(UserWarning):
+    """Outputs that other code made. They are computed again."""
 
 
 class Shards:
@@ -84,6 +92,7 @@ class Store:
         Raises StoreError when the folder cannot be written, or when the model gives NaN or infinite values.
         """
         folder = self.folder / self.key(model, image_set)
+        _forget_other_code(folder, model)
         shards = [
             self._shard(folder, number, rows, model, image_set)
             for number, rows in enumerate(_slices(len(image_set), SHARD_ROWS))
@@ -146,6 +155,7 @@ class Store:
                 with _writing(folder):
                     about = {"model": model.id, "image_set": image_set.id, **self.about(model, image_set)}
                     write_atomically(folder / "about.json", json.dumps(about, indent=1).encode())
+                    write_atomically(folder / "trial.json", json.dumps(model.trial).encode())
                 computed = forward(model, image_set, rows)
                 with _writing(folder):
                     _write_shard(folder, number, computed)
@@ -153,6 +163,42 @@ class Store:
         if shard is None:
             raise StoreError(f"{folder}: shard {number} cannot be read back after it was written; check the disk")
         return shard
+
+
+def _forget_other_code(folder: Path, model: Model) -> None:
+    """Removes outputs that other code made: what the network makes of the trial images is not what it made then.
+
+    Outputs without a trial are older than trials, and are trusted once.
+    """
+    file = folder / "trial.json"
+    if not folder.is_dir():
+        return
+    stored = _read_trial(file)
+    if stored is None:
+        with suppress(OSError):  # a folder that cannot be written can still be read
+            write_atomically(file, json.dumps(model.trial).encode())
+    if stored is None or same_outcome(model.trial, stored):
+        return
+    with _writing(folder), FileLock(folder / "trial.lock"):
+        if same_outcome(model.trial, _read_trial(file) or model.trial):  # another process was faster
+            return
+        warnings.warn(
+            f"model {model.id} gives other outputs than when {folder} was stored: its code, or a library that it uses, "
+            "has changed; they are computed again",
+            OtherCodeWarning,
+            stacklevel=2,
+        )
+        for path in folder.glob("*.safetensors"):
+            path.unlink(missing_ok=True)
+        write_atomically(file, json.dumps(model.trial).encode())
+
+
+def _read_trial(file: Path) -> list[float] | None:
+    """What came out of the trial when the outputs were stored. None where nobody wrote it."""
+    try:
+        return [float(value) for value in json.loads(file.read_bytes())]
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
 
 
 def _read_times(file: Path) -> dict[str, float]:

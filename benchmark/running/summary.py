@@ -103,9 +103,17 @@ def _attention(cases: Sequence[Case]) -> Iterator[list[Piece]]:
 CHANCE_MARGIN = 0.1  # of the way from chance to a perfect accuracy
 
 
-def near_chance(models: Iterable[ModelRecord]) -> Iterator[str]:
-    """A warning for each model that classifies ID images hardly better than chance."""
+def remarks_on(models: Iterable[ModelRecord]) -> Iterator[str]:
+    """What a reader should know of the figures of each model, a sentence each."""
     for model in models:
+        yield from (f"WARNING: {model.id}: {remark}" for remark in model.remarks)
+
+
+def near_chance(models: Iterable[ModelRecord]) -> Iterator[str]:
+    """A warning for each model that classifies ID images hardly better than chance, of which nothing else is said."""
+    for model in models:
+        if model.remarks:
+            continue
         accuracy, chance = model.id_accuracy, 1 / model.classes
         if accuracy and accuracy.value <= chance + CHANCE_MARGIN * (1 - chance):
             yield (

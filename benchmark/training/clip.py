@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmark.files import write_atomically
 from benchmark.images.image_set import ImageSet, load_image_set
+from benchmark.models.checksums import with_checksums
 from benchmark.models.zero_shot import CONFIG, WEIGHTS, CutTokenizer
 from benchmark.training.augmentation import PREPROCESSING, augment_affine
 from benchmark.training.from_scratch import Trained, progress_beside
@@ -154,8 +155,9 @@ def save(network: nn.Module, tokenizer: CutTokenizer, folder: Path) -> None:
     """Writes a folder in open_clip's local-dir format, with the `vocabulary` of benchmark/models/zero_shot.py."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": _architecture(tokenizer), "preprocess_cfg": PREPROCESS, "vocabulary": tokenizer.kept}
-    write_atomically(folder / WEIGHTS, to_safetensors(network.state_dict()))
-    write_atomically(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+    with with_checksums(folder):
+        write_atomically(folder / WEIGHTS, to_safetensors(network.state_dict()))
+        write_atomically(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
 
 @torch.inference_mode()

@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from benchmark.files import scratch_beside
 from benchmark.images.image_set import ImageSet, load_image_set
+from benchmark.models.checksums import with_checksums
 from benchmark.training.augmentation import PREPROCESSING, augment_affine
 from benchmark.training.optimisation import MOST_EPOCHS, Progress, Schedule, optimise
 from benchmark.training.sharpness_aware import Perturbation, SharpnessAware
@@ -256,7 +257,7 @@ def save(network: nn.Module, recipe: Recipe, classes: Sequence[str], folder: Pat
     kept = copy.deepcopy(network).half() if recipe.half else network
     folder.mkdir(parents=True, exist_ok=True)
     files = ("model.safetensors", "config.json")
-    with scratch_beside(folder / "part", *files) as part:
+    with with_checksums(folder), scratch_beside(folder / "part", *files) as part:
         save_for_hf(
             kept,
             part,

@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from benchmark.errors import UserError
 from benchmark.images.image_set import load_image_set
+from benchmark.models.class_order import check_order
 from benchmark.models.entries import is_vision_language
 from benchmark.models.loading import load_model
 from benchmark.suites.suite import Suite
@@ -450,6 +451,7 @@ def training_images(
         )
     image_set = load_image_set(suite.train, suite.image_sets)
     model = load_model(model_id, known, device, image_set.class_names)
+    check_order(model.id, model.label_names, image_set.classes, image_set.class_names, model.classes)
     train = TrainingSet(model, image_set)
     if train.labels is None:
         raise UserError(f"image set {image_set.id} has no classes; allowed: images with labels")

@@ -57,4 +57,4 @@ class GivenSuite(LoadedSuite):
             return super().load_model(model_id)
         network, transform = self._network.network, self._network.transform
         entry = self.suite.known_models[model_id]
-        return given_classifier(model_id, entry, network, transform, self.device, self._classes[1])
+        return given_classifier(model_id, entry, network, transform, self.device, self.classes[1], self._image_size)

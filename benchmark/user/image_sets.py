@@ -72,7 +72,13 @@ class NamedSet:
         return self.path is None and self.given is None
 
     def with_classes(self, classes: tuple[str, ...]) -> "NamedSet":
-        return self if self.has_entry else replace(self, entry=self.entry.model_copy(update={"classes": classes}))
+        """The set with the classes of all, of which the test and the val images may lack some."""
+        if self.has_entry:
+            return self
+        folders = self.path is not None and not _shards(self.path)  # an empty folder of a class is a mistake
+        may_lack = self.role in ("test", "val") and not (folders and {*_class_names(self)} == {*classes})
+        changes = {"classes": classes, "may_lack_classes": may_lack}
+        return replace(self, entry=self.entry.model_copy(update=changes))
 
     def load(self, known: dict[str, ImageSetEntry]) -> ImageSet:
         """Its images; known: the entries of image_sets.toml."""
@@ -160,6 +166,9 @@ def _label_values(path: Path, column: str) -> tuple[list[str], bool]:
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     if names := features.get(column, {}).get("names"):
         return names, True
+    one_class = "each image needs one class, as a text or a number"
+    if pa.types.is_nested(schema.field(column).type):
+        raise UserError(f"{path}: column {column} holds {schema.field(column).type}: {one_class}")
     values = {
         value
         for shard in _shards(path)
@@ -171,9 +180,15 @@ def _label_values(path: Path, column: str) -> tuple[list[str], bool]:
         raise UserError(
             f"{path}: column {column}: {largest} is no index of a class; there may be {MOST_CLASSES} classes"
         )
-    if all(isinstance(value, int) for value in values):
+    if all(isinstance(value, int) for value in values):  # of truth values, too: they are the classes 0 and 1
         return [str(index) for index in range(max(values) + 1)], True
-    return _sort_names(map(str, values)), False
+    if all(isinstance(value, str) for value in values):
+        return _sort_names(values), False
+    try:
+        return list(map(str, sorted(values))), False  # numbers and dates in their own order, not in that of their texts
+    except TypeError:
+        kinds = " and ".join(sorted({type(value).__name__ for value in values}))
+        raise UserError(f"{path}: column {column}: its classes are {kinds}: {one_class}") from None
 
 
 def _sort_names(names: Iterable[str]) -> list[str]:
@@ -268,7 +283,7 @@ def hold_out(
         for others in (False, True)
     )
     val = replace(test, id=f"{test.id}-val", entry=first)
-    held_out = count * len(images.classes)
+    held_out = count * len({*images.labels.tolist()} if images.labels is not None else ())
     told = (
         f"Without {words.val}, the first {count} images of each class of {test.id}, {held_out} in all, are held out "
         f"as val; the other {len(images) - held_out} are the test images."

@@ -197,13 +197,7 @@ class OutputsStore(Store):
         rows = self.rows_of.rows[image_set.id]
         for name, values in (("features", rows.features), ("logits", rows.logits)):
             for start in range(0, len(values), BATCH_ROWS):
-                finite = torch.isfinite(values[start : start + BATCH_ROWS]).all(dim=1)
-                if not finite.all():
-                    row = start + int((~finite).nonzero()[0])
-                    raise PrecomputedError(
-                        f"{self.rows_of.files[image_set.id]}: the {name} of row {row} are NaN or infinite; leave the "
-                        "row out, or compute it again"
-                    )
+                _check_finite(self.rows_of.files[image_set.id], name, values[start : start + BATCH_ROWS], start)
         return Outputs(features=rows.features, logits=rows.logits, labels=rows.labels)
 
     def forward_ms_per_image(self, model: Model, outputs: Outputs) -> None:
@@ -381,12 +375,24 @@ def _rows(set_id: str, file: Path | str, found: dict[str, Any], head: Head) -> R
     return Rows(features, logits, labels, names)
 
 
+def _check_finite(file: Path | str, name: str, values: Tensor, first: int) -> None:
+    """Raises PrecomputedError where one of some rows is NaN or infinite. `first`: the number of the first of them."""
+    finite = torch.isfinite(values).all(dim=1)
+    if not finite.all():
+        row = first + int((~finite).nonzero()[0])
+        raise PrecomputedError(
+            f"{file}: the {name} of row {row} are NaN or infinite; leave the row out, or compute it again"
+        )
+
+
 def _check_head(file: Path | str, features: Tensor, logits: Tensor, head: Head) -> None:
     """Raises PrecomputedError where the head does not explain the logits of a sample of rows."""
     step = -(-len(features) // CHECKED_ROWS)
-    given = logits[::step].double()
-    explained = features[::step].double() @ head.weight.T + head.bias
-    error, scale = (given - explained).abs().nan_to_num(0.0), float(given.abs().nan_to_num(0.0).max())
+    sample, given = features[::step].double(), logits[::step].double()
+    # A row that is not finite says nothing of the head. It is an error of its set when its outputs are asked for.
+    finite = torch.isfinite(sample).all(dim=1) & torch.isfinite(given).all(dim=1)
+    sample, given = sample.where(finite[:, None], 0.0), given.where(finite[:, None], head.bias)
+    error, scale = (given - sample @ head.weight.T - head.bias).abs(), float(given.abs().max())
     if float(error.max()) > HEAD_TOLERANCE * max(scale, 1.0):
         row = step * int(error.amax(dim=1).argmax())
         raise PrecomputedError(

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from benchmark.errors import UserError
 from benchmark.images.image_set import ImageSet, load_image_set
+from benchmark.models.class_order import check_order
 from benchmark.models.edits import Edit
 from benchmark.models.entries import base_of
 from benchmark.models.loading import load_model
@@ -33,6 +34,7 @@ def make_edit(model_id: str, suite: Suite, device: torch.device, progress_file: 
     train = load_image_set(suite.train, suite.image_sets)
     entries = suite.known_models
     base = load_model(base_of(model_id, entries), entries, device, train.class_names)
+    check_order(base.id, base.label_names, train.classes, train.class_names, base.classes)
     sets = {"train": train, "outliers": _outliers(suite) if method.uses_outliers else None}
     data = TrainingData(**{role: TrainingSet(base, images) for role, images in sets.items() if images})
     key = {
