@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from benchmark.api.loading import scores_in
 from benchmark.entries import read_entries
 from benchmark.errors import UserError
 from benchmark.gate import ABOUT, TENSORS, Gate, _digest
@@ -45,6 +44,7 @@ from benchmark.results import ResultsFolder
 from benchmark.run_records import read_folder
 from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.store import DamagedShardWarning, Store, _read_times
+from benchmark.scores import read_case_scores
 from benchmark.suites.loading import load_suite
 from benchmark.suites.published import read_published
 from benchmark.user.image_sets import named_set
@@ -443,12 +443,18 @@ def test_pages_of_records(
     assert leaderboard(["build", "--results", str(folder / "results"), "--output", str(folder / "site")]) in (0, 1, 2)
 
 
+def _replaced(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
+
+
 CHANGED_SCORES: dict[str, Callable[[pa.Table], pa.Table]] = {
-    "renamed": lambda table: table.rename_columns(["set", "picture", "score"]),
-    "texts": lambda table: table.set_column(2, "score", pa.array(["x"] * len(table))),
-    "nulls": lambda table: table.set_column(2, "score", pa.array([None] * len(table), pa.float64())),
+    "renamed": lambda table: table.rename_columns(
+        ["picture" if name == "image" else name for name in table.column_names]
+    ),
+    "texts": lambda table: _replaced(table, "score", pa.array(["x"] * len(table))),
+    "nulls": lambda table: _replaced(table, "score", pa.array([None] * len(table), pa.float64())),
     "none": lambda table: table.slice(0, 0),
-    "nested": lambda table: table.set_column(1, "image", pa.array([[1]] * len(table))),
+    "nested": lambda table: _replaced(table, "image", pa.array([[1]] * len(table))),
 }
 
 
@@ -468,8 +474,8 @@ def test_scores(results: Path, change: Change, columns: str) -> None:
         else:
             file.write_bytes(change(before))
         with told_in_one_line():
-            scores_in(ResultsFolder(results), case)
-        comparisons = Comparisons("digits-test")
+            read_case_scores(ResultsFolder(results), case)
+        comparisons = Comparisons()
         found = next(suite for suite in read_results(results).suites if suite.id == "digits").results.values()
         of = [[result for result in found if result.case.detector == detector] for detector in ("msp", "knn")]
         comparisons.difference(*of)
