@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from benchmark.errors import Remedy, UserError
 from benchmark.files import remove_litter, replacing
+from benchmark.memory import too_large
 from benchmark.records import Record, read_records
 
 
@@ -134,7 +135,14 @@ class ResultsFolder:
 
     def scores(self, run: RunId, path: str) -> pa.Table | None:
         file = self.scores_file(run, path)
-        return pq.ParquetFile(file).read() if file.exists() else None
+        if not file.exists():
+            return None
+        table = pq.ParquetFile(file)
+        about = table.metadata
+        declared = max(about.num_rows, sum(about.row_group(at).total_byte_size for at in range(about.num_row_groups)))
+        if problem := too_large(declared):
+            raise pa.ArrowInvalid(f"its rows take {problem}: it is damaged")
+        return table.read()
 
     def close(self) -> None:
         """Everything is in the folder already."""

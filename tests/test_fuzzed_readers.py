@@ -826,6 +826,125 @@ def test_gates(place: Path, gate: Path, change: Any, of_tensors: bool) -> None:
         Gate.load(folder, device="cpu")(Image.new("RGB", (32, 32)))
 
 
+# --- What was found once. ---
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ('[[model.x]]\ntitle = "t"\n', r"x: a table is expected, not \[\{'title': 't'\}\]"),
+        (
+            "deep = " + "[" * 5000 + "]" * 5000,
+            "not valid TOML: its tables or lists stand too deep inside of each other",
+        ),
+        ("many = " + "9" * 5000, "not valid TOML: Exceeds the limit"),
+    ],
+)
+def test_a_suite_file_with_a_slip_is_named(user_world: Path, more: str, says: str) -> None:
+    file = user_world / "colours.toml"
+    file.write_text(more + "\n" + file.read_text() if "=" in more.split("\n")[0] else file.read_text() + more)
+    with pytest.raises(UserError, match=rf"{file}: {says}"):
+        load_suite(str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xff\xfe\x00", "it is no text in UTF-8: .*; save it as such"),
+        (BASELINES.encode().replace(b"run r", b"x" * 140_000, 1), "not readable as CSV: field larger than field limit"),
+        (b"\0" * 99, r":1: .*columns are|line contains NUL"),
+        (BASELINES.encode().replace(b"run r", b"\xff", 1), "it is no text in UTF-8"),
+    ],
+)
+def test_a_table_of_baselines_or_published_figures_that_is_none_is_named(
+    tmp_path: Path, content: bytes, says: str
+) -> None:
+    file = tmp_path / "x.csv"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"x\.csv.*({says})"):
+        read_baselines(file, ["net/msp/greys"])
+    with pytest.raises(UserError, match=r"x\.csv:1: the columns are|it is no text in UTF-8|NUL"):
+        read_published([file], ["net"], ["msp"], ["greys"])
+
+
+def test_baselines_that_a_spreadsheet_saved_with_its_mark_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + BASELINES.encode())
+    assert len(read_baselines(file, [f"net/{d}/{s}" for d in ("msp", "knn") for s in ("greys", "noise")])) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("interpolation", "junk", "images cannot be prepared as it says: .*junk"),
+        ("input_size", [3, 10**9, 10**9], r"its input_size is \(3, 1000000000, 1000000000\), not \[3, HEIGHT, WIDTH\]"),
+        ("std", [0.5, 0.0, 0.5], "images cannot be prepared as it says"),
+        ("mean", ["a", "b", "c"], "images cannot be prepared as it says"),
+    ],
+)
+def test_a_checkpoint_with_a_preprocessing_that_cannot_be_done_is_named(
+    net: Path, world: Path, name: str, value: Any, says: str
+) -> None:
+    config = json.loads((world / "net" / "config.json").read_text())
+    config["pretrained_cfg"][name] = value
+    (net / "config.json").write_text(json.dumps(config))
+    shutil.copyfile(world / "net" / "model.safetensors", net / "model.safetensors")
+    with pytest.raises(UserError, match=rf"model net: local-dir:.*{says}"):
+        _load_net(net)
+
+
+@pytest.mark.parametrize(
+    "tensors", [{"other": torch.zeros(20, 3)}, {"features": torch.zeros(20, 1), "logits": torch.zeros(20, 3)}]
+)
+def test_a_shard_of_other_tensors_is_computed_again_with_a_warning(
+    place: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    import hashlib
+
+    from safetensors.torch import save
+
+    loaded = LoadedSuite(load_suite(str(place / "colours.toml")), Store(place / "other-store"), CPU)
+    model, images = loaded.load_model("net"), loaded.image_set("greys")
+    folder = place / "other-store" / loaded.store.key(model, images)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = save(tensors)
+    wrong = folder / f"00000.{hashlib.sha256(content).hexdigest()}.safetensors"
+    wrong.write_bytes(content)
+    with pytest.warns(DamagedShardWarning, match="is damaged; it is removed and computed again"):
+        found = loaded.store.outputs(model, images)
+    assert found.features.shape == (20, model.feature_dimensions)
+    assert not wrong.exists()
+    shutil.rmtree(folder)
+
+
+def test_a_class_index_of_4e18_does_not_work_for_ever(tmp_path: Path) -> None:
+    pq.write_table(_CHANGED_IMAGES["large labels"](_table()), tmp_path / "x.parquet")
+    with pytest.raises(
+        UserError, match=r"column label: 4611686018427387904 is no index of a class; there may be 1000000"
+    ):
+        named_set("test", str(tmp_path / "x.parquet"), {}, tmp_path)
+
+
+def test_scores_that_declare_more_than_the_memory_are_refused(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmark import memory
+
+    case = next(record for record in read_records(results / "digits" / "run-1.jsonl") if isinstance(record, Case))
+    assert read_case_scores(ResultsFolder(results), case)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 100)
+    with pytest.raises(UserError, match=r"its rows take .*, and this machine has 100 bytes of memory: it is damaged"):
+        read_case_scores(ResultsFolder(results), case)
+
+
+def test_safetensors_that_declare_300_gb_are_refused(place: Path, outputs: Path) -> None:
+    folder = place / "declaring"
+    shutil.copytree(outputs, folder)
+    about = {"weight": {"dtype": "F64", "shape": [37_500_000_000], "data_offsets": [0, 300_000_000_000]}}
+    header = json.dumps(about).encode()
+    (folder / "head.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 80)
+    with pytest.raises(UserError, match=r"head\.safetensors: cannot read it: .*header"):
+        suite_of_outputs(None, str(folder))
+
+
 # --- The checks themselves. ---
 
 
