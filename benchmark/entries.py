@@ -118,7 +118,9 @@ def read_toml(file: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises ValueError that names the file where it is no TOML."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{file}: not valid TOML: its tables or lists stand too deep inside of each other") from None
+    except ValueError as error:  # of the parser, of the codec, and of a number with more digits than Python reads
         raise UserError(f"{file}: not valid TOML: {error}") from None
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from benchmark.errors import UserError
+from benchmark.public import public, public_message, public_values
 
 SCHEMA: Literal[3] = 3
 
@@ -24,6 +25,10 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+# Records are for everybody: a place of a user in one of these is shortened, in records of earlier versions too.
+Text = Annotated[str, AfterValidator(public)]
+Message = Annotated[str, AfterValidator(public_message)]
+Values = Annotated[dict[str, Any], AfterValidator(public_values)]
 OODRole = Literal["near", "far", "cleaned", "contaminated"]
 OOD_ROLES: tuple[OODRole, ...] = ("near", "far", "cleaned", "contaminated")
 Role = OODRole | Literal["unit-test"]
@@ -136,8 +141,8 @@ class Limit(_Value):
     goal: Fraction
     fpr_at_95: Fraction
     forward_ratio: Seconds | None
-    source: str
-    known_failure: str | None = None
+    source: Text
+    known_failure: Text | None = None
 
 
 class PublishedValue(_Value):
@@ -154,8 +159,8 @@ class PublishedValue(_Value):
 
     fpr_at_95: Fraction
     tolerance: Fraction
-    source: str
-    note: str | None = None
+    source: Text
+    note: Text | None = None
     difference: float | None
     status: Literal["reproduced", "differs", "not run"]
 
@@ -172,8 +177,8 @@ class Tuned(_Value):
     """
 
     ood: Id
-    options: dict[str, Any]
-    tried: list[dict[str, Any]]
+    options: Values
+    tried: list[Values]
 
 
 ScoresPath = Annotated[
@@ -220,7 +225,7 @@ class Run(_Record):
     suite_title: the suite's name in words.
     suite_about: what the suite says of itself.
     started: when the run began, as an ISO 8601 date with time, to the millisecond. Of two runs of a suite the one that
-        started later counts.
+        started later counts. One that started in the future counts as the oldest.
     command: the command line.
     package_version: the version of this package that ran. Null where that is not known: the package was neither
         installed nor run from its source tree, or the record is older than schema 2.
@@ -236,11 +241,11 @@ class Run(_Record):
     """
 
     kind: Literal["run"] = "run"
-    suite_option: str
-    suite_title: str = ""
-    suite_about: str = ""
+    suite_option: Text
+    suite_title: Text = ""
+    suite_about: Text = ""
     started: str
-    command: str
+    command: Message
     package_version: str | None
     git_commit: str | None
     git_dirty: bool | None
@@ -249,7 +254,7 @@ class Run(_Record):
     packages: dict[str, str]
     python: str
     platform: str
-    device: str
+    device: Text
 
 
 class ModelRecord(_Record):
@@ -284,13 +289,13 @@ class ModelRecord(_Record):
 
     kind: Literal["model"] = "model"
     id: Id
-    title: str
-    source: str
-    architecture: str
-    family: str
-    pretraining: str
+    title: Text
+    source: Text
+    architecture: Text
+    family: Text
+    pretraining: Text
     weights_sha256: Sha256
-    preprocessing: dict[str, Any]
+    preprocessing: Values
     parameters: Count
     feature_dimensions: Count
     classes: Count
@@ -299,15 +304,15 @@ class ModelRecord(_Record):
     forward_ms_per_image: Seconds | None
     device: str
     base: Id | None = None
-    method: str | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
-    trace: list[dict[str, Any]] = Field(default_factory=list)
+    method: Text | None = None
+    settings: Values = Field(default_factory=dict)
+    trace: list[Values] = Field(default_factory=list)
     group: Id | None = None
     seed: Count | None = None
     classified_by_base: bool = False
     network_accuracy: Estimate | None = None
     shifted_accuracy: dict[str, Estimate] = Field(default_factory=dict)
-    remarks: list[str] = Field(default_factory=list)
+    remarks: list[Text] = Field(default_factory=list)
 
 
 class DetectorRecord(_Record):
@@ -331,17 +336,17 @@ class DetectorRecord(_Record):
 
     kind: Literal["detector"] = "detector"
     id: Id
-    summary: str
+    summary: Text
     formula: str
     paper: str
     needs: list[str]
-    options: dict[str, str]
-    defaults: dict[str, Any]
-    deviations: list[str]
-    verified: list[str] = []
+    options: dict[str, Text]
+    defaults: Values
+    deviations: list[Text]
+    verified: list[Text] = []
     invariances: dict[str, bool] = Field(default_factory=dict)
     invariances_declared: bool = False
-    options_used: dict[str, Any]
+    options_used: Values
     source_sha256: Sha256
 
 
@@ -368,19 +373,19 @@ class SetRecord(_Record):
     kind: Literal["set"] = "set"
     id: Id
     role: SetRole
-    title: str
+    title: Text
     images: Count
     classes: list[str]
     content_sha256: Sha256
     coding: str
-    licence: str
-    source: str
-    list_id: str | None = None
+    licence: Text
+    source: Text
+    list_id: Text | None = None
     redistributable: bool | None = None
-    contamination: list[dict[str, Any]] = Field(default_factory=list)
+    contamination: list[Values] = Field(default_factory=list)
     class_groups: dict[str, list[str]] = Field(default_factory=dict)
-    decoding: dict[str, Any] = Field(default_factory=dict)
-    remarks: list[str] = Field(default_factory=list)
+    decoding: Values = Field(default_factory=dict)
+    remarks: list[Text] = Field(default_factory=list)
 
 
 class Case(_Record):
@@ -411,7 +416,7 @@ class Case(_Record):
     role: Role
     status: Status
     expected: bool
-    reason: str | None
+    reason: Message | None
     metrics: Metrics | None
     timing: Timing | None
     limit: Limit | None
@@ -420,7 +425,7 @@ class Case(_Record):
     full_spectrum: Metrics | None = None
     shifted_accepted: dict[str, Estimate] = Field(default_factory=dict)
     tuned: Tuned | None = None
-    warnings: list[str] = Field(default_factory=list)
+    warnings: list[Text] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _measured(self) -> Self:

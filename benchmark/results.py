@@ -9,7 +9,6 @@ tests/test_results.py, which holds each of them to the same contract.
 This module needs neither torch nor timm.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark.errors import Remedy, UserError
+from benchmark.files import remove_litter, replacing
+from benchmark.memory import too_large
 from benchmark.records import Record, read_records
 
 
@@ -94,6 +95,10 @@ class ResultsFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def remove_litter(self) -> None:
+        """Removes what killed runs left beside the scores, where it is old."""
+        remove_litter(self.folder, "*/*/**/.writing-*", "*/*/**/*.writing")  # the latter of earlier versions
+
     def file(self, run: RunId) -> Path:
         """The file of a run's records."""
         return self.folder / run.suite / f"{run.run}.jsonl"
@@ -113,13 +118,11 @@ class ResultsFolder:
 
     def write_scores(self, run: RunId, path: str, scores: pa.Table) -> None:
         file = self.scores_file(run, path)
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.writing")  # two workers may score the ID images
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(scores, temporary, **scores_options(scores.column_names))
-            temporary.replace(file)
+            with replacing(file) as temporary:  # of its own, since two workers may score the ID images
+                pq.write_table(scores, temporary, **scores_options(scores.column_names))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(
                 f"cannot write the scores {file}: {error.strerror or error}; free some space", Remedy("set", "results")
             ) from error
@@ -132,7 +135,14 @@ class ResultsFolder:
 
     def scores(self, run: RunId, path: str) -> pa.Table | None:
         file = self.scores_file(run, path)
-        return pq.ParquetFile(file).read() if file.exists() else None
+        if not file.exists():
+            return None
+        table = pq.ParquetFile(file)
+        about = table.metadata
+        declared = max(about.num_rows, sum(about.row_group(at).total_byte_size for at in range(about.num_row_groups)))
+        if problem := too_large(declared):
+            raise pa.ArrowInvalid(f"its rows take {problem}: it is damaged")
+        return table.read()
 
     def close(self) -> None:
         """Everything is in the folder already."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,8 @@ from benchmark.records import (
 from benchmark.results import ResultsFolder, RunId
 
 CaseKey = tuple[str, str, str]
+# A clock may be a time zone off. A run that started later than this after now has a wrong date.
+AHEAD = timedelta(days=1)
 _Key = TypeVar("_Key")
 _Part = TypeVar("_Part")
 
@@ -67,7 +69,7 @@ class Newest:
 class RecordedRuns:
     """All runs of a results folder.
 
-    runs: newest first, by their start and then by their id.
+    runs: newest first, by their start and then by their id. Runs that started in the future come last.
     damage: files that could not be read, and why.
     notes: what else was left out. Both name files and lines.
     """
@@ -83,25 +85,44 @@ class RecordedRuns:
         return {suite: newest([records for records in self.runs if records.run.suite == suite]) for suite in ids}
 
 
-def read_folder(folder: Path) -> RecordedRuns:
-    """The runs of a results folder. A file that cannot be read is left out."""
+def read_folder(folder: Path, *, suite: str | None = None, now: datetime | None = None) -> RecordedRuns:
+    """The runs of a results folder. A file that cannot be read is left out.
+
+    A run that started in the future counts as the oldest, so that it hides no other. A note says so.
+
+    folder: the folder.
+    suite: the suite whose runs are read. None: all.
+    now: the present time, with its time zone. None: that of the clock.
+    """
+    latest = (now or datetime.now(UTC)) + AHEAD
     results = ResultsFolder(folder)
     runs: list[RunRecords] = []
     damage: list[str] = []
     notes: list[str] = []
     for run in results.runs():
+        if suite not in (None, run.suite):
+            continue
         path = results.file(run)
         name = path.relative_to(folder).as_posix()
         try:
-            runs += read_runs(results, run)
+            found = read_runs(results, run)
+            runs += found
+            notes += [f"{name}: {_told_ahead(records)}" for records in found if records.started > latest]
             if not path.read_bytes().endswith(b"\n"):
                 notes.append(f"{name}: its last line was cut off by a kill and is left out")
         except OSError as error:
             damage.append(f"{name}: {error.strerror}")
         except RecordError as error:
             damage.append(str(error).replace(str(path), name))
-    runs.sort(key=lambda records: (records.started, records.run.run), reverse=True)
+    runs.sort(key=lambda records: (records.started <= latest, records.started, records.run.run), reverse=True)
     return RecordedRuns(runs, damage, notes)
+
+
+def _told_ahead(records: RunRecords) -> str:
+    return (
+        f"run {records.run.run} started at {records.run.started}, which is in the future: it counts as the oldest run; "
+        "correct `started` in its first line"
+    )
 
 
 def newest(newest_first: Sequence[RunRecords]) -> Newest:

@@ -31,6 +31,7 @@ import pyarrow.compute
 
 from benchmark.errors import UserError
 from benchmark.metrics import accepted, accuracy, measure
+from benchmark.public import public_ids
 from benchmark.records import SCHEMA, Case, Estimate, Metrics, ScoresFile
 from benchmark.results import Backend, RunId, scores_path
 
@@ -82,13 +83,13 @@ def scores_table(
     """The table of some scores.
 
     of: which scores these are.
-    images: the ids of the images, N of them.
+    images: the ids of the images, N of them. Of ids that are absolute paths, the common folder is left out.
     scores: (N,) float64.
     labels: the index of each image's class, (N,) integers. None for a set without classes.
     correct: whether the network that classifies is right about each, (N,) booleans. None where that is not known.
     network_correct: the same of the network that detects. None where it is the network that classifies, too.
     """
-    columns = [[of.set] * len(images), images, labels, scores, correct, network_correct]
+    columns = [[of.set] * len(images), public_ids(images), labels, scores, correct, network_correct]
     arrays = [
         pa.nulls(len(images), kind.type) if values is None else pa.array(values, kind.type)
         for values, kind in zip(columns, SCORES, strict=True)

@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args
 from urllib.parse import quote
 
@@ -15,6 +14,7 @@ from markupsafe import Markup, escape
 from pydantic import TypeAdapter
 
 from benchmark.errors import UserError
+from benchmark.files import exchange, is_held, scratch_beside, scratches_of
 from benchmark.metrics import Difference
 from benchmark.records import Estimate, Limit, Metrics, ModelRecord, Record, ScoresFile, Timing
 from leaderboard import plots, view
@@ -24,6 +24,9 @@ from leaderboard.trace import read_trace, setting_texts
 
 _HERE = Path(__file__).parent
 _DOWNLOADS = ("records.csv", "records.json", "schema.json")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+# In the folder of a build: the new site, the old one while they change places, and the old one while it is removed.
+_PARTS = _NEW, _OLD, _REPLACED = ("new", "old", "replaced")
 _ENDS = {"": "value", "_low": "low", "_high": "high"}
 
 
@@ -35,25 +38,47 @@ def build_site(results: Results, output: Path) -> list[str]:
     """Writes a site, and returns notes on what it could not show.
 
     results: the newest results of each suite.
-    output: the folder of the site. An older site in it is replaced when the new one is complete.
+    output: the folder of the site. An older site in it is replaced when the new one is complete. Whenever this process
+        is killed, the old site or the new one is in its place; at the latest, the next build puts it there.
 
     Raises OutputError where the folder holds anything else, and OSError where it cannot be written.
     """
     _check_replaceable(output)
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
+    _bring_back(output)
+    with scratch_beside(output, *_PARTS) as scratch:
+        new = scratch / _NEW
         notes = _write_site(results, new)
-        if output.exists():
-            output.rename(old)
-        try:
-            new.rename(output)
-        except BaseException:
-            if old.exists():
-                old.rename(output)
-            raise
+        _put_in_place(new, output)
     return notes
+
+
+def _put_in_place(new: Path, output: Path) -> None:
+    """Gives a complete site its place. Where the system can, both change places in one step."""
+    if not output.exists():
+        new.rename(output)
+        return
+    if exchange(new, output):
+        return
+    old = new.with_name(_OLD)
+    output.rename(old)  # from here to the next rename there is no site; see _bring_back
+    try:
+        new.rename(output)
+    except BaseException:
+        old.rename(output)
+        raise
+    old.rename(new.with_name(_REPLACED))  # before its pages are removed one by one
+
+
+def _bring_back(output: Path) -> None:
+    """Gives a site its place again that a killed build had moved away."""
+    if output.exists():
+        return
+    for scratch in scratches_of(output, *_PARTS):
+        if (scratch / _OLD).is_dir() and not is_held(scratch):
+            (scratch / _OLD).rename(output)
+            return
 
 
 def _check_replaceable(output: Path) -> None:
@@ -175,7 +200,12 @@ def _write_downloads(results: Results, folder: Path) -> None:
     with (folder / "records.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
-        table.writerows(rows)
+        table.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
+
+
+def _harmless(value: Any) -> Any:
+    """A value of a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 def _csv_row(result: Result, model: ModelRecord | None) -> dict[str, Any]:

@@ -43,12 +43,14 @@ class Server:
     url: its address.
     files: the files that it serves, by path.
     requests: the path and the range of each request.
+    authorizations: the path and the header Authorization of each request.
     repositories: the data sets of its Hub, by OWNER/NAME.
     """
 
     url: str
     files: dict[str, Served] = field(default_factory=dict)
     requests: list[tuple[str, str | None]] = field(default_factory=list)
+    authorizations: list[tuple[str, str | None]] = field(default_factory=list)
     repositories: dict[str, "Repository"] = field(default_factory=dict)
 
 
@@ -96,7 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def do_GET(self) -> None:
-        self.server_state.requests.append((unquote(urlsplit(self.path).path), self.headers["Range"]))
+        path = unquote(urlsplit(self.path).path)
+        self.server_state.requests.append((path, self.headers["Range"]))
+        self.server_state.authorizations.append((path, self.headers["Authorization"]))
         self._answer(with_body=True)
 
     def _answer(self, with_body: bool) -> None:

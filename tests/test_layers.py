@@ -17,6 +17,7 @@ ALLOWED = {
     "leaderboard": {
         "leaderboard",
         "benchmark.errors",
+        "benchmark.files",
         "benchmark.records",
         "benchmark.results",
         "benchmark.run_records",
@@ -35,6 +36,10 @@ WINGS = (
     "packages",
     "errors",
     "files",
+    "public",
+    "memory",
+    "arrays",
+    "tables",
     "entries",
     "records",
     "results",

@@ -1,6 +1,9 @@
 """Precomputed outputs: a folder of tensors gives the scores that its tensors give, and mistakes in it are named."""
 
+import io
 import re
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.lib import format as npy
 from safetensors.torch import load_file, save_file
 
+from benchmark import memory
 from benchmark.records import Case, read_records
 from benchmark.running.evaluation import Evaluation
 from benchmark.user.outputs import LoadedOutputs, OutputsFolder, PrecomputedError, _rows, suite_of_outputs
@@ -269,3 +274,56 @@ def test_a_mistake_in_the_folder_is_a_usage_error(run: Run) -> None:
     result = run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "there is neither head.safetensors nor head.npz" in result.stderr.str()
+
+
+# --- Files that declare more than they hold. ---
+
+
+def _npz(file: Path, shape: tuple[int, ...], content: bytes, method: int = zipfile.ZIP_STORED) -> Path:
+    """An .npz file whose array `weight` declares a shape of float64, over some content."""
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("weight.npy", header.getvalue() + content)
+    return file
+
+
+def test_an_npz_that_declares_more_than_it_holds_is_refused_before_memory_is_taken(folder: Path) -> None:
+    (folder / "head.safetensors").unlink()
+    file = _npz(folder / "head.npz", (300 * 10**9 // 8,), b"\0" * 80)
+    tracemalloc.start()
+    with pytest.raises(PrecomputedError) as refused:
+        OutputsFolder(folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert str(refused.value) == (f"{file}: cannot read it: weight declares 300.0 GB and holds 80 bytes: it is damaged")
+    assert peak < 50e6
+
+
+def test_an_npz_that_is_larger_than_the_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file may hold much: zeros are compressed a thousand times."""
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 10**6)
+    (folder / "head.safetensors").unlink()
+    file = _npz(folder / "head.npz", (250_000,), b"\0" * 2_000_000, zipfile.ZIP_DEFLATED)
+    assert file.stat().st_size < 10_000
+    with pytest.raises(PrecomputedError, match=r"its arrays take 2.0 MB, and this machine has 1.0 MB of memory; take"):
+        OutputsFolder(folder)
+
+
+@pytest.mark.parametrize(
+    ("shape", "content"), [((2**62, 8), b""), ((-1,), b"\0" * 8), ((3,), b"\0" * 80), ((2**31, 2**31, 2**31), b"x")]
+)
+def test_an_npz_with_another_size_than_its_shape_is_refused(
+    folder: Path, shape: tuple[int, ...], content: bytes
+) -> None:
+    (folder / "head.safetensors").unlink()
+    _npz(folder / "head.npz", shape, content)
+    with pytest.raises(PrecomputedError, match=r"head\.npz: cannot read it: .* (holds|has the shape)"):
+        OutputsFolder(folder)
+
+
+@pytest.mark.parametrize("ids", [torch.tensor(3), torch.zeros(12, 2).int()])
+def test_ids_of_a_file_without_an_axis_of_rows_are_refused(folder: Path, ids: torch.Tensor) -> None:
+    change(folder, "val", _with(ids=ids))
+    with pytest.raises(PrecomputedError, match=r"ids must be \(12,\), one for each row, not torch.int"):
+        OutputsFolder(folder)

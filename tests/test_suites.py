@@ -1,12 +1,16 @@
+import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from benchmark.errors import UserError
 from benchmark.images import entries as image_sets
 from benchmark.images.readers import read_list
 from benchmark.suites.loading import load_suite, suite_names
+from benchmark.training.optimisation import Schedule
 from detectors import available, describe
-from unit_tests_ood import names
+from unit_tests_ood import generate, names
 
 
 def test_every_shipped_suite_loads_and_has_cases() -> None:
@@ -98,3 +102,34 @@ def test_a_mistake_in_a_suite_is_named_with_its_file(user_world: Path, old: str,
     with pytest.raises(ValueError, match=says) as error:
         load_suite(str(file))
     assert "colours.toml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "place", "bound"),
+    [
+        ("images = 12", "images = 1000000000000", "unit_tests.images", "100000"),
+        ("images = 12", f"images = {10**400}", "unit_tests.images", "100000"),
+        ("size = [32, 32]", "size = [32, 5000]", "unit_tests.size.1", "4096"),
+        ('recipe = "', 'preprocessing = {input_size = [3, 99999, 8], mean = [0, 0, 0], std = [1, 1, 1]}\nrecipe = "',
+         "net.preprocessing.input_size.1", "4096"),
+    ],
+)  # fmt: skip
+def test_a_number_that_would_work_for_ever_is_refused_with_its_bound(
+    user_world: Path, before: str, after: str, place: str, bound: str
+) -> None:
+    file = user_world / "colours.toml"
+    file.write_text(file.read_text().replace(before, after, 1))
+    with pytest.raises(UserError, match=re.escape(f"{file}: {place}: Input should be less than or equal to {bound}")):
+        load_suite(str(file))
+
+
+def test_a_training_without_end_is_refused_with_its_bound() -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 100000"):
+        Schedule(epochs=10**12, learning_rate=0.1)
+
+
+def test_images_that_do_not_fit_into_memory_are_refused_before_they_are_made() -> None:
+    with pytest.raises(ValueError, match=r"count: 1000000000000 images of 224 x 224 pixels take 150\.5 PB, and this"):
+        generate("black", count=10**12)
+    with pytest.raises(ValueError, match="take more than 1,000 PB"):
+        generate("black", count=10**30, size=(10**300, 2))

@@ -4,13 +4,13 @@ import errno
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from benchmark.files import scratch_beside
 from unit_tests_ood import generate, names
 
 JPEG = {"format": "JPEG", "quality": 95, "subsampling": "4:2:0"}
@@ -46,11 +46,11 @@ def write_sets(
     with tqdm(total=count * len(folders), unit="image", disable=None) as progress:
         for folder in folders:
             progress.set_description(folder.name)
-            with TemporaryDirectory(prefix=f".{folder.name}-", dir=directory) as part:
-                _write_images(generate(folder.name, count, size), Path(part, folder.name), progress)
+            with scratch_beside(folder, folder.name) as part:
+                _write_images(generate(folder.name, count, size), part / folder.name, progress)
                 if folder.exists():
                     folder.rmdir()
-                Path(part, folder.name).rename(folder)
+                (part / folder.name).rename(folder)
     return folders
 
 

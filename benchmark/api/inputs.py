@@ -22,7 +22,7 @@ from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.store import Store
 from benchmark.user.given_images import given_set
 from benchmark.user.given_suite import GivenNetwork, GivenSuite
-from benchmark.user.ids import Words, id_of, split_name
+from benchmark.user.ids import Words, id_of, id_of_place, split_name
 from benchmark.user.image_sets import NamedSet, named_set
 from benchmark.user.image_suites import NamedImages, suite_name, suite_of_images
 from benchmark.user.models import named_model
@@ -154,7 +154,7 @@ class Inputs:
         sets = {"in_distribution": self.in_distribution, "train": self.train, "val": self.val, "ood": self.ood}
         if given := [argument for argument, value in sets.items() if value is not None]:
             raise UserError(f"{given[0]}: the folder {place} holds the outputs of all sets: leave {given[0]} out")
-        model = self.name or id_of(name or Path(place).resolve().name)
+        model = self.name or (id_of(name) if name else id_of_place(Path(place).expanduser()))
         return self._of_rows(OutputsFolder(Path(place), ARGUMENTS), model, f"outputs in {place}")
 
     def _of_rows(self, outputs: GivenOutputs | OutputsFolder, model: str, source: str) -> LoadedSuite:

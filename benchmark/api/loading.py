@@ -21,7 +21,8 @@ def load_results(results: str | Path, *, suite: str | None = None) -> Evaluation
         hf://datasets/ORG/NAME, perhaps with @REVISION: results on the Hub, which are brought here once.
     suite: the suite to load; all of them by default.
 
-    Of each case the newest run counts in which it was not skipped, as on the leaderboard. A file that cannot be read is
+    Of each case the newest run counts in which it was not skipped, as on the leaderboard. A run that is dated in the
+    future counts as the oldest, with a warning. A file that cannot be read is
     left out with a warning. Raises UserError, in one line, for a folder that is not there, that holds no results, or
     that is one level off.
     """

@@ -1,5 +1,6 @@
 """`published`: what papers report of a suite, beside what was measured."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -30,5 +31,8 @@ def published(
     from benchmark.limits.comparison_table import compare_with_records, table  # here, as the next: they load torch
     from benchmark.suites.loading import load_suite
 
-    for line in table(compare_with_records(load_suite(suite), results)):
+    compared, notes = compare_with_records(load_suite(suite), results)
+    for line in table(compared):
         print(line)
+    for note in notes:
+        print(note, file=sys.stderr)

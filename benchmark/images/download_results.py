@@ -40,4 +40,8 @@ def explain_status(status: int) -> str:
         return f"HTTP {status}: not everyone may download it; open it in a browser to see what its owner asks for"
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
         return f"HTTP {status}: it is not there; find out where its owner has moved it, and correct the source"
+    if 300 <= status < 400:
+        return (
+            f"HTTP {status}: it leads in a circle, or to no web address; find out where it is, and correct the source"
+        )
     return f"HTTP {status}: the server has a problem; {TRY_AGAIN}, later"

@@ -9,13 +9,15 @@ The target appears only when it is complete and verified. An interrupted downloa
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
+from benchmark.files import STALE_S, remove, remove_litter
 from benchmark.images.archives import ArchiveError, extract_folder
 from benchmark.images.download_results import Download, DownloadError
 from benchmark.images.hub_downloads import common_folder, download_from_hub
@@ -46,6 +48,7 @@ def fetch(
         raise DownloadError(f"{target} lies outside of {data_dir}, where nothing is put; name a place below it")
     downloads = data_dir / ".downloads"
     downloads.mkdir(parents=True, exist_ok=True)
+    _remove_litter(target, data_dir)
     with _hold_lock(downloads, str(target.relative_to(data_dir)), report):
         if is_there(target):  # since another process may have fetched it while this one waited
             return fetched(target, data_dir)
@@ -63,9 +66,7 @@ def fetch(
 @contextmanager
 def _hold_lock(downloads: Path, what: str, report: Callable[[str], None]) -> Iterator[None]:
     """Keeps other processes from fetching the same thing at the same time. `what`: a name of that thing."""
-    folder = downloads / "locks"
-    folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock")
+    lock = _lock_of(downloads, what)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -77,6 +78,31 @@ def _hold_lock(downloads: Path, what: str, report: Callable[[str], None]) -> Ite
         lock.release()
 
 
+def _lock_of(downloads: Path, what: str) -> FileLock:
+    folder = downloads / "locks"
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock")
+
+
+def _remove_litter(target: Path, data_dir: Path) -> None:
+    """Removes what killed fetches left, where it is old and nobody fetches it now. What can be continued stays.
+
+    That is what was built beside a target, and the origins of targets that did not get to their place.
+    """
+    remove_litter(data_dir, *(f"{folder}/**/.writing-*" for folder in (".fetched", ".downloads", ".hashes")))
+    origins = data_dir / ".fetched"
+    unfinished = {new: new.with_name(new.name[1:].removesuffix(".new")) for new in target.parent.glob(".*.new")}
+    for origin in origins.glob("**/*.json"):
+        place = data_dir / origin.relative_to(origins).as_posix().removesuffix(".json")
+        if not os.path.lexists(place):
+            unfinished[origin] = place
+    for path, place in unfinished.items():
+        with suppress(OSError, Timeout):  # another process may remove it, too
+            if time.time() - path.lstat().st_mtime > STALE_S:
+                with _lock_of(data_dir / ".downloads", str(place.relative_to(data_dir))).acquire(blocking=False):
+                    remove(path)
+
+
 def _fetch_from(source: Source, target: Path, data_dir: Path, report: Callable[[str], None]) -> Fetched:
     """Fetches a target from one source. It is built beside its place, and moved there when its origin is written."""
     if isinstance(source, ManualSource):
@@ -85,7 +111,7 @@ def _fetch_from(source: Source, target: Path, data_dir: Path, report: Callable[[
     new = target.with_name(f".{target.name}.new")
     with _hold_lock(downloads, source.download_key, report):
         if isinstance(source, UrlSource):
-            name, download = source.url, download_from_url(source, downloads)
+            name, download = str(source), download_from_url(source, downloads)
         else:
             name, download = source.hub, download_from_hub(source, downloads)
         origin = Fetched(
@@ -95,13 +121,13 @@ def _fetch_from(source: Source, target: Path, data_dir: Path, report: Callable[[
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_path(new)
+        remove(new)
         try:
             archives = _build_target(source, download, target, new)
             write_fetched(origin, target, data_dir)
             os.replace(new, target)
         finally:
-            _remove_path(new)
+            remove(new)
         if not archives:
             for file in download.files.values():
                 file.unlink()
@@ -142,10 +168,3 @@ def _extract_archive(archive: Path, inside: str, new: Path) -> None:
             raise DownloadError(f"{error} (the archive is kept as {archive})") from None
         archive.unlink()
         raise DownloadError(f"{error}, and was deleted; run the same command to download it again") from None
-
-
-def _remove_path(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

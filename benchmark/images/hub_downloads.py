@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from benchmark.files import write_atomically
 from benchmark.images.download_results import TRY_AGAIN, Download, DownloadError, explain_status, file_digest
 from benchmark.images.sources import HubSource
+from benchmark.public import public_message
 
 # Errors of the disk, which a user mends in another way than errors of the network.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
@@ -101,4 +102,6 @@ def _explain_error(error: Exception, source: HubSource) -> str:
         return f"there is no such data set, or it is private; look at {page}, and `hf auth login` if it is yours"
     if status:
         return explain_status(status)
-    return f"cannot reach it ({str(error).partition(chr(10))[0] or type(error).__name__}); {TRY_AGAIN}"
+    # A transport names the address, to which a server may have added a signature.
+    first_line = public_message(str(error).partition("\n")[0])
+    return f"cannot reach it ({first_line or type(error).__name__}); {TRY_AGAIN}"

@@ -1,10 +1,12 @@
 """Origins: where a file or folder below the data folder came from. `.fetched` holds one JSON file for each."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from benchmark.files import write_atomically
+from benchmark.public import public
 
 
 class Fetched(BaseModel):
@@ -19,7 +21,7 @@ class Fetched(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str
+    source: Annotated[str, AfterValidator(public)]
     revision: str | None = None
     checksums: dict[str, str]
     date: str

@@ -110,7 +110,10 @@ def read_list(file: Path) -> list[tuple[str, str | None]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no list of paths: {error}") from None
     if file.suffix.lower() == ".csv":
-        rows = [row for row in csv.reader(lines[1:]) if row]
+        try:
+            rows = [row for row in csv.reader(lines[1:]) if row]
+        except csv.Error as error:
+            raise UserError(f"{file} is no list of paths: {error}") from None
         pairs = [(row[0], row[1] if len(row) > 1 else None) for row in rows]
     else:
         for line in filter(None, map(str.strip, lines)):

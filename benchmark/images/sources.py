@@ -6,6 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from benchmark.public import public_url
+
 
 def _check_below(path: str) -> str:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
@@ -48,7 +50,7 @@ class HubSource(_Source):
 class UrlSource(_Source):
     """A file or an archive at a URL.
 
-    url: where it is.
+    url: where it is. It may have a user with a password, or a token. No message and no file of ours repeats these.
     md5: its MD5, 32 hexadecimal digits.
     sha256: its SHA-256, 64 hexadecimal digits. At most one of the two checksums is given.
     inside: of an archive (zip, or tar and its compressed forms), the folder or the file in it that is taken. Empty:
@@ -67,7 +69,7 @@ class UrlSource(_Source):
         return self
 
     def __str__(self) -> str:
-        return self.url
+        return public_url(self.url)
 
     @property
     def download_key(self) -> str:

@@ -1,5 +1,6 @@
 """Downloads from a URL. An interrupted download continues where it stopped; a complete one is verified."""
 
+import base64
 import json
 import os
 import urllib.error
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from benchmark.files import write_atomically
 from benchmark.images.download_results import TRY_AGAIN, Download, DownloadError, explain_status, file_digest
 from benchmark.images.sources import UrlSource
+from benchmark.public import public_message
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30
@@ -52,7 +54,7 @@ def _download_rest(source: UrlSource, partial: Path) -> None:
             return
         except _CutError as cut:
             if _size_bytes(partial) <= furthest:
-                host = urllib.parse.urlsplit(source.url).netloc
+                host = urllib.parse.urlsplit(str(source)).netloc
                 raise DownloadError(f"cannot reach {host}, or it closed the connection ({cut}); {TRY_AGAIN}") from None
             furthest = _size_bytes(partial)
 
@@ -76,11 +78,11 @@ def _request_rest(source: UrlSource, partial: Path) -> None:
     except (OSError, ValueError):
         begun = {}
     identified = begun.get("etag") or begun.get("last_modified") or source.md5 or source.sha256
-    start = _size_bytes(partial) if begun.get("url") == source.url and identified else 0
+    start = _size_bytes(partial) if begun.get("url") == str(source) and identified else 0
     if start and start == begun.get("size"):
         return
     with _open_url(source.url, start) as response:
-        version = _version_of(source.url, response, start)
+        version = _version_of(str(source), response, start)
         if response.status == HTTPStatus.OK:
             start = 0
         elif start and version != begun:
@@ -95,15 +97,47 @@ def _request_rest(source: UrlSource, partial: Path) -> None:
 
 def _open_url(url: str, start: int) -> Any:
     """The response to a request for a file, from the byte `start` on. Raises DownloadError or _CutError."""
-    headers = {"User-Agent": "ood-benchmark"} | ({"Range": f"bytes={start}-"} if start else {})
+    request = _request(url)
+    request.add_header("User-Agent", "ood-benchmark")
+    if start:
+        request.add_header("Range", f"bytes={start}-")
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
+        return _OPENER.open(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if start and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return error
         raise DownloadError(explain_status(error.code)) from None
     except (OSError, HTTPException) as error:
-        raise _CutError(getattr(error, "reason", error)) from None
+        raise _CutError(public_message(str(getattr(error, "reason", error)))) from None
+
+
+def _request(url: str) -> urllib.request.Request:
+    """A request for a URL. A user and a password in it go to its own server alone, and not to where that sends us."""
+    place = urllib.parse.urlsplit(url)
+    user, at, host = place.netloc.rpartition("@")
+    request = urllib.request.Request(urllib.parse.urlunsplit(place._replace(netloc=host)) if at else url)
+    if at:
+        named = base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
+        request.add_unredirected_header("Authorization", f"Basic {named}")
+    return request
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect to https, and from http to http. Raises DownloadError for any other."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        before, after = req.type, urllib.parse.urlsplit(newurl).scheme.lower()
+        if after not in ("https", before):
+            raise DownloadError(
+                f"the server sends us from {before} on to {after}, where others may read and change the file; find "
+                "an https address of the file, and correct the source"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
 
 
 def _version_of(url: str, response: Any, start: int) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Baselines: what was recorded of a suite's cases, in a CSV file."""
 
 import csv
+import io
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.errors import UserError
+from benchmark.files import held, write_atomically
+from benchmark.tables import read_csv
 from detectors import did_you_mean
 
 COLUMNS = ("model", "detector", "set", "fpr_at_95", "forward_ratio", "source", "date")
@@ -39,42 +42,50 @@ def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Basel
         return {}
     known = set(cases)
     baselines: dict[str, Baseline] = {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        table = csv.DictReader(lines)
-        if tuple(table.fieldnames or ()) != COLUMNS:
+    for place, row in read_csv(file, COLUMNS, "delete it and record anew"):
+        case = f"{row['model']}/{row['detector']}/{row['set']}"
+        if case not in known:
             raise UserError(
-                f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; delete it and record anew"
+                f"{place}: the suite has no case {case!r}{did_you_mean(case, known)}; remove the line, or correct it"
             )
-        for row in table:
-            place = f"{file}:{table.line_num}"
-            if None in row.values() or None in row:
-                raise UserError(f"{place}: {len(COLUMNS)} fields are needed: {', '.join(COLUMNS)}")
-            case = f"{row['model']}/{row['detector']}/{row['set']}"
-            if case not in known:
-                raise UserError(
-                    f"{place}: the suite has no case {case!r}{did_you_mean(case, known)}; "
-                    "remove the line, or correct it"
-                )
-            if case in baselines:
-                raise UserError(f"{place}: {case} has a line above already; keep one of the two")
-            try:
-                fpr, ratio = float(row["fpr_at_95"]), float(row["forward_ratio"])
-            except (TypeError, ValueError):
-                raise UserError(f"{place}: fpr_at_95 and forward_ratio of {case} must be numbers") from None
-            if not (0 <= fpr <= 1 and 0 <= ratio < float("inf")):
-                raise UserError(f"{place}: fpr_at_95 of {case} must lie in 0..1 and forward_ratio be positive")
-            baselines[case] = Baseline(fpr, ratio, row["source"], row["date"])
+        if case in baselines:
+            raise UserError(f"{place}: {case} has a line above already; keep one of the two")
+        try:
+            fpr, ratio = float(row["fpr_at_95"]), float(row["forward_ratio"])
+        except ValueError:
+            raise UserError(f"{place}: fpr_at_95 and forward_ratio of {case} must be numbers") from None
+        if not (0 <= fpr <= 1 and 0 <= ratio < float("inf")):
+            raise UserError(f"{place}: fpr_at_95 of {case} must lie in 0..1 and forward_ratio be positive")
+        baselines[case] = Baseline(fpr, ratio, row["source"], row["date"])
     return baselines
 
 
 def write_baselines(file: Path, baselines: Mapping[str, Baseline]) -> None:
-    """Writes all baselines of a suite, sorted by case. A reader sees the old file or the whole new one."""
+    """Writes all baselines of a suite, sorted by case. A reader sees the old file or the whole new one.
+
+    file: the CSV file.
+    baselines: the baselines by case.
+    """
+    lines = io.StringIO(newline="")
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for case, baseline in sorted(baselines.items()):
+        numbers = (f"{baseline.fpr_at_95:.6g}", f"{baseline.forward_ratio:.3g}")
+        table.writerow([*case.split("/"), *numbers, baseline.source, baseline.date])
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.writing")
-    with temporary.open("w", newline="", encoding="utf-8") as lines:
-        table = csv.writer(lines, lineterminator="\n")
-        table.writerow(COLUMNS)
-        for case, baseline in sorted(baselines.items()):
-            numbers = (f"{baseline.fpr_at_95:.6g}", f"{baseline.forward_ratio:.3g}")
-            table.writerow([*case.split("/"), *numbers, baseline.source, baseline.date])
-    temporary.replace(file)
+    write_atomically(file, lines.getvalue().encode())
+
+
+def update_baselines(file: Path, cases: Collection[str], measured: Mapping[str, Baseline]) -> None:
+    """Writes what a run measured into the baselines of a suite, beside what it did not run.
+
+    Of several runs at once, each waits for the one before, and keeps what that wrote.
+
+    file: the CSV file.
+    cases: the cases that the suite has.
+    measured: the baselines by case.
+    Raises what `read_baselines` raises, and OSError where the file cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with held(file.parent):
+        write_baselines(file, {**read_baselines(file, cases), **measured})

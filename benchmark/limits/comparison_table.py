@@ -5,28 +5,26 @@ from pathlib import Path
 
 from benchmark.errors import UserError
 from benchmark.limits.comparisons import Comparison, comparisons, counts, in_words
-from benchmark.records import Case, read_records
+from benchmark.records import RecordError
+from benchmark.run_records import read_folder
 from benchmark.suites.suite import Suite
 
 
-def compare_with_records(suite: Suite, results: Path) -> list[Comparison]:
-    """Every published figure of a suite beside what the runs in a folder of results measured.
+def compare_with_records(suite: Suite, results: Path) -> tuple[list[Comparison], list[str]]:
+    """Every published figure of a suite beside what the runs in a folder of results measured, and notes on the runs.
 
-    Raises ValueError where the suite has none.
+    Raises ValueError where the suite has none, and where a record is damaged.
     """
     if not suite.entry.published:
         raise UserError(f"{suite.entry.file}: published: the suite names no file of published figures")
-    compared = comparisons(suite, newest_cases(results / suite.id))
+    found = read_folder(results, suite=suite.id)
+    if found.damage:
+        raise RecordError(f"{results}/{found.damage[0]}")
+    runs = [run for run in found.runs if run.run.suite == suite.id]
+    compared = comparisons(suite, [case for run in reversed(runs) for case in run.cases.values()])
     if not compared:
         raise UserError(f"{suite.entry.file}: published: none of the figures there is of a case of this suite")
-    return compared
-
-
-def newest_cases(folder: Path) -> Iterator[Case]:
-    """The cases of all runs of a suite that were not skipped, the oldest run first."""
-    for file in sorted(folder.glob("*.jsonl")):
-        cases = (record for record in read_records(file) if isinstance(record, Case))
-        yield from (case for case in cases if case.status != "skipped")
+    return compared, [f"{results}/{note}" for note in found.notes]
 
 
 def table(compared: Sequence[Comparison]) -> Iterator[str]:

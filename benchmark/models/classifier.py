@@ -14,7 +14,7 @@ from benchmark.models.checksums import check_checksums
 from benchmark.models.class_order import label_names_in, label_names_of
 from benchmark.models.entries import MODULE, MissingWeightsError, ModelEntry, ModelError
 from benchmark.models.model import Model
-from benchmark.models.preprocessing import Transform, timm_transform
+from benchmark.models.preprocessing import PreprocessingError, Transform, timm_transform
 from benchmark.models.state_dicts import StateDictError, load_state_dict
 from benchmark.models.trial import Size
 from benchmark.models.user_network import given_network, load_user_network
@@ -134,7 +134,10 @@ def load_classifier(
         network, transform, preprocessing = load_user_network(model_id, entry, classes, image_size)
     else:
         network = _timm_network(model_id, entry, classes)
-        transform, preprocessing = timm_transform(entry.preprocessing, network)
+        try:
+            transform, preprocessing = timm_transform(entry.preprocessing, network)
+        except PreprocessingError as error:
+            raise ModelError(f"model {model_id}: {entry.source} (named in {entry.file}): {error}") from None
     return _classifier(model_id, entry, network, transform, preprocessing, device)
 
 
@@ -172,7 +175,7 @@ def _classifier(
 
 def _folder_of(entry: ModelEntry) -> Path:
     """The folder of a checkpoint that lies on this machine."""
-    return (entry.file.parent / entry.source.partition(":")[2]).resolve()
+    return (entry.file.parent / Path(entry.source.partition(":")[2]).expanduser()).resolve()
 
 
 def _timm_network(model_id: str, entry: ModelEntry, classes: int) -> nn.Module:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from benchmark.entries import DATA_DIR, Entry
 from benchmark.errors import Remedy, UserError
@@ -15,12 +15,14 @@ BUILT_IN = Path(__file__).parent / "models.toml"
 OPEN_CLIP = "open-clip:"
 STATE_DICT = "state-dict:"
 MODULE = "module:"
+LONGEST_SIDE = 4096  # of what a network takes, in pixels
+Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
 
 
 class Preprocessing(BaseModel):
     """How images are prepared, in the words of timm.
 
-    input_size: channels, height and width, in pixels.
+    input_size: channels, height and width, in pixels. A side is at most LONGEST_SIDE.
     mean: is subtracted from each channel, for values from 0 to 1.
     std: divides each channel after that.
     crop_pct: the share of the resized image's side that the crop keeps, above 0 and up to 1.
@@ -30,7 +32,7 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    input_size: tuple[Literal[3], PositiveInt, PositiveInt]
+    input_size: tuple[Literal[3], Side, Side]
     mean: tuple[float, float, float]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     crop_pct: float = Field(default=1.0, gt=0, le=1)

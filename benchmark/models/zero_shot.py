@@ -369,7 +369,7 @@ def _load_checkpoint(model_id: str, entry: ModelEntry) -> tuple[Any, Callable[[l
     source = entry.source.removeprefix(OPEN_CLIP)
     kind, _, place = source.partition(":")
     if kind == "local-dir":
-        return _load_local_checkpoint(model_id, (entry.file.parent / place).resolve())
+        return _load_local_checkpoint(model_id, (entry.file.parent / Path(place).expanduser()).resolve())
     # Without require_pretrained, open_clip gives random weights and only logs that a checkpoint cannot be fetched.
     if kind == "hf-hub":
         return open_clip.create_model(source, require_pretrained=True), open_clip.get_tokenizer(source)

@@ -22,6 +22,7 @@ from benchmark.plugin.suite import (
     begin_run,
     check_options,
     load_suite_of,
+    remove_litter,
     results_of,
     run_of,
     suite_of,
@@ -42,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker is None:
         _check_timer(config)
         check_options(config)
+        remove_litter(config)
     else:
         share_processor(int(worker["workercount"]))
 

@@ -47,7 +47,7 @@ def run_of(config: pytest.Config) -> str:
 
 def folder_of(config: pytest.Config, option: str) -> Path:
     """A folder that an option names, from the folder that pytest was started in."""
-    return config.stash[_FOLDER] / str(config.getoption(option))
+    return config.stash[_FOLDER] / Path(str(config.getoption(option))).expanduser()
 
 
 def user_detectors(config: pytest.Config) -> tuple[str, ...]:
@@ -91,6 +91,12 @@ def device_of(config: pytest.Config) -> torch.device:
 def results_of(config: pytest.Config) -> ResultsFolder:
     """The folder of records and scores."""
     return ResultsFolder(folder_of(config, "--results"))
+
+
+def remove_litter(config: pytest.Config) -> None:
+    """Removes what killed runs left in the folders of results and of outputs, where it is old."""
+    results_of(config).remove_litter()
+    Store(folder_of(config, "--store")).remove_litter()
 
 
 def load_suite_of(config: pytest.Config) -> LoadedSuite:

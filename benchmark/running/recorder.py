@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmark.limits.baselines import Baseline, read_baselines, write_baselines
+from benchmark.limits.baselines import Baseline, update_baselines
 from benchmark.models.devices import device_name
 from benchmark.records import Case, ModelRecord, PublishedRecord, Record, Run, SetRecord
 from benchmark.results import Backend, RunId
@@ -117,4 +117,4 @@ class Recorder:
             for case in self.cases
             if case.metrics and case.timing and case.timing.forward_ratio is not None
         }
-        write_baselines(file, read_baselines(file, list(known)) | measured)
+        update_baselines(file, list(known), measured)

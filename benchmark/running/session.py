@@ -15,6 +15,7 @@ from typing import Any
 from benchmark.images.image_set import ImageSet
 from benchmark.limits.comparisons import compare
 from benchmark.limits.limits import TIME_FACTOR, TIME_FLOOR, Limits, Verdict, too_slow
+from benchmark.public import public_message
 from benchmark.records import Case, Record, Status, Timing
 from benchmark.results import Backend
 from benchmark.running.evaluation import Evaluation
@@ -52,7 +53,7 @@ class Draft:
         skipped: whether a case without a verdict was skipped. Else it is an error.
         """
         status: Status = "skipped" if skipped else "error"
-        verdict = self.verdict or Verdict(status, message.removeprefix(f"{self.case}: ")[:1000], None)
+        verdict = self.verdict or Verdict(status, public_message(message.removeprefix(f"{self.case}: "))[:1000], None)
         metrics = self.found.get("metrics")
         measured = metrics.fpr_at_95 if metrics else None
         case = Case(

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from benchmark.errors import Remedy
-from benchmark.files import write_atomically
+from benchmark.files import held, remove_litter, write_atomically
 from benchmark.images.image_set import ImageSet
 from benchmark.models.devices import device_name
 from benchmark.models.model import Model
@@ -82,6 +82,10 @@ class Store:
 
     folder: Path
 
+    def remove_litter(self) -> None:
+        """Removes what killed runs left, where it is old."""
+        remove_litter(self.folder, "*/.writing-*")
+
     def outputs(self, model: Model, image_set: ImageSet) -> Outputs:
         """The outputs of a model on an image set, with labels and images; computed where they are not there yet.
 
@@ -93,6 +97,8 @@ class Store:
             self._shard(folder, number, rows, model, image_set)
             for number, rows in enumerate(_slices(len(image_set), SHARD_ROWS))
         ]
+        if len({(name, value.shape[1:]) for shard in shards for name, value in shard.items()}) > len(shards[0]):
+            raise StoreError(f"{folder}: its shards hold tensors of other names or shapes; delete the folder")
         return Outputs(
             **{name: Shards([shard[name] for shard in shards]) for name in shards[0]},
             labels=None if image_set.labels is None else torch.from_numpy(image_set.labels),
@@ -131,18 +137,20 @@ class Store:
             times[device] = min(forward_ms_per_image(model, images), times.get(device, math.inf))
             with _writing(self.folder):
                 known.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(known, json.dumps(times, indent=1).encode())
+                with held(known.parent):  # another process may measure the same model on another device
+                    write_atomically(known, json.dumps(_read_times(known) | {device: times[device]}, indent=1).encode())
         return times[device]
 
     def _shard(self, folder: Path, number: int, rows: slice, model: Model, image_set: ImageSet) -> dict[str, Tensor]:
-        shard = _read_shard(folder, number)
+        expected = _expected(model, rows)
+        shard = _read_shard(folder, number, expected)
         if shard is not None:
             return shard
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / f"{number:05d}.lock").acquire()
         with lock:
-            shard = _read_shard(folder, number)
+            shard = _read_shard(folder, number, expected)
             if shard is None:
                 with _writing(folder):
                     about = {"model": model.id, "image_set": image_set.id, **self.about(model, image_set)}
@@ -151,7 +159,7 @@ class Store:
                 computed = forward(model, image_set, rows)
                 with _writing(folder):
                     _write_shard(folder, number, computed)
-                shard = _read_shard(folder, number)
+                shard = _read_shard(folder, number, expected)
         if shard is None:
             raise StoreError(f"{folder}: shard {number} cannot be read back after it was written; check the disk")
         return shard
@@ -202,13 +210,31 @@ def _read_times(file: Path) -> dict[str, float]:
         return {}
 
 
-def _read_shard(folder: Path, number: int) -> dict[str, Tensor] | None:
-    """The shard, memory-mapped, or None where there is none. A damaged one is removed, with a warning."""
+def _expected(model: Model, rows: slice) -> dict[str, tuple[int, int]]:
+    """The shape of each tensor of a shard, of those that every model has."""
+    count = rows.stop - rows.start
+    return {"features": (count, model.feature_dimensions), "logits": (count, model.classes)}
+
+
+def _fits(tensors: dict[str, Tensor], expected: dict[str, tuple[int, int]]) -> bool:
+    """Whether a shard holds what a model makes: the tensors that are expected, and perhaps patches of each image."""
+    count = expected["features"][0]
+    if tensors.keys() - {"patches"} != expected.keys():
+        return False
+    shapes = {name: expected.get(name, (count, *value.shape[1:])) for name, value in tensors.items()}
+    return all(value.dtype == torch.float32 and value.shape == shapes[name] for name, value in tensors.items())
+
+
+def _read_shard(folder: Path, number: int, expected: dict[str, tuple[int, int]]) -> dict[str, Tensor] | None:
+    """The shard, memory-mapped, or None where there is none. A damaged one is removed, with a warning.
+
+    expected: the shapes of the tensors that it must hold.
+    """
     for path in sorted(folder.glob(f"{number:05d}.*.safetensors")):
         try:
-            if _sha256(path) == path.name.split(".")[1]:
-                return load_file(path)
-        except (OSError, SafetensorError) as error:
+            if _sha256(path) == path.name.split(".")[1] and _fits(tensors := load_file(path), expected):
+                return tensors
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             warnings.warn(f"{path} cannot be read ({error})", DamagedShardWarning, stacklevel=2)
         warnings.warn(f"{path} is damaged; it is removed and computed again", DamagedShardWarning, stacklevel=2)
         with _writing(folder):

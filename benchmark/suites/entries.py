@@ -9,6 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from benchmark.entries import Entry
 from benchmark.records import OOD_ROLES, OODRole, Role
 
+# Of synthetic images. The largest test sets of the field have 50,000 images. A slip of the pen would work for ever.
+MOST_IMAGES = 100_000
+LONGEST_SIDE = 4096
+Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,13 +65,13 @@ class Variants(_Table):
 class UnitTests(_Table):
     """The synthetic OOD sets.
 
-    size: height and width of their images, in pixels.
-    images: how many images each set has.
+    size: height and width of their images, in pixels, up to LONGEST_SIDE.
+    images: how many images each set has, up to MOST_IMAGES.
     detectors: the core of detectors that is run on them. The other detectors are run on them with --full alone.
     """
 
-    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (224, 224)
-    images: int = Field(default=400, ge=1)
+    size: tuple[Side, Side] = (224, 224)
+    images: int = Field(default=400, ge=1, le=MOST_IMAGES)
     detectors: tuple[str, ...] = ("*",)
 
 

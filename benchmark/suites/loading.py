@@ -36,7 +36,7 @@ def load_suite(name_or_path: str, data_dir: Path = DATA_DIR) -> Suite:
     data_dir: where downloaded images and weights lie.
     Raises ValueError for anything that it names and that is not there, before any work.
     """
-    file = Path(name_or_path) if name_or_path.endswith(".toml") else FOLDER / f"{name_or_path}.toml"
+    file = Path(name_or_path).expanduser() if name_or_path.endswith(".toml") else FOLDER / f"{name_or_path}.toml"
     if not file.is_file():
         raise UserError(
             f"no suite {name_or_path!r}{did_you_mean(name_or_path, suite_names())}; "

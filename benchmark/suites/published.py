@@ -15,12 +15,12 @@ A suite names CSV files of them with these columns; `benchmark/limits/published/
 * note: what was different there, or nothing.
 """
 
-import csv
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.errors import UserError
+from benchmark.tables import read_csv
 from detectors import did_you_mean
 
 COLUMNS = ("model", "detector", "set", "fpr_at_95_percent", "tolerance_points", "source", "note")
@@ -81,19 +81,12 @@ def _read(file: Path, known: Mapping[str, Collection[str]]) -> Iterator[tuple[st
     """The figures of a file, each with its place; known: the names that each column may have."""
     if not file.is_file():
         raise UserError(f"there is no file {file} of published figures; correct the suite's `published`")
-    with file.open(newline="", encoding="utf-8") as lines:
-        table = csv.DictReader(lines)
-        if tuple(table.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{file}:1: the columns are {table.fieldnames}, not {list(COLUMNS)}; correct the line")
-        for row in table:
-            place = f"{file}:{table.line_num}"
-            if None in row.values() or None in row:
-                raise UserError(f"{place}: {len(COLUMNS)} fields are needed: {', '.join(COLUMNS)}")
-            for column, names in known.items():
-                if row[column] not in names:
-                    hint = did_you_mean(row[column], names)
-                    raise UserError(f"{place}: no {column} is called {row[column]!r}{hint}; correct the line")
-            yield place, _figure(row, place)
+    for place, row in read_csv(file, COLUMNS, "correct the line"):
+        for column, names in known.items():
+            if row[column] not in names:
+                hint = did_you_mean(row[column], names)
+                raise UserError(f"{place}: no {column} is called {row[column]!r}{hint}; correct the line")
+        yield place, _figure(row, place)
 
 
 def _figure(row: Mapping[str, str], place: str) -> PublishedFigure:

@@ -16,7 +16,6 @@ Another recipe, such as SAM-ON as ASAM with AdamW, takes a few lines:
 
 import copy
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,10 +33,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from benchmark.files import scratch_beside
 from benchmark.images.image_set import ImageSet, load_image_set
 from benchmark.models.checksums import with_checksums
 from benchmark.training.augmentation import PREPROCESSING, augment_affine
-from benchmark.training.optimisation import Progress, Schedule, optimise
+from benchmark.training.optimisation import MOST_EPOCHS, Progress, Schedule, optimise
 from benchmark.training.sharpness_aware import Perturbation, SharpnessAware
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"
@@ -68,7 +68,7 @@ class Recipe:
 
     architecture: str
     arguments: dict[str, Any]
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=MOST_EPOCHS)
     learning_rate: float = Field(ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
     batch: int = Field(default=64, ge=1)
@@ -256,7 +256,8 @@ def save(network: nn.Module, recipe: Recipe, classes: Sequence[str], folder: Pat
     """
     kept = copy.deepcopy(network).half() if recipe.half else network
     folder.mkdir(parents=True, exist_ok=True)
-    with with_checksums(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+    files = ("model.safetensors", "config.json")
+    with with_checksums(folder), scratch_beside(folder / "part", *files) as part:
         save_for_hf(
             kept,
             part,
@@ -264,8 +265,8 @@ def save(network: nn.Module, recipe: Recipe, classes: Sequence[str], folder: Pat
             model_args=recipe.arguments,
             safe_serialization=True,
         )
-        for name in ("model.safetensors", "config.json"):
-            Path(part, name).replace(folder / name)
+        for name in files:
+            (part / name).replace(folder / name)
 
 
 def _tensors(network: nn.Module, image_set: ImageSet) -> tuple[Tensor, Tensor]:

@@ -21,12 +21,13 @@ from benchmark.errors import UserError
 from benchmark.files import write_atomically
 
 SAVE_EVERY_S = 60.0
+MOST_EPOCHS = 100_000  # the longest trainings of the field have some thousands
 
 
 class Schedule(BaseModel):
     """The length and the learning rates of a training. After a linear warm-up, the rate falls to 0 along a cosine.
 
-    epochs: how often all training images are used.
+    epochs: how often all training images are used, at most MOST_EPOCHS.
     batch: images a step.
     learning_rate: the largest learning rate.
     warm_up: the share of the steps, from 0 to below 1, over which the rate rises from 0.
@@ -35,7 +36,7 @@ class Schedule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=MOST_EPOCHS)
     batch: int = Field(default=64, ge=1)
     learning_rate: float = Field(ge=0, allow_inf_nan=False)
     warm_up: float = Field(default=0.0, ge=0, lt=1)

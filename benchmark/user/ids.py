@@ -2,7 +2,9 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
+from benchmark.public import public_parts
 from benchmark.records import ID_PATTERN
 
 
@@ -37,3 +39,9 @@ def id_of(text: str) -> str:
     """An id made from a text. Characters that an id cannot have become a hyphen, several in a row only one."""
     # Records with the id "own" may exist, so that it stays the id of a text without any usable character.
     return re.sub(r"[^A-Za-z0-9.+_-]+", "-", text).strip(".+_-") or "own"
+
+
+def id_of_place(path: Path, parts: int = 1) -> str:
+    """An id made from the last parts of a path. The home folder, and the name of the user, are left out of it."""
+    named = public_parts(path.resolve())[-parts:]
+    return id_of("-".join(part.removesuffix(".parquet") for part in named))

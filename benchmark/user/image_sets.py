@@ -4,7 +4,8 @@ import json
 import os
 import statistics
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from benchmark.errors import UserError
 from benchmark.images.entries import ClassPart, Columns, ImageSetEntry
 from benchmark.images.image_set import ImageSet, load_image_set, select_images
 from benchmark.images.readers import Images, is_image_file, printable, shards_of
-from benchmark.user.ids import COMMAND_LINE, Words, id_of, split_name
+from benchmark.public import public_parts
+from benchmark.user.ids import COMMAND_LINE, Words, id_of, id_of_place, split_name
 from detectors import did_you_mean
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
 
 # Where the user names no val images, one ID image in VAL_SHARE of each class is held out, but at most VAL_PER_CLASS.
 VAL_SHARE, VAL_PER_CLASS = 5, 50
+MOST_CLASSES = 1_000_000  # an index above it is no index: the names of all classes below it would fill the memory
 SIZED_IMAGES = 20  # so many ID images are opened to find the size of the unit tests
 
 
@@ -91,22 +94,23 @@ def named_set(
     """What a text names: a folder, a Parquet file, a folder of those or FOLDER:SPLIT, or an id of image_sets.toml."""
     option = getattr(words, role)
     name, place = split_name(text)
-    path, split = Path(place), None
+    path, split = Path(place).expanduser(), None
     if not path.exists():
         folder, colon, last = place.rpartition(":")
-        if colon and Path(folder).is_dir():
-            path, split = Path(folder), last
+        if colon and Path(folder).expanduser().is_dir():
+            path, split = Path(folder).expanduser(), last
     if not path.exists():
         if place not in known:
             hint = did_you_mean(place, known)
             raise UserError(f"{option} {place}: there is no such folder or file, and no image set of that id{hint}")
         return NamedSet(option, role, place, None, known[place])
-    set_id = name or id_of(f"{path.resolve().name.removesuffix('.parquet')}{f'-{split}' if split else ''}")
+    set_id = name or (id_of(f"{id_of_place(path)}-{split}") if split else id_of_place(path))
     try:
         shards = _shards(path, split)
     except UserError as error:
         raise UserError(f"{option}: {error}") from None
-    columns = _parquet_columns(option, role, path, shards) if shards else {}
+    with _readable(option, path):
+        columns = _parquet_columns(option, role, path, shards) if shards else {}
     if not columns and not any(
         is_image_file(name) for _, _, names in os.walk(path, followlinks=True) for name in names
     ):
@@ -114,7 +118,7 @@ def named_set(
     entry = ImageSetEntry.in_file(
         Path(option),
         data_dir,
-        title=path.resolve().name,
+        title=next(reversed(public_parts(path.resolve())), set_id),
         licence="not stated",
         source=place,
         local=str(path.resolve()),
@@ -122,6 +126,17 @@ def named_set(
         **columns,
     )
     return NamedSet(option, role, set_id, path, entry)
+
+
+@contextmanager
+def _readable(option: str, path: Path) -> Iterator[None]:
+    """Names what cannot be read of Parquet files."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
+        raise UserError(f"{option} {path}: cannot read it: {type(error).__name__}: {error}") from None
 
 
 def _shards(path: Path, split: str | None) -> list[Path]:
@@ -163,6 +178,10 @@ def _label_values(shards: Sequence[Path], column: str) -> tuple[list[str], bool]
     }
     if None in values or any(isinstance(value, int) and value < 0 for value in values):
         raise UserError(f"{path}: column {column}: each image needs a class, and one has none or a negative number")
+    if largest := next((value for value in values if isinstance(value, int) and value >= MOST_CLASSES), None):
+        raise UserError(
+            f"{path}: column {column}: {largest} is no index of a class; there may be {MOST_CLASSES} classes"
+        )
     if all(isinstance(value, int) for value in values):  # of truth values, too: they are the classes 0 and 1
         return [str(index) for index in range(max(values) + 1)], True
     if all(isinstance(value, str) for value in values):
@@ -190,9 +209,10 @@ def _class_names(given: NamedSet) -> list[str]:
     assert path is not None
     if shards := _shards(path, given.entry.split):
         label = given.entry.columns.label
-        if label not in pq.read_schema(shards[0]).names:
-            raise UserError(f"{given}: in-distribution images need their classes, in a column called label")
-        return _label_values(shards, label)[0]
+        with _readable(given.option, path):
+            if label not in pq.read_schema(shards[0]).names:
+                raise UserError(f"{given}: in-distribution images need their classes, in a column called label")
+            return list(_label_values(shards, label)[0])
     parts = sorted(path.iterdir())
     if loose := next((part for part in parts if is_image_file(part.name)), None):
         raise UserError(f"{given}: {loose.name} has no class: put the images of each class into a folder of its name")

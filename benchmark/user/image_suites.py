@@ -11,7 +11,7 @@ from benchmark.models.entries import ModelEntry
 from benchmark.suites.entries import SuiteEntry
 from benchmark.suites.loading import make_suite
 from benchmark.suites.suite import Suite
-from benchmark.user.ids import COMMAND_LINE, Words, id_of
+from benchmark.user.ids import COMMAND_LINE, Words, id_of_place
 from benchmark.user.image_sets import NamedSet, check_apart, classes_of, hold_out, median_size
 from benchmark.user.suite_table import FILE, left_out
 from detectors import available
@@ -84,4 +84,4 @@ def suite_name(test: NamedSet, *, is_named: bool) -> str:
     """What tells a suite of these ID images from others: the name that they were given, or their folder and its own."""
     if test.path is None or is_named:
         return f"own-{test.id}"
-    return f"own-{id_of('-'.join(test.path.resolve().with_suffix('').parts[-2:]))}"
+    return f"own-{id_of_place(test.path.resolve().with_suffix(''), parts=2)}"

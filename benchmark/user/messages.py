@@ -27,6 +27,8 @@ def one_line(error: BaseException) -> str | None:
         return told(error)
     if place:
         return _joined(f"{type(error).__name__}: {error} ({place})")
+    if isinstance(error, MemoryError):
+        return _joined(f"there is not enough memory: {str(error) or 'close other programs, or take fewer images'}")
     if isinstance(error, OSError) or is_refusal(error):
         return _joined(str(error))
     return None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmark.errors import UserError
 from benchmark.models.entries import MODULE, OPEN_CLIP, ModelEntry
-from benchmark.user.ids import COMMAND_LINE, Words, id_of, split_name
+from benchmark.user.ids import COMMAND_LINE, Words, id_of, id_of_place, split_name
 from detectors import did_you_mean
 
 _KINDS = ("hf-hub:", "local-dir:", OPEN_CLIP, MODULE)
@@ -44,12 +44,12 @@ def _check_timm_name(source: str, known: Iterable[str], words: Words) -> None:
 
 
 def _folder_of(source: str) -> Path:
-    return Path(source.partition("local-dir:")[2])
+    return Path(source.partition("local-dir:")[2]).expanduser()
 
 
 def _id_of_source(source: str) -> str:
     """The id of a model: the last part of a folder or of a Hub repository; of other sources the whole."""
     place = source.removeprefix(OPEN_CLIP).removeprefix(MODULE)
     if place.startswith("local-dir:"):
-        place = _folder_of(place).resolve().name
+        return id_of_place(_folder_of(place))
     return id_of(place.rpartition("/")[2] if place.startswith("hf-hub:") else place)

@@ -11,7 +11,6 @@ memory-mapped, npz files are read into memory.
 """
 
 import warnings
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmark.arrays import load_npz
 from benchmark.entries import read_toml
 from benchmark.errors import UserError
 from benchmark.images.entries import ImageSetEntry
@@ -34,7 +34,7 @@ from benchmark.running.store import Store
 from benchmark.suites.entries import SuiteEntry
 from benchmark.suites.loading import make_suite
 from benchmark.suites.suite import Suite
-from benchmark.user.ids import COMMAND_LINE, Words, id_of
+from benchmark.user.ids import COMMAND_LINE, Words, id_of, id_of_place
 from benchmark.user.suite_table import FILE, left_out
 from detectors import Head, Outputs, available, describe, did_you_mean
 
@@ -77,6 +77,7 @@ class OutputsFolder:
     """
 
     def __init__(self, path: Path, words: Words = COMMAND_LINE) -> None:
+        path = path.expanduser()
         if not path.is_dir():
             raise PrecomputedError(f"{words.outputs} {path}: there is no such folder")
         _require_file(path, "test")
@@ -115,7 +116,8 @@ class GivenOutputs:
 
 def suite_of_outputs(name: str | None, place: str) -> Suite:
     """The suite of a folder of outputs. The detectors that ask for more than it holds have no cases."""
-    return suite_of_rows(OutputsFolder(Path(place)), id_of(name or Path(place).resolve().name), f"outputs in {place}")
+    model = id_of(name) if name else id_of_place(Path(place).expanduser())
+    return suite_of_rows(OutputsFolder(Path(place)), model, f"outputs in {place}")
 
 
 def suite_of_rows(
@@ -281,11 +283,10 @@ def _read_tensors(file: Path, needed: Collection[str], allowed: Collection[str])
     """
     try:
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
-                found = {name: _tensor_unless_text(arrays[name]) for name in arrays.files}
+            found = {name: _tensor_unless_text(array) for name, array in load_npz(file).items()}
         else:
             found = load_file(file)
-    except (OSError, ValueError, TypeError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, MemoryError, SafetensorError) as error:
         raise PrecomputedError(f"{file}: cannot read it: {error}") from None
     if missing := [name for name in needed if name not in found]:
         raise PrecomputedError(f"{file}: it holds no {missing[0]}, only {', '.join(found) or 'nothing'}")
@@ -307,7 +308,7 @@ def _head_of(file: Path) -> Head:
 def _head(file: Path | str, weight: Any, bias: Any) -> Head:
     try:
         head = Head(weight, bias).double()
-    except ValueError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise PrecomputedError(f"{file}: {error}") from None
     if not (torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):
         raise PrecomputedError(f"{file}: NaN or infinite values")
@@ -365,8 +366,8 @@ def _rows(set_id: str, file: Path | str, found: dict[str, Any], head: Head) -> R
             raise PrecomputedError(
                 f"{file}: labels {labels.min()} to {labels.max()}, but the head has {classes} classes"
             )
-    if ids is not None and ids.ndim != 1:
-        raise PrecomputedError(f"{file}: ids must be ({rows},), one for each row, not {tuple(ids.shape)}")
+    if ids is not None and ids.shape != (rows,):
+        raise PrecomputedError(f"{file}: ids must be ({rows},), one for each row, not {_describe_tensor(ids)}")
     names = tuple(f"{set_id}-{row:07d}" for row in range(rows)) if ids is None else tuple(map(str, ids.tolist()))
     if len(names) != rows or len(set(names)) != rows:
         raise PrecomputedError(f"{file}: {len(set(names))} different ids for {rows} rows; each row needs another id")

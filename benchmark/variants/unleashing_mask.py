@@ -263,7 +263,7 @@ class _TargetedTraining(_Training):
 
     loss_target: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     target_kept: float = Field(default=0.975, gt=0, le=1)
-    target_masks: int = Field(default=5, ge=1)
+    target_masks: int = Field(default=5, ge=1, le=1000)
     outliers: OutlierTerm | None = None
 
     @property
