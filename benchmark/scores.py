@@ -171,6 +171,18 @@ def scores_sha256(test: pa.Table, ood: pa.Table) -> str:
     return digest.hexdigest()
 
 
+def scores_of(results: Backend, of: ScoresOf, images: Sequence[str]) -> np.ndarray | None:
+    """The scores of some images, in their order, (N,). None where they are not there, or are not of these images."""
+    try:
+        table = results.scores(RunId(of.suite, of.run), of.path)
+    except (OSError, pa.ArrowException):
+        return None
+    if table is None or not {"image", "score"} <= {*table.column_names} or table["image"].to_pylist() != list(images):
+        return None
+    scores = table["score"].to_numpy()
+    return None if np.isnan(scores).any() else scores
+
+
 def read_case_scores(results: Backend, case: Case) -> CaseScores:
     """The scores of a case, from where its run keeps them.
 

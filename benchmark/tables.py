@@ -8,12 +8,15 @@ from pathlib import Path
 from benchmark.errors import UserError
 
 
-def read_csv(file: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple[str, dict[str, str]]]:
+def read_csv(
+    file: Path, columns: Sequence[str], remedy: str, added: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
     """The lines of a CSV file after its header, each with its place, `FILE:LINE`, for a message.
 
     file: the file, in UTF-8, with or without the mark that some programs put first.
     columns: the names that its header must have, in their order.
     remedy: what to do about a file with another header, as the end of a message.
+    added: columns that follow in newer files. In the lines of an older one they are empty.
     Raises UserError, which names the file and the line, where it is no such table.
     """
     try:
@@ -23,15 +26,15 @@ def read_csv(file: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple[
     rows = csv.reader(io.StringIO(text, newline=""))
     try:
         header = next(rows, [])
-        if header != list(columns):
+        if header not in (list(columns), [*columns, *added]):
             raise UserError(f"{file}:1: the columns are {_shortened(header)}, not {list(columns)}; {remedy}")
         for row in rows:
             if not row:
                 continue
             place = f"{file}:{rows.line_num}"
-            if len(row) != len(columns):
-                raise UserError(f"{place}: {len(columns)} fields are needed: {', '.join(columns)}")
-            yield place, dict(zip(columns, row, strict=True))
+            if len(row) != len(header):
+                raise UserError(f"{place}: {len(header)} fields are needed: {', '.join(header)}")
+            yield place, dict.fromkeys(added, "") | dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise UserError(f"{file}:{rows.line_num}: not readable as CSV: {error}; correct the line") from None
 

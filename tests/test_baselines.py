@@ -1,12 +1,23 @@
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.limits.baselines import Baseline, read_baselines, write_baselines
-from benchmark.limits.limits import FPR_MARGIN, Limits, judge, limit_of_baseline, limit_of_goal, limit_of_published
-from benchmark.records import Role, Timing
+from benchmark.limits.limits import (
+    FPR_MARGIN,
+    Limits,
+    Measured,
+    judge,
+    limit_of_baseline,
+    limit_of_goal,
+    limit_of_published,
+)
+from benchmark.metrics import Difference, measure
+from benchmark.records import Estimate, Role, Timing
 from benchmark.suites.loading import load_suite
 from benchmark.suites.published import PublishedFigure
 from benchmark.suites.suite import CaseId
@@ -61,8 +72,79 @@ def test_without_a_baseline_an_ood_case_fails_and_says_how_to_record_one() -> No
 def verdict_of(detector: str, set_id: str, role: Role, recorded: float, measured: float, timing: Timing = FAST) -> str:
     case = CaseId("digits-vit", detector, set_id, role)
     limits = Limits(load_suite("digits"), {str(case): Baseline(recorded, 0.01, "run 1", "d")}, None, None, False)
-    verdict = limits.verdict(case, measured, timing)
+    verdict = limits.verdict(case, case_measured(measured, timing))
     return "known" if verdict.expected else verdict.status
+
+
+def case_measured(
+    value: float,
+    timing: Timing = FAST,
+    half: float = 0.01,
+    weights: str = "a" * 64,
+    difference: Difference | None = None,
+) -> Measured:
+    fpr = Estimate(value=value, low=max(value - half, 0.0), high=min(value + half, 1.0))
+    return Measured(fpr, timing, weights, lambda run: difference if run == "r1" else None)
+
+
+@pytest.mark.parametrize(
+    ("weights", "value", "half", "difference", "status"),
+    [
+        ("", 0.13, 0.1, None, "failed"),  # of which network it is was not written down: as of the same
+        ("a" * 16, 0.13, 0.1, None, "failed"),  # the same network: two points, whatever the images can tell
+        ("b" * 16, 0.13, 0.1, None, "passed"),  # another one: sqrt(2) * 10 points
+        ("b" * 16, 0.25, 0.1, None, "failed"),
+        ("b" * 16, 0.13, 0.001, None, "failed"),  # so many images that three points are news
+        ("b" * 16, 0.115, 0.001, None, "passed"),  # never less than two points
+        ("b" * 16, 0.13, 0.1, Difference(0.03, 0.005, 0.055), "failed"),  # on the same images they can tell more
+        ("b" * 16, 0.13, 0.001, Difference(0.03, -0.01, 0.07), "passed"),
+    ],
+)
+def test_another_network_is_held_to_what_the_images_can_tell(
+    weights: str, value: float, half: float, difference: Difference | None, status: str
+) -> None:
+    case = CaseId("digits-vit", "msp", "letters", "far")
+    baseline = Baseline(0.10, 0.01, "run r1", "2026-01-01", weights)
+    limits = Limits(load_suite("digits"), {str(case): baseline}, 0.3, None, False)
+    limits = replace(limits, fpr_limit=None)
+    verdict = limits.verdict(case, case_measured(value, half=half, difference=difference))
+    assert verdict.status == status
+    assert ("another network" in verdict.limit.source) == (verdict.limit.fpr_at_95 > 0.10 + FPR_MARGIN + 1e-9)
+
+
+def test_two_samples_of_one_network_are_seldom_told_apart() -> None:
+    """Images of their own for each: the limit of the first is exceeded by the second in about 2.5 % of the pairs."""
+    generator = np.random.default_rng(0)
+    exceeded = 0
+    for _ in range(200):
+        first, second = (measure(generator.normal(2, 1, 200), generator.normal(0, 1, 100)).fpr_at_95 for _ in range(2))
+        measured = Measured(second, FAST, "b" * 64, lambda run: None)
+        baseline = Baseline(first.value, 0.01, "run 1", "d", "a" * 16)
+        exceeded += second.value > limit_of_baseline(baseline, "far", 1.0, "f", measured.margin(baseline)).fpr_at_95
+    assert exceeded <= 12
+
+
+@pytest.mark.parametrize(
+    ("limit", "measured", "told"),
+    [(0.1, 0.25, "10.0%"), (0.1, 0.1004, "10.00%"), (0.0012, 0.00121, "0.120%"), (0.02, 0.0200001, "2.00000%")],
+)
+def test_a_limit_is_told_with_the_digits_that_show_that_it_is_exceeded(
+    limit: float, measured: float, told: str
+) -> None:
+    assert f"allowed {told} (" in str(judge(measured, FAST, limit_of_goal(limit, "goal"), None).reason)
+
+
+def test_baselines_say_of_which_network_they_are_and_older_files_do_not(tmp_path: Path) -> None:
+    file = tmp_path / "b.csv"
+    case = "net/msp/greys"
+    write_baselines(file, {case: Baseline(0.5, 0.25, "run 1", "2026-01-01", "abc")})
+    assert read_baselines(file, [case])[case].weights == "abc"
+    assert read_baselines(file, [case])[case].is_of("abcdef")
+    assert not read_baselines(file, [case])[case].is_of("abdef")
+    lines = [line.rpartition(",")[0] for line in file.read_text().splitlines()]
+    file.write_text("\n".join(lines) + "\n")
+    assert read_baselines(file, [case])[case] == Baseline(0.5, 0.25, "run 1", "2026-01-01")
+    assert read_baselines(file, [case])[case].is_of("anything")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +239,7 @@ def test_baselines_survive_the_file(tmp_path: Path) -> None:
         ("0.125", "nan", "must lie in 0..1"),
         ("0.125", "a lot", "must be numbers"),
         ("fpr_at_95", "fpr", "t.csv:1: the columns are"),
-        (",run 1,2026-01-01\n", "\n", r"t.csv:\d: 7 fields are needed"),
+        (",run 1,2026-01-01,\n", "\n", r"t.csv:\d: 8 fields are needed"),
         ("net,msp,b", "net,msp,a", r"t.csv:4: net/msp/a has a line above already; keep one of the two"),
     ],
 )

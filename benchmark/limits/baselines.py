@@ -12,6 +12,8 @@ from benchmark.tables import read_csv
 from detectors import did_you_mean
 
 COLUMNS = ("model", "detector", "set", "fpr_at_95", "forward_ratio", "source", "date")
+ADDED = ("weights",)  # columns that older files lack
+WEIGHTS_DIGITS = 16  # so many hexadecimal digits of a network's hash tell it from others
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,18 @@ class Baseline:
     forward_ratio: score time over forward time.
     source: the run.
     date: its date.
+    weights: the first digits of the hash of the network that it is of. Empty where nobody wrote them down.
     """
 
     fpr_at_95: float
     forward_ratio: float
     source: str
     date: str
+    weights: str = ""
+
+    def is_of(self, weights_sha256: str) -> bool:
+        """Whether it is of the network of a hash. Where nobody wrote down of which, it is taken to be."""
+        return not self.weights or weights_sha256.startswith(self.weights)
 
 
 def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Baseline]:
@@ -42,7 +50,7 @@ def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Basel
         return {}
     known = set(cases)
     baselines: dict[str, Baseline] = {}
-    for place, row in read_csv(file, COLUMNS, "delete it and record anew"):
+    for place, row in read_csv(file, COLUMNS, "delete it and record anew", ADDED):
         case = f"{row['model']}/{row['detector']}/{row['set']}"
         if case not in known:
             raise UserError(
@@ -56,7 +64,7 @@ def read_baselines(file: Path | None, cases: Collection[str]) -> dict[str, Basel
             raise UserError(f"{place}: fpr_at_95 and forward_ratio of {case} must be numbers") from None
         if not (0 <= fpr <= 1 and 0 <= ratio < float("inf")):
             raise UserError(f"{place}: fpr_at_95 of {case} must lie in 0..1 and forward_ratio be positive")
-        baselines[case] = Baseline(fpr, ratio, row["source"], row["date"])
+        baselines[case] = Baseline(fpr, ratio, row["source"], row["date"], row["weights"])
     return baselines
 
 
@@ -68,10 +76,10 @@ def write_baselines(file: Path, baselines: Mapping[str, Baseline]) -> None:
     """
     lines = io.StringIO(newline="")
     table = csv.writer(lines, lineterminator="\n")
-    table.writerow(COLUMNS)
+    table.writerow([*COLUMNS, *ADDED])
     for case, baseline in sorted(baselines.items()):
         numbers = (f"{baseline.fpr_at_95:.6g}", f"{baseline.forward_ratio:.3g}")
-        table.writerow([*case.split("/"), *numbers, baseline.source, baseline.date])
+        table.writerow([*case.split("/"), *numbers, baseline.source, baseline.date, baseline.weights])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lines.getvalue().encode())
 

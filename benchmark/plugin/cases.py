@@ -18,15 +18,16 @@ from benchmark.models.devices import share_processor
 from benchmark.plugin.alone import alone_command
 from benchmark.plugin.errors import reason_of, skipped_without_data, told_in_one_line
 from benchmark.plugin.suite import (
-    all_cases,
     begin_run,
     check_options,
     load_suite_of,
+    recorded_cases,
     remove_litter,
     results_of,
     run_of,
     suite_of,
     user_detectors,
+    user_models,
 )
 from benchmark.running.evaluation import Evaluation
 from benchmark.running.session import Draft, PreparedCase, Session
@@ -94,11 +95,12 @@ def ood_session(pytestconfig: pytest.Config) -> Session:
         evaluation=Evaluation(load_suite_of(pytestconfig)),
         limits=Limits(
             suite,
-            read_baselines(suite.entry.baselines, all_cases(pytestconfig)),
+            read_baselines(suite.entry.baselines, recorded_cases(pytestconfig)),
             option("--fpr-limit"),
             option("--unit-test-limit"),
             option("--record-baselines"),
             user_detectors(pytestconfig),
+            user_models(pytestconfig),
         ),
         results=results_of(pytestconfig),
         run=run_of(pytestconfig),

@@ -14,6 +14,7 @@ from benchmark.results import ResultsFolder
 from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.recorder import new_run_id
 from benchmark.running.store import Store
+from benchmark.suites.loading import load_suite
 from benchmark.suites.suite import CaseId, Suite
 from benchmark.user.command_line import Named
 from benchmark.user.detectors import load_detectors
@@ -84,6 +85,25 @@ def all_cases(config: pytest.Config) -> dict[str, CaseId]:
     return {str(case): case for case in (*suite.ood_cases(), *suite.unit_test_cases(unit_tests))}
 
 
+def recorded_cases(config: pytest.Config) -> set[str]:
+    """Every case that the suite's file of baselines may have: those of the suite as it stands, too, without --model."""
+    cases = {*all_cases(config)}
+    if config.getoption("--model") and suite_of(config).entry.baselines:
+        whole = load_suite(config.getoption("--suite"), folder_of(config, "--data-dir")).whole()
+        cases |= {str(case) for case in (*whole.ood_cases(), *whole.unit_test_cases(unit_tests))}
+    return cases
+
+
+def user_models(config: pytest.Config) -> tuple[str, ...]:
+    """The models that --model names and the suite as it stands does not have: the goals are their limits."""
+    if not config.getoption("--model"):
+        return ()
+    recorded = {
+        case.partition("/")[0] for case in read_baselines(suite_of(config).entry.baselines, recorded_cases(config))
+    }
+    return tuple(model for model in suite_of(config).models if model not in recorded)
+
+
 def device_of(config: pytest.Config) -> torch.device:
     return choose_device(config.getoption("--device"))
 
@@ -120,7 +140,7 @@ def check_options(config: pytest.Config) -> None:
 def _check_options(config: pytest.Config) -> None:
     if config.getoption("--push"):
         check_push(config)
-    read_baselines(suite_of(config).entry.baselines, all_cases(config))
+    read_baselines(suite_of(config).entry.baselines, recorded_cases(config))
     device_of(config)
     results = folder_of(config, "--results")
     if results.exists() and not results.is_dir():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmark.limits.baselines import Baseline, update_baselines
+from benchmark.limits.baselines import WEIGHTS_DIGITS, Baseline, update_baselines
 from benchmark.models.devices import device_name
 from benchmark.records import Case, ModelRecord, PublishedRecord, Record, Run, SetRecord
 from benchmark.results import Backend, RunId
@@ -107,12 +107,14 @@ class Recorder:
         file: the file of baselines.
         known: the cases of the suite (`model/detector/set`).
         """
+        weights = {model.id: model.weights_sha256 for model in self.models}
         measured = {
             f"{case.model}/{case.detector}/{case.set}": Baseline(
                 case.metrics.fpr_at_95.value,
                 case.timing.forward_ratio,
                 f"run {self._run.run}",
                 self._run.started[:10],
+                weights[case.model][:WEIGHTS_DIGITS],
             )
             for case in self.cases
             if case.metrics and case.timing and case.timing.forward_ratio is not None

@@ -8,19 +8,21 @@
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from benchmark.images.image_set import ImageSet
 from benchmark.limits.comparisons import compare
-from benchmark.limits.limits import TIME_FACTOR, TIME_FLOOR, Limits, Verdict, too_slow
+from benchmark.limits.limits import TIME_FACTOR, TIME_FLOOR, Limits, Measured, Verdict, too_slow
+from benchmark.metrics import Difference, paired_fpr_difference
 from benchmark.public import public_message
 from benchmark.records import Case, Record, Status, Timing
 from benchmark.results import Backend
 from benchmark.running.evaluation import Evaluation
 from benchmark.running.fitted_detector import FittedDetector, Scores
 from benchmark.running.loaded_suite import LoadedSuite, set_record
+from benchmark.scores import ScoresOf, scores_of
 from benchmark.suites.suite import CaseId, Suite
 
 # A time that is recorded, or that is above its limit, is measured again this often: another process may have had the
@@ -159,6 +161,23 @@ class PreparedCase:
         again = (self.detector.timing(self.score(), forward) for forward in forwards_ms_per_image)
         return min((first, *again), key=lambda timing: timing.forward_ratio or 0.0)
 
+    def _difference(self, scores: Scores) -> Callable[[str], Difference | None]:
+        """Gives FPR@95 minus that of another run of the case, where that scored the same images and kept its scores."""
+        detector, session = self.detector, self.session
+        ood = ScoresOf(session.suite.suite.id, "", detector.model.model.id, detector.id, self.image_set.id)
+        test = replace(ood, set=detector.id_scores.image_set.id)
+
+        def difference(run: str) -> Difference | None:
+            test_images, ood_images = detector.id_scores.image_set.image_ids, scores.image_set.image_ids
+            their_test = scores_of(session.results, replace(test, run=run), test_images)
+            their_ood = scores_of(session.results, replace(ood, run=run), ood_images)
+            if their_test is None or their_ood is None:
+                return None
+            ours = detector.id_scores.values, scores.values
+            return paired_fpr_difference(*ours, their_test, their_ood, scores.image_set.labels)
+
+        return difference
+
     def judge(self, scores: Scores) -> str | None:
         """Computes the metrics, keeps the scores, and compares the case with its limit.
 
@@ -176,11 +195,14 @@ class PreparedCase:
         forward = self.detector.model.forward_ms_per_image
         if session.limits.recording and timing.forward_ratio and TIME_FACTOR * timing.forward_ratio > TIME_FLOOR:
             timing = self._shortest_timing(timing, [forward] * TIME_RETRIES)
-        verdict = session.limits.verdict(draft.case, metrics.fpr_at_95.value, timing)
+        measured = Measured(
+            metrics.fpr_at_95, timing, self.detector.model.model.weights_sha256, self._difference(scores)
+        )
+        verdict = session.limits.verdict(draft.case, measured)
         if verdict.limit and too_slow(timing, verdict.limit):
             forwards = (self.detector.model.forward_ms_per_image_now() for _ in range(TIME_RETRIES))
             timing = self._shortest_timing(timing, forwards)
-            verdict = session.limits.verdict(draft.case, metrics.fpr_at_95.value, timing)
+            verdict = session.limits.verdict(draft.case, replace(measured, timing=timing))
         draft.found["timing"] = timing
         draft.verdict = verdict
         if verdict.status == "passed":

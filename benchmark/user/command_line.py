@@ -88,13 +88,15 @@ class Named:
         return found
 
     def _replace_models(self, suite: Suite) -> Suite:
-        """The suite with the user's models in place of its own, and without baselines, which hold only for those."""
+        """The suite with the user's models in place of its own.
+
+        A model that is called like one of the suite is held to that one's baselines.
+        """
         models = self._find_models(suite.known_models)
         entry = suite.entry.model_copy(
             update={
                 "models": tuple(models),
                 "variants": Variants(models=(), detectors=()),
-                "baselines": None,
                 "published": suite.entry.published if {*self.models} <= suite.known_models.keys() else (),
             }
         )
