@@ -293,3 +293,30 @@ def test_a_worker_that_dies_leaves_a_record_of_its_case(run: Runs) -> None:
     assert statuses["net/msp/greys"] == "passed"
     assert statuses["net/mahalanobis/greys"] == "error"
     assert run.cases()["net/mahalanobis/greys"].reason == "its process died"
+
+
+def test_a_rerun_tries_again_and_counts_once(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pytest-rerunfailures does: it reports an attempt as "rerun", and runs the test once more."""
+    pytest.importorskip("pytest_rerunfailures")
+    calls = []
+    fit = Mahalanobis._fit
+
+    def fails_at_first(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "the network disk is away")
+        return fit(self, *arguments)
+
+    monkeypatch.setattr(Mahalanobis, "_fit", fails_at_first)
+    result = run(OOD, "-k", "mahalanobis and greys", "--fpr-limit", "1", "--reruns", "2")
+    assert result.ret == pytest.ExitCode.OK
+    assert len(calls) == 2
+    assert [(case.status, case.detector) for case in run.records() if isinstance(case, Case)] == [
+        ("passed", "mahalanobis")
+    ]
+
+
+def test_a_word_of_k_that_is_in_no_case_gets_the_nearest_name(run: Runs) -> None:
+    result = run(OOD, "-k", "mahalanobs and greys")
+    result.stdout.fnmatch_lines(["-k: no case has 'mahalanobs' in its name (did you mean 'mahalanobis'?)"])
+    assert "no case has" not in run(OOD, "-k", "msp and greys and not noise", "--fpr-limit", "1").stdout.str()

@@ -260,6 +260,22 @@ def test_a_full_or_read_only_store_says_so_and_keeps_what_is_there(
     assert not passes
 
 
+def test_a_complete_store_that_cannot_be_written_is_read(
+    model: Model, load: Callable[[], Model], tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    before = store.outputs(model, pixels_set()).logits[0:10].clone()
+    for place in (Path, store_module.FileLock, os):
+        for name in ("mkdir", "acquire", "replace", "fsync", "unlink"):
+            if hasattr(place, name):
+                monkeypatch.setattr(place, name, failing_write(errno.EROFS))
+    passes.clear()
+    outputs = store.outputs(model, pixels_set())
+    assert torch.equal(outputs.logits[0:10], before)
+    assert not passes
+    assert store.forward_ms_per_image(model, outputs) > 0
+
+
 def test_a_store_that_cannot_be_made_is_named_before_any_forward_pass(
     model: Model, tmp_path: Path, passes: list[int]
 ) -> None:

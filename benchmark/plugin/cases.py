@@ -121,6 +121,8 @@ def prepare_ood_case(
 
     def prepare(case: CaseId, image_set: Callable[[], ImageSet]) -> PreparedCase:
         draft = request.node.stash[_DRAFT] = Draft(case)
+        if getattr(request.node, "execution_count", 1) > 1:  # of pytest-rerunfailures
+            ood_session.evaluation.forget_failures()
         with _uncaptured(request.config), told_in_one_line(request.config, str(case)), skipped_without_data():
             return ood_session.prepare(draft, image_set())
 

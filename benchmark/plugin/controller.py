@@ -1,5 +1,6 @@
 """In the process that the user started: the records of all cases, the summary of the run, and the workers of xdist."""
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from benchmark.running.recorder import Recorder, run_record
 from benchmark.running.session import Draft
 from benchmark.running.summary import doubts, near_chance, remarks_on, summary
 from benchmark.user.suite_table import FILE as USER_SUITE
+from detectors import did_you_mean
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,6 +66,8 @@ class Controller:
         return self._recorder
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.outcome == "rerun":  # what pytest-rerunfailures says of an attempt that does not count
+            return
         if records := getattr(report, "ood_records", None):
             self._add([parse_record(record) for record in records])
         elif report.when == "???":  # what xdist says of a test whose process died
@@ -101,7 +105,7 @@ class Controller:
                 terminalreporter.line(
                     "the unit tests are run with a core of the suite's detectors; --full adds all others"
                 )
-            for text in self._why_no_case():
+            for text in (*self._why_no_case(), *self._nearest(terminalreporter)):
                 terminalreporter.line(text)
             return
         compared = comparisons(suite_of(self._config), self._recorder.cases)
@@ -121,6 +125,15 @@ class Controller:
         yield from filter(None, [entry.about if entry.file == USER_SUITE else ""])
         if not entry.ood.by_role():
             yield "no case ran: there are no OOD images; name them with --ood, or run unit_tests_ood/"
+
+    def _nearest(self, terminalreporter: Any) -> Iterator[str]:
+        """What a word of -k may have meant that is in no case, where no case was selected."""
+        words = re.findall(r"[\w.+/-]+", self._config.getoption("keyword") or "")
+        ids = [item.nodeid.lower() for item in terminalreporter.stats.get("deselected", [])]
+        known = {part for case in all_cases(self._config) for part in case.split("/")} if ids else set()
+        for word in words:
+            if word not in ("and", "or", "not") and not any(word.lower() in node for node in ids):
+                yield f"-k: no case has {word!r} in its name{did_you_mean(word.strip('/'), known)}"
 
     def _remarks(self) -> Iterator[str]:
         """What a reader should know of the figures: what was left out, and what is odd."""

@@ -18,6 +18,14 @@ class Evaluation:
         self.suite = suite
         self._id, self._models, self._detectors = "", Once(), Once()
 
+    def forget_failures(self) -> None:
+        """Lets what failed be tried again, such as by a test that is run once more."""
+        self._models.forget_failures()
+        self._detectors.forget_failures()
+        self.suite.forget_failures()
+        if self._models.has(self._id):
+            self.model(self._id).forget_failures()
+
     def model(self, model_id: str) -> LoadedModel:
         """A model with its outputs on the in-distribution splits."""
         if self._id != model_id:

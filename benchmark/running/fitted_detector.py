@@ -90,6 +90,16 @@ def _logit_warnings(model: LoadedModel, detector: Detector, options: dict[str, A
         )
 
 
+def _tuning_warnings(tuned: Tuned | None) -> Iterator[str]:
+    """Says where no choice of options told the tuning images from ID images."""
+    best = max((choice["auroc"] for choice in tuned.tried), default=1.0) if tuned else 1.0
+    if tuned and best < 0.5:
+        yield (
+            f"none of the {len(tuned.tried)} choices of options that were tried tells {tuned.ood} from ID images: the "
+            f"best AUROC is {best:.3f}, which is below chance: try other options, or another tuning set"
+        )
+
+
 class FittedDetector:
     """A detector that is fitted to a model, with its scores of the in-distribution images that are evaluated.
 
@@ -109,7 +119,7 @@ class FittedDetector:
         self._id_tables: list[pa.Table] | None = None
         options = model.suite.suite.options(detector_id) | (self.tuned.options if self.tuned else {})
         self.detector, self.fit_s = fit(model, detector_id, options)
-        self.warnings = tuple(_logit_warnings(model, self.detector, options))
+        self.warnings = (*_logit_warnings(model, self.detector, options), *_tuning_warnings(self.tuned))
         self.id_scores = self.score(model.test_set)
         self.shifted_scores = [self.score(image_set) for image_set in model.shifted_sets]
 

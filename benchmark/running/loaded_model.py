@@ -60,6 +60,11 @@ class LoadedModel:
         self.shifted_sets = suite.shifted_sets()
         self.forward_ms_per_image = suite.store.forward_ms_per_image(model, self.test)
 
+    def forget_failures(self) -> None:
+        """Lets what failed be tried again."""
+        self._outputs.forget_failures()
+        self._correct.forget_failures()
+
     def outputs(self, image_set: ImageSet) -> Outputs:
         """The outputs on an image set, which are in the store or are computed now."""
         return self._outputs(image_set.id, lambda: self._make_outputs(image_set))

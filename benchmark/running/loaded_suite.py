@@ -36,6 +36,11 @@ class LoadedSuite:
         self._image_sets = Once()
         self._found_ood, self._found_untuned, self._found_apart = Once(), Once(), Once()
 
+    def forget_failures(self) -> None:
+        """Lets what failed be tried again."""
+        for once in (self._image_sets, self._found_ood, self._found_untuned, self._found_apart):
+            once.forget_failures()
+
     def image_set(self, set_id: str) -> ImageSet:
         """An image set. Raises ImageSetError where it is missing or damaged."""
         return self._image_sets(set_id, lambda: load_image_set(set_id, self.suite.image_sets))

@@ -8,7 +8,10 @@ _Made = TypeVar("_Made")
 
 
 class Once:
-    """Values by name, each made once. What failed is not tried again: the same exception is raised each time."""
+    """Values by name, each made once.
+
+    What failed is not tried again, until failures are forgotten: the same exception is raised each time.
+    """
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
@@ -24,3 +27,11 @@ class Once:
             failure, traceback = self._failed[name]
             raise failure.with_traceback(traceback)  # else it would grow, and keep every case's frames, with each raise
         return self._made[name]
+
+    def has(self, name: str) -> bool:
+        """Whether a value was made."""
+        return name in self._made
+
+    def forget_failures(self) -> None:
+        """Lets what failed be tried again: the disk may have space now, and the network be back."""
+        self._failed.clear()

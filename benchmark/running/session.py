@@ -7,7 +7,7 @@
 5. `Draft.finished` makes the records. The process that the user started hands them to its `Recorder`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from benchmark.limits.comparisons import compare
 from benchmark.limits.limits import TIME_FACTOR, TIME_FLOOR, Limits, Measured, Verdict, too_slow
 from benchmark.metrics import Difference, paired_fpr_difference
 from benchmark.public import public_message
-from benchmark.records import Case, Record, Status, Timing
+from benchmark.records import Case, Metrics, Record, Status, Timing
 from benchmark.results import Backend
 from benchmark.running.evaluation import Evaluation
 from benchmark.running.fitted_detector import FittedDetector, Scores
@@ -25,6 +25,7 @@ from benchmark.running.loaded_suite import LoadedSuite, set_record
 from benchmark.scores import ScoresOf, scores_of
 from benchmark.suites.suite import CaseId, Suite
 
+FEWEST_ID_IMAGES = 20  # of which one can be rejected while 95 % are accepted
 # A time that is recorded, or that is above its limit, is measured again this often: another process may have had the
 # processor.
 TIME_RETRIES = 3
@@ -76,6 +77,17 @@ class Draft:
             published=[compare(figure, measured) for figure in suite.published.get(str(self.case), ())],
         )
         return [*self.records, case]
+
+
+def few_images(set_id: str, metrics: Metrics) -> Iterator[str]:
+    """Says where there are too few images for FPR@95 to say much, whatever the detector."""
+    if metrics.ood_images == 1:
+        yield f"{set_id} has one image, so that FPR@95 is 0 % or 100 %: take more images"
+    if metrics.id_images < FEWEST_ID_IMAGES:
+        yield (
+            f"there are {metrics.id_images} ID test images: to accept 95 % of them is to accept all, so that the "
+            f"lowest score alone decides: take {FEWEST_ID_IMAGES} or more"
+        )
 
 
 @dataclass(frozen=True)
@@ -188,7 +200,7 @@ class PreparedCase:
         metrics = self.detector.metrics(scores)
         draft.found["scores"] = self.detector.keep_scores(session.results, session.run, scores)
         draft.found |= {"metrics": metrics, "shifted_accepted": self.detector.shifted_accepted}
-        draft.found["warnings"] = list(self.detector.warnings)
+        draft.found["warnings"] = [*self.detector.warnings, *few_images(self.image_set.id, metrics)]
         if draft.case.role != "unit-test":
             draft.found["full_spectrum"] = self.detector.full_spectrum(scores)
         timing = self.detector.timing(scores, self.detector.model.forward_ms_per_image)

@@ -135,7 +135,7 @@ class Store:
         if times.get(device, 0.0) * BATCH_ROWS < SOON_MS:
             images = next(outputs.only({"images"}).batches(BATCH_ROWS)).images
             times[device] = min(forward_ms_per_image(model, images), times.get(device, math.inf))
-            with _writing(self.folder):
+            with suppress(OSError):  # a store that is complete and cannot be written can still be read
                 known.parent.mkdir(parents=True, exist_ok=True)
                 with held(known.parent):  # another process may measure the same model on another device
                     write_atomically(known, json.dumps(_read_times(known) | {device: times[device]}, indent=1).encode())
