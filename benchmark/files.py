@@ -1,13 +1,14 @@
-"""Files that are written so that a reader sees all of a content or none of it, and what kills leave of that."""
+"""Files: written so that readers see all of a content or none, recognised when changed, and cleaned up after kills."""
 
 import ctypes
 import glob
+import hashlib
 import os
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,20 @@ except ImportError:  # on Windows, where nobody can remove a file or a folder th
 
 STALE_S = 24 * 3600.0  # nobody writes one file for so long, or leaves it as it is while writing
 _LITTER = ".writing-"
+
+
+def signature(files: Iterable[str | Path]) -> str:
+    """A hash of what the disk says of some files. It changes whenever one of them is written, moved or replaced.
+
+    The time of change (ctime) is in it beside the time of modification, which copying programs set back.
+    Raises OSError where a file is missing.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        about = os.stat(file)
+        line = f"{file}\t{about.st_size}\t{about.st_mtime_ns}\t{about.st_ctime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -212,7 +213,9 @@ class Gate:
 
     @classmethod
     def of(cls, fitted: FittedDetector) -> Self:
-        """The gate of a detector that is fitted already."""
+        """The gate of a detector that is fitted already. Warns where its scores are doubtful."""
+        for text in fitted.warnings:
+            warnings.warn(f"{fitted.model.model.id}/{fitted.id}: {text}", stacklevel=2)
         loaded, model = fitted.model.suite, fitted.model.model
         threshold = threshold_at_tpr(fitted.id_scores.values)
         accepted = int((fitted.id_scores.values >= threshold).sum())

@@ -327,6 +327,9 @@ class DetectorRecord(_Record):
     defaults: the default of each option.
     deviations: how it differs from the paper, each with its reason.
     verified: what its scores were compared with.
+    invariances: whether changes of a network leave the order of its scores, by the name of the change; with the default
+        options. Empty in older records, and where nothing could be measured.
+    invariances_declared: whether the detector declares them, and its contract checks them. Else they were measured.
     options_used: the value of each option in this run, but of those that were chosen for each model.
     source_sha256: of the source files of the detector and of all that it is made of.
     """
@@ -341,6 +344,8 @@ class DetectorRecord(_Record):
     defaults: Values
     deviations: list[Text]
     verified: list[Text] = []
+    invariances: dict[str, bool] = Field(default_factory=dict)
+    invariances_declared: bool = False
     options_used: Values
     source_sha256: Sha256
 
@@ -362,6 +367,7 @@ class SetRecord(_Record):
     contamination: the shares of images that show an ID class, as somebody found.
     class_groups: classes that are looked at together, by name of the group.
     decoding: what was decided about files that decoders treat differently.
+    remarks: what a reader should know of it, a sentence each.
     """
 
     kind: Literal["set"] = "set"
@@ -379,6 +385,7 @@ class SetRecord(_Record):
     contamination: list[Values] = Field(default_factory=list)
     class_groups: dict[str, list[str]] = Field(default_factory=dict)
     decoding: Values = Field(default_factory=dict)
+    remarks: list[Text] = Field(default_factory=list)
 
 
 class Case(_Record):
@@ -399,6 +406,7 @@ class Case(_Record):
     full_spectrum: the metrics where shifted ID images count as ID too. Null where the suite has none.
     shifted_accepted: the share of each shifted set that is accepted at the threshold, by set.
     tuned: how the detector's options were chosen. Null where they were not.
+    warnings: what makes the scores of this detector on this model doubtful, and what to do.
     """
 
     kind: Literal["case"] = "case"
@@ -417,6 +425,7 @@ class Case(_Record):
     full_spectrum: Metrics | None = None
     shifted_accepted: dict[str, Estimate] = Field(default_factory=dict)
     tuned: Tuned | None = None
+    warnings: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _measured(self) -> Self:

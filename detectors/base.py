@@ -42,6 +42,9 @@ class Detector(ABC):
     batch_rows: ClassVar[int] = 1024
     # How far apart two scores of an image may be, relatively, and count as the same to `detectors/contract.py`.
     precision: ClassVar[float] = 1e-9
+    # Counts up when the scores of the same outputs become other numbers. It is part of the state: a threshold that was
+    # found on another scale would accept and reject the wrong images.
+    score_scale: ClassVar[int] = 1
     made_of: ClassVar[tuple[type, ...]] = ()  # other classes that it is put together from
     # The checks of `detectors/contract.py` that it cannot pass -> why not. One that passes nevertheless is an error.
     expected_failures: ClassVar[Mapping[str, str]] = {}
@@ -116,11 +119,15 @@ class Detector(ABC):
                 split_value(getattr(self, entry.name), entry.name, tensors, values)
         options = {option.name: plain(getattr(self, option.name)) for option in option_fields(self)}
         shapes = {name: list(shape) for name, shape in self._row_shapes.items()}
-        about = {"id": self.id, "options": options, "row_shapes": shapes, "values": values}
+        about: dict[str, Any] = {"id": self.id, "options": options, "row_shapes": shapes, "values": values}
+        if self.score_scale != 1:  # states of the first scale do not have it
+            about["score_scale"] = self.score_scale
         return tensors, {**about, "sha256": digest(tensors, about)}
 
     def _take_state(self, tensors: dict[str, Tensor], about: dict[str, Any], model: Any) -> None:
         """Takes the state of a fitted detector with the same options."""
+        if about.get("score_scale", 1) != self.score_scale:
+            raise ValueError(f"this state of {self.id} is of a version whose scores are other numbers: fit it again")
         hints = get_type_hints(type(self))
         for entry in fields(self):
             if not entry.init:

@@ -34,6 +34,7 @@ class SSD(Detector):
     Options:
     - clusters: number of clusters, from 1 to N; 1 in the authors' code, 100, 500 and 1000 for SSD+ on ImageNet in
         Mahalanobis++ (arXiv:2505.18032)
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - One covariance for all clusters, as Mahalanobis++ describes it; the authors' code takes one a cluster. With one
         cluster, the default, it is the same.

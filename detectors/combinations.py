@@ -3,11 +3,15 @@
 from detectors.catalogue import registry
 from detectors.gradients import ODIN
 from detectors.logits import MSP, Energy
-from detectors.parts import combination
+from detectors.parts import USUAL_INVARIANCES, combination
 from detectors.shaping import ReAct
 from detectors.sparsity import DICE
 
-registry.register(combination("msp+react", MSP, ReAct))
-registry.register(combination("odin+react", ODIN, ReAct))
+registry.register(combination("msp+react", MSP, ReAct, invariant_to=USUAL_INVARIANCES))
+registry.register(combination("odin+react", ODIN, ReAct, invariant_to=USUAL_INVARIANCES))
 # The percentiles with which DICE's authors combine them on ImageNet.
-registry.register(combination("dice+react", Energy, ReAct, DICE, percentile=10.0, react_percentile=90.0))
+registry.register(
+    combination(
+        "dice+react", Energy, ReAct, DICE, percentile=10.0, react_percentile=90.0, invariant_to=USUAL_INVARIANCES
+    )
+)

@@ -17,10 +17,9 @@ import json
 import math
 import re
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial, wraps
 from operator import itemgetter, mul
 from pathlib import Path
@@ -29,148 +28,18 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detectors.base import Detector, option_fields
+from detectors.base import option_fields
+from detectors.description import declared_invariances
+from detectors.invariance import broken_by
 from detectors.outputs import Head, Outputs
 from detectors.spelling import did_you_mean
+from detectors.worlds import CLASSES, WIDTH, Make, World, build_world, fit, fitted
 
-Make = Callable[[], Detector]
 Check = Callable[[Make], None]
 
-CLASSES, WIDTH = 4, 16
-UNITS_A_CLASS = 3  # the units 12 to 15 belong to no class: out-of-distribution images excite those
 STREAMED = ("features", "logits", "patches", "images")
-
-
-# --- The toy worlds. ---
-
-
-class Network(nn.Module):
-    """Images (N, 3, 4, 4) -> ReLU features (N, 16) -> logits (N, C), with all that `Detector.fit` may ask a model for.
-
-    head: its last layer.
-    bend: changes the features (N, 16) into those of a degenerate world.
-    """
-
-    def __init__(self, head: Head, bend: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        random = torch.Generator().manual_seed(7)
-        basis, _ = torch.linalg.qr(torch.randn(48, WIDTH, generator=random, dtype=torch.float64))
-        self.body = nn.Linear(48, WIDTH, bias=False, dtype=torch.float64)
-        self.body.weight.data = basis.T.contiguous()
-        self.bend = bend
-        # A unit sees one, two or three of the six places; its mean over all of them is its feature.
-        sees = torch.tensor([[6, 0, 0], [0, 3, 0], [0, 3, 0], [0, 0, 2], [0, 0, 2], [0, 0, 2]], dtype=torch.float64)
-        self.sees = nn.Parameter(sees[:, torch.arange(WIDTH) % 3])
-        self.head = nn.Linear(WIDTH, len(head.weight), dtype=torch.float64)
-        self.head.weight.data, self.head.bias.data = head.weight.clone(), head.bias.clone()
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.bend(self._excitation(images).relu())
-
-    def layers(self, images: Tensor) -> list[Tensor]:
-        excitation = self._excitation(images)
-        return [torch.cat([excitation.relu(), (-excitation).relu()], dim=1), self.features(images)]
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        return self.features(images)[:, None, :] * self.sees
-
-    def logits_of_map(self, feature_map: Tensor) -> Tensor:
-        return self.head(feature_map.mean(dim=1))
-
-    def text_features(self, words: Sequence[str]) -> Tensor:
-        """The head's weights for 'class 0', 'class 1' and so on; all other words name things of no class."""
-        classes = {f"class {index}": weight for index, weight in enumerate(self.head.weight)}
-        return torch.stack([classes[word] if word in classes else self._foreign_text(word) for word in words])
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
-
-    def _excitation(self, images: Tensor) -> Tensor:
-        return self.body(images.double().flatten(1))
-
-    def _foreign_text(self, word: str) -> Tensor:
-        random = torch.Generator().manual_seed(zlib.crc32(word.encode()))
-        text = 0.05 * torch.rand(WIDTH, generator=random, dtype=torch.float64)
-        text[CLASSES * UNITS_A_CLASS :] *= 20
-        return text.to(self.head.weight)
-
-
-@dataclass(frozen=True)
-class World:
-    """What a detector gets of a network.
-
-    train: outputs of the training images, with labels.
-    val: outputs of validation images, with labels.
-    test: outputs of in-distribution test images.
-    ood: outputs of out-of-distribution images.
-    head: the network's last layer.
-    model: the network.
-    """
-
-    train: Outputs
-    val: Outputs
-    test: Outputs
-    ood: Outputs
-    head: Head
-    model: Network
-
-
-def _unchanged(value: Any) -> Any:
-    """The value as it is. It is no lambda, so that pickle can take the network along."""
-    return value
-
-
-def build_world(
-    *,
-    samples_a_class: int = 12,
-    labels: Callable[[Tensor], Tensor] = _unchanged,
-    features: Callable[[Tensor], Tensor] = _unchanged,
-    head: Callable[[Head], Head] = _unchanged,
-) -> World:
-    """A world whose classes excite three units each. The arguments make a degenerate world of it.
-
-        samples_a_class: how many training images a class has.
-        labels: changes the labels (N,).
-        features: changes the features (N, 16).
-        head: changes the last layer.
-
-    It takes a millisecond. Each check builds its own world, since the detector that it tries may write to it.
-    """
-    random = torch.Generator().manual_seed(0)
-    classes = torch.eye(CLASSES, dtype=torch.float64).repeat_interleave(UNITS_A_CLASS, dim=1)
-    classes = torch.cat([classes, torch.zeros(CLASSES, WIDTH - classes.shape[1], dtype=torch.float64)], dim=1)
-    weight = 0.5 * classes + 0.01 * torch.randn(classes.shape, generator=random, dtype=torch.float64)
-    last_layer = head(Head(weight, torch.linspace(-0.1, 0.1, CLASSES, dtype=torch.float64)))
-    model = Network(last_layer, features).eval()
-
-    @torch.no_grad()
-    def outputs(units: Tensor, labels: Tensor | None = None) -> Outputs:
-        noise = 0.3 * torch.randn(units.shape, generator=random, dtype=torch.float64)
-        images = ((4 * units + noise) @ model.body.weight).reshape(-1, 3, 4, 4)
-        return Outputs(
-            features=model.features(images),
-            logits=model(images),
-            labels=labels,
-            patches=model.feature_map(images),
-            images=images,
-        )
-
-    def of_classes(count: int) -> tuple[Tensor, Tensor]:
-        true = torch.arange(count) % CLASSES
-        return classes[true], labels(true)
-
-    foreign = torch.zeros(15, WIDTH, dtype=torch.float64)
-    foreign[:, CLASSES * UNITS_A_CLASS :] = 0.6  # a network is less excited by what it was not trained for
-    return World(
-        train=outputs(*of_classes(samples_a_class * CLASSES)),
-        test=outputs(of_classes(20)[0]),
-        ood=outputs(foreign),
-        val=outputs(*of_classes(16)),
-        head=last_layer,
-        model=model,
-    )
 
 
 def _one_class(head: Head) -> Head:
@@ -196,7 +65,7 @@ def _zero_some_rows(features: Tensor) -> Tensor:
     return features * ((100 * features.sum(dim=1, keepdim=True)).floor() % 3 > 0)
 
 
-# Features that are constant still depend on the image, with gradient 0, as those of a dead network do.
+# Degenerate worlds. Features that are constant still depend on the image, with gradient 0, as in a dead network.
 DEGENERATE: dict[str, Callable[[], World]] = {
     "zero vectors": partial(build_world, features=_zero_some_rows),
     "only zero vectors": partial(build_world, features=lambda features: 0.0 * features),
@@ -206,6 +75,9 @@ DEGENERATE: dict[str, Callable[[], World]] = {
     ),
     "duplicated dimensions": partial(
         build_world, features=_change_columns(lambda features: features[:, [3, 3, 6]], 0, 1, 7)
+    ),
+    "a feature in another unit": partial(
+        build_world, features=_change_columns(lambda features: 1e7 * features[:, [3]], 3)
     ),
     "features constant within a class": partial(
         build_world,
@@ -226,20 +98,6 @@ DEGENERATE: dict[str, Callable[[], World]] = {
 
 
 # --- What the checks are made of. ---
-
-
-def fit(detector: Detector, world: World, **changes: Any) -> Detector:
-    """Fits the detector in the world, and gives it back.
-
-    changes: what takes the place of the world's train, head, val or model.
-    """
-    given = {"train": world.train, "head": world.head, "val": world.val, "model": world.model, **changes}
-    return detector.fit(given["train"], given["head"], val=given["val"], model=given["model"])
-
-
-def fitted(make: Make, world: World, **changes: Any) -> Detector:
-    """A new detector, fitted as `fit` does it."""
-    return fit(make(), world, **changes)
 
 
 def convert(outputs: Outputs, how: Callable[[Any], Any], *names: str) -> Outputs:
@@ -677,6 +535,20 @@ def options_that_make_no_sense_are_refused(make: Make) -> None:
                 make_wrong = partial(kind, **{**options, option.name: value})
                 # What only the data can tell is refused when they are there.
                 _expect_named(option.name, refusal(ValueError, fitted, make_wrong, world))
+
+
+@_public_check
+def invariances_are_as_declared(make: Make) -> None:
+    """`Invariant to` of a docstring, if there, names the changes that leave the order of the scores, and no others."""
+    declared = declared_invariances(type(make()))
+    if declared is None:  # it is measured where somebody asks for it
+        return
+    broken = broken_by(make)
+    for name, pairs in broken.items():
+        if name in declared:
+            expect(pairs == 0, f"it declares that it is invariant to {name}, which exchanges {pairs} pairs of images")
+        else:
+            expect(pairs > 0, f"it is invariant to {name}, but does not declare it: add it to `Invariant to`")
 
 
 @_public_check

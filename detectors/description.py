@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectors.base import Detector, option_fields
+from detectors.invariance import CHANGES
+from detectors.spelling import did_you_mean
 
-_SECTIONS = ("Formula", "Paper", "Options", "Deviations", "Verified")
+_SECTIONS = ("Formula", "Paper", "Options", "Invariant to", "Deviations", "Verified")
 _NEEDED = ("Formula", "Paper", "Verified")
 _PAPER = re.compile(r'[A-Z].*, ".+", .*\b(19|20)\d\d')
 _PLACE = re.compile(r"arXiv:\d{4}\.\d{4,5}\b|\bdoi:\S|https?://\S|\bnot on arXiv\b")
@@ -28,6 +30,17 @@ def describe(detector: Any) -> dict[str, Any]:
         "deviations": _items(sections.get("Deviations", "")),
         "verified": _items(sections.get("Verified", "")),
     }
+
+
+def declared_invariances(detector: Any) -> frozenset[str] | None:
+    """The changes that the docstring of a detector names under `Invariant to`. None where it has no such line.
+
+    `nothing` stands for none of them.
+    """
+    _, sections = _sections(detector)
+    if "Invariant to" not in sections:
+        return None
+    return frozenset(" ".join(name.split()) for name in sections["Invariant to"].split(",")) - {"nothing"}
 
 
 def check_description(detector: Any) -> None:
@@ -56,6 +69,10 @@ def _gaps(detector: Any) -> Iterator[str]:
         yield f"its docstring does not say what the option {empty[0]} means"
     if loose := [deviation for deviation in description["deviations"] if not deviation.endswith(".")]:
         yield f"its Deviations are whole sentences, and this one has no full stop: {loose[0]}"
+    for name in sorted(declared_invariances(detector) or ()):
+        if name not in CHANGES:
+            known = f"{', '.join(CHANGES)}, or nothing"
+            yield f"its docstring says `Invariant to: {name}`{did_you_mean(name, CHANGES)}; what is known: {known}"
     for name, default in defaults.items():
         try:
             json.dumps(default, allow_nan=False)
@@ -74,10 +91,13 @@ def _gaps_of_paper(papers: str) -> Iterator[str]:
             yield f"its Paper does not say where it is (arXiv:, doi: or https://), or that it is not on arXiv: {paper}"
 
 
-def join_descriptions(score: Any, parts: Sequence[Any], options: dict[str, tuple[Any, str]]) -> str:
+def join_descriptions(
+    score: Any, parts: Sequence[Any], options: dict[str, tuple[Any, str]], invariant_to: str | None
+) -> str:
     """The docstring of a score after parts. Raises ValueError where the docstring of one of them has a gap.
 
     options: the combination's name of each option -> the class that it belongs to, and that class's name of it.
+    invariant_to: what the docstring is to say under `Invariant to`. None for no such line.
     """
     kinds = (*parts, score)
     for kind in kinds:
@@ -93,6 +113,7 @@ def join_descriptions(score: Any, parts: Sequence[Any], options: dict[str, tuple
     text.append(f"Formula: {'; '.join([*(described[part]['formula'] for part in parts), formula])}")
     text.append(f"Paper: {'; '.join(papers)}")
     text += ["Options:", *(f"- {name}: {described[kind]['options'][own]}" for name, (kind, own) in options.items())]
+    text += [] if invariant_to is None else [f"Invariant to: {invariant_to}"]
     deviations = dict.fromkeys(item for kind in kinds for item in described[kind]["deviations"])
     text += ["Deviations:", *(f"- {item}" for item in deviations)]
     text += ["Verified:", *(f"- {kind.id}: {item}" for kind in kinds for item in described[kind]["verified"])]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
-from detectors.numerics import class_means, round_off, unit
+from detectors.numerics import class_means, comparable_units, round_off, unit
 from detectors.options import require_choice
 from detectors.outputs import Head, Outputs
 from detectors.state import learned
@@ -61,8 +61,8 @@ class Gaussians:
         means: (K, rank), whitened.
         squared_norms: (K,), those of the whitened means.
 
-    The inverse covariance is the Hermitian pseudo-inverse: directions without variance do not count. Features are
-    whitened, so that all distances of a batch are one matrix product.
+    The inverse covariance is the Hermitian pseudo-inverse, of features in comparable units: directions without variance
+    do not count. Features are whitened, so that all distances of a batch are one matrix product.
     """
 
     centre: Tensor
@@ -72,10 +72,12 @@ class Gaussians:
 
     @classmethod
     def of(cls, moments: Moments) -> "Gaussians":
-        values, vectors = torch.linalg.eigh(moments.covariance)
-        kept = values > variance_round_off(values, moments.means, moments.sizes.sum())
+        round_offs = mean_round_offs(moments.means, moments.sizes.sum())
+        units = feature_units(moments.covariance.diagonal(), round_offs)
+        values, vectors = torch.linalg.eigh(moments.covariance / units / units[:, None])
+        kept = values > variance_round_offs(values, vectors, round_offs / units)
         centre = moments.pooled().means[0]
-        whitening = vectors[:, kept] / values[kept].sqrt()
+        whitening = vectors[:, kept] / values[kept].sqrt() / units[:, None]
         means = (moments.means - centre) @ whitening
         return cls(centre, whitening, means, means.square().sum(dim=1))
 
@@ -91,15 +93,33 @@ class Gaussians:
         return white.sub_(self.means[nearest])
 
 
-def variance_round_off(variances: Tensor, means: Tensor, images: Tensor) -> Tensor:
-    """The level up to which eigenvalues of a covariance are round-off: their own, or that of the subtracted means.
+def mean_round_offs(means: Tensor, images: Tensor) -> Tensor:
+    """How far the subtraction of means can be off, for each feature (D,).
+
+    means: (K, D), those of the classes.
+    images: how many vectors they are of.
+    """
+    return means.abs().amax(dim=0) * images * torch.finfo(means.dtype).eps
+
+
+def feature_units(variances: Tensor, round_offs: Tensor) -> Tensor:
+    """The comparable units (D,) of features, as in `comparable_units`; 1 for a feature that is constant.
+
+    variances: (D,), the variances of the features.
+    round_offs: (D,), the deviations up to which a feature is constant.
+    """
+    deviations = variances.sqrt()
+    return comparable_units(deviations.where(deviations > round_offs, 0.0))
+
+
+def variance_round_offs(variances: Tensor, axes: Tensor, mean_round_offs: Tensor) -> Tensor:
+    """The levels (D,) up to which eigenvalues of a covariance are round-off: their own, or that of subtracted means.
 
     variances: (D,), the eigenvalues.
-    means: those that were subtracted.
-    images: how many vectors the covariance is of.
+    axes: (D, D), the eigenvectors, a column each.
+    mean_round_offs: (D,), how far the subtraction of means can be off for each feature.
     """
-    means_round_off = means.abs().max() * images * torch.finfo(variances.dtype).eps
-    return torch.maximum(round_off(variances), means_round_off.square())
+    return torch.maximum(round_off(variances), axes.square().T @ mean_round_offs.square())
 
 
 @dataclass(kw_only=True, eq=False)
@@ -131,10 +151,14 @@ class Mahalanobis(ClassConditional):
         (h_i - mu_{y_i})^T over the training features
     Paper: K. Lee, K. Lee, H. Lee, J. Shin, "A Simple Unified Framework for Detecting Out-of-Distribution Samples and
         Adversarial Attacks", NeurIPS 2018, arXiv:1807.03888
+    Invariant to: logit shift, logit scale, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - Pre-logit features only, without input perturbation or a combination of layers, as in NINCO (arXiv:2306.00826).
     - Sigma^+ is the Hermitian pseudo-inverse with scipy's cutoff; directions whose variance is within the round-off of
         the means are left out too, so that features that are constant within each class have distance 0.
+    - The cutoff suits one unit: a feature whose standard deviation within the classes is below 1/1024 of the largest
+        one is first multiplied by the power of two that makes it comparable. Where Sigma has an inverse, the score is
+        the same, but for round-off.
     - A class without a training image has no mean.
     Verified:
     - plain loops with the precision matrix of scikit-learn's EmpiricalCovariance, 1e-6
@@ -160,6 +184,7 @@ class MahalanobisPlusPlus(Mahalanobis):
     Formula: S = -min_c (z - mu_c)^T Sigma^+ (z - mu_c), z = h / |h|_2, mu_c and Sigma as in mahalanobis but of the z_i
     Paper: M. Müller, M. Hein, "Mahalanobis++: Improving OOD Detection via Feature Normalization", ICML 2025,
         arXiv:2505.18032
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The zero vector, which the paper leaves undefined, stays zero.
     - Sigma^+ is the Hermitian pseudo-inverse with scipy's cutoff, as in mahalanobis.
@@ -183,6 +208,7 @@ class RelativeMahalanobis(Mahalanobis):
         (1/N) covariance of all training features
     Paper: J. Ren, S. Fort, J. Liu, A. G. Roy, S. Padhy, B. Lakshminarayanan, "A Simple Fix to Mahalanobis Distance for
         Improving Near-OOD Detection", 2021, arXiv:2106.09022
+    Invariant to: logit shift, logit scale, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - Squared distances: the square root that some texts print would change the order.
     - Sigma^+ and Sigma_g^+ are Hermitian pseudo-inverses with scipy's cutoff, as in mahalanobis.
@@ -215,6 +241,7 @@ class RelativeMahalanobisPlusPlus(RelativeMahalanobis):
     Options:
     - global_fit: 'normalised', or 'raw' to fit mu_g and Sigma_g on features that are not scaled to norm 1. The paper's
         code does the latter when class statistics are cached, so its ImageNet columns may have come from there.
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The zero vector, which the paper leaves undefined, stays zero.
     - Sigma^+ and Sigma_g^+ are Hermitian pseudo-inverses with scipy's cutoff, as in mahalanobis.

@@ -12,6 +12,7 @@ from torch import Tensor
 from detectors.base import Batch, Detector, check_finite
 from detectors.catalogue import registry
 from detectors.gaussian import Gaussians, Moments
+from detectors.logits import log_odds_of_max
 from detectors.options import is_number, require, require_temperature
 from detectors.outputs import Outputs
 from detectors.state import learned
@@ -65,24 +66,27 @@ class ImageDetector(Detector):
 class ODIN(ImageDetector):
     """Maximum softmax probability at a high temperature, of images moved a step towards a higher one.
 
-    Formula: S = max_c log softmax(f(x') / T)_c, x' = x + epsilon sign(grad_x max_c log softmax(f(x) / T)_c)
+    Formula: S = log(p / (1 - p)), p = max_c softmax(f(x') / T)_c, x' = x + epsilon sign(grad_x max_c log softmax(f(x) /
+        T)_c)
     Paper: S. Liang, Y. Li, R. Srikant, "Enhancing The Reliability of Out-of-distribution Image Detection in Neural
         Networks", ICLR 2018, arXiv:1706.02690
     Options:
     - temperature: T, at least 0.000001
     - epsilon: size of the step for each value of the image as the model takes it, at least 0
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - Where the gradient is 0 the image stays.
     - epsilon stays at 0.0014, the usual default; the paper tunes it for each OOD set, and no detector sees those here.
     - epsilon counts in units of the image as the model takes it. The authors' code divides the step by the channel's
         standard deviation s, so that epsilon counts in pixels from 0 to 1: name epsilon / s to follow it.
-    - The logarithm of the probability is returned: same order.
+    - The log-odds of the probability are returned, as in msp: the same order, but probabilities near 1 stay apart.
     Verified:
     - one image at a time with a plain backward pass, 1e-12
     """
 
     id = "odin"
     needs = frozenset({"images", "model"})
+    score_scale = 2  # 1: the logarithm of the probability
     temperature: float = 1000.0
     epsilon: float = 0.0014
 
@@ -93,11 +97,13 @@ class ODIN(ImageDetector):
 
     def _score_images(self, images: Tensor) -> Tensor:
         (gradient,) = self._gradients(lambda images: [self._confidence(images)], images)
-        return self._confidence(images + self.epsilon * gradient.sign())
+        return log_odds_of_max(self._scaled_logits(images + self.epsilon * gradient.sign()))
 
     def _confidence(self, images: Tensor) -> Tensor:
-        logits = self._finite(self._model(images), "logits")
-        return (logits / self.temperature).log_softmax(dim=1).max(dim=1).values
+        return self._scaled_logits(images).log_softmax(dim=1).max(dim=1).values
+
+    def _scaled_logits(self, images: Tensor) -> Tensor:
+        return self._finite(self._model(images), "logits") / self.temperature
 
 
 @registry.register
@@ -111,6 +117,7 @@ class GradNorm(Detector):
         NeurIPS 2021, arXiv:2110.00218
     Options:
     - temperature: T, at least 0.000001
+    Invariant to: logit shift, class order, feature scale
     Deviations:
     - The authors' code sums where the divergence takes the mean over the classes: C times this, same order.
     Verified:
@@ -146,6 +153,7 @@ class MahalanobisODIN(ImageDetector):
     Options:
     - epsilon: size of the step for each value of the image as the model takes it, at least 0; published: 0, 0.0005,
         0.001, 0.0014, 0.002, 0.005 or 0.01
+    Invariant to: logit shift, logit scale, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - Pre-logit features only; mahalanobis-layers combines several layers.
     - epsilon stays at 0.0014, in the middle of the published values and the one that OpenOOD takes; the paper tunes it

@@ -12,7 +12,7 @@ from detectors.gradients import ODIN
 from detectors.logits import MSP, Energy
 from detectors.numerics import class_means, norms, unit
 from detectors.options import is_number, require, require_percentile
-from detectors.parts import Activations, Part, Training, combination
+from detectors.parts import USUAL_INVARIANCES, Activations, Part, Training, combination
 from detectors.shaping import ReAct
 from detectors.state import learned
 
@@ -74,6 +74,8 @@ class LogitSmoothing(Part):
     Paper: Z. Sun, Y. Qiu, Z. Tan, W. Zheng, R. Wang, "Classifier-head Informed Feature Masking and Prototype-based
         Logit Smoothing for Out-of-Distribution Detection", 2023, arXiv:2310.18104
     Deviations:
+    - Training fixes the logits up to a number that is the same for all of them. The scaled logits depend on it,
+        as in the paper: large ones are meant to be positive. In a softmax of the scaled logits it cancels.
     - The zero vector, which the paper leaves undefined, has similarity 0 with everything; so has every vector with the
         prototype of a class without a training image.
     Verified:
@@ -142,6 +144,8 @@ class HIMPLoS(Part):
         (ImageNet-1k, ResNet-50) and 1.6 (CIFAR-10 and CIFAR-100, DenseNet-BC-100)
     Deviations:
     - The default of clip is the rule of ReAct's paper, whose clipping this is: a number fits one network only.
+    - Training fixes the logits up to a number that is the same for all of them. The scaled logits depend on it,
+        as in the paper: large ones are meant to be positive. In a softmax of the scaled logits it cancels.
     - The zero vector, which the paper leaves undefined, has similarity 0 with everything; so has every vector with the
         prototype of a class without a training image.
     Verified:
@@ -174,12 +178,32 @@ class HIMPLoS(Part):
 
 
 # Masks come before clipping, as in HIMPLoS, and ReAct takes its paper's percentile.
-registry.register(combination("fm", Energy, FeatureMasking))
-registry.register(combination("ls", Energy, LogitSmoothing))
-registry.register(combination("fm+ls", Energy, FeatureMasking, LogitSmoothing))
-registry.register(combination("fm+react", Energy, FeatureMasking, ReAct, react_percentile=90.0))
-registry.register(combination("ls+react", Energy, ReAct, LogitSmoothing, react_percentile=90.0))
-registry.register(combination("fm+le+react", Energy, FeatureMasking, ReAct, LogitEnhancing, react_percentile=90.0))
-registry.register(combination("himplos", Energy, HIMPLoS))
-registry.register(combination("msp+himplos", MSP, HIMPLoS))
-registry.register(combination("odin+himplos", ODIN, HIMPLoS))
+registry.register(combination("fm", Energy, FeatureMasking, invariant_to=USUAL_INVARIANCES))
+registry.register(
+    combination("ls", Energy, LogitSmoothing, invariant_to="class order, feature scale, feature rotation")
+)
+registry.register(
+    combination("fm+ls", Energy, FeatureMasking, LogitSmoothing, invariant_to="class order, feature scale")
+)
+registry.register(
+    combination("fm+react", Energy, FeatureMasking, ReAct, react_percentile=90.0, invariant_to=USUAL_INVARIANCES)
+)
+registry.register(
+    combination(
+        "ls+react", Energy, ReAct, LogitSmoothing, react_percentile=90.0, invariant_to="class order, feature scale"
+    )
+)
+registry.register(
+    combination(
+        "fm+le+react",
+        Energy,
+        FeatureMasking,
+        ReAct,
+        LogitEnhancing,
+        react_percentile=90.0,
+        invariant_to=USUAL_INVARIANCES,
+    )
+)
+registry.register(combination("himplos", Energy, HIMPLoS, invariant_to="class order, feature scale"))
+registry.register(combination("msp+himplos", MSP, HIMPLoS, invariant_to=USUAL_INVARIANCES))
+registry.register(combination("odin+himplos", ODIN, HIMPLoS, invariant_to=USUAL_INVARIANCES))

@@ -12,7 +12,7 @@ from detectors.gradients import ODIN, GradNorm
 from detectors.logits import MSP, Energy, MaxLogit
 from detectors.numerics import class_means
 from detectors.options import is_number, require, require_percentile
-from detectors.parts import Activations, Part, Training, combination
+from detectors.parts import USUAL_INVARIANCES, Activations, Part, Training, combination
 from detectors.percentile import percentile
 from detectors.shaping import ReAct
 from detectors.state import learned
@@ -252,11 +252,26 @@ class ITP(Part):
         return z_tested(activations, self.kept, self.limits)
 
 
-registry.register(combination("itp-crp", Energy, CoarsePruning))
-registry.register(combination("itp-ftp", Energy, FinePruning))
-registry.register(combination("itp", Energy, ITP))
-registry.register(combination("itp+react", Energy, ReAct, ITP, react_percentile=90.0))
-registry.register(combination("msp+itp", MSP, ITP))
-registry.register(combination("max-logit+itp", MaxLogit, ITP))
-registry.register(combination("odin+itp", ODIN, ITP))
-registry.register(combination("gradnorm+itp", GradNorm, ITP))
+registry.register(
+    combination("itp-crp", Energy, CoarsePruning, invariant_to="logit shift, class order, feature unit, feature scale")
+)
+registry.register(
+    combination("itp-ftp", Energy, FinePruning, invariant_to="logit shift, class order, feature unit, feature scale")
+)
+registry.register(combination("itp", Energy, ITP, invariant_to="logit shift, class order, feature unit, feature scale"))
+registry.register(combination("itp+react", Energy, ReAct, ITP, react_percentile=90.0, invariant_to=USUAL_INVARIANCES))
+registry.register(
+    combination("msp+itp", MSP, ITP, invariant_to="logit shift, class order, feature unit, feature scale")
+)
+registry.register(
+    combination(
+        "max-logit+itp",
+        MaxLogit,
+        ITP,
+        invariant_to="logit shift, logit scale, class order, feature unit, feature scale",
+    )
+)
+registry.register(
+    combination("odin+itp", ODIN, ITP, invariant_to="logit shift, class order, feature unit, feature scale")
+)
+registry.register(combination("gradnorm+itp", GradNorm, ITP, invariant_to=USUAL_INVARIANCES))

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
-from detectors.logits import log_max_softmax
+from detectors.logits import log_odds_of_max
 from detectors.numerics import unit
 from detectors.options import is_integer, is_number, require, require_choice, require_percentile, require_temperature
 from detectors.outputs import Outputs
@@ -25,15 +26,16 @@ _WORDS_AT_ONCE = 1024
 class MCM(Detector):
     """Maximum softmax probability of the cosines between an image and the class names.
 
-    Formula: S = max_c log softmax(s / T)_c, s_c = cos(h, t_c), t_c = text embedding of class c
+    Formula: S = log(p / (1 - p)), p = max_c softmax(s / T)_c, s_c = cos(h, t_c), t_c = text embedding of class c
     Paper: Y. Ming, Z. Cai, J. Gu, Y. Sun, W. Li, Y. Li, "Delving into Out-of-Distribution Detection with
         Vision-Language Representations", NeurIPS 2022, arXiv:2211.13445
     Options:
     - temperature: T, at least 0.000001. The published 1 is for plain cosines, which these are (a footnote's 100 is
         for logits that CLIP has multiplied by 100)
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The text embeddings are the head's weights, of any length; its bias is not read.
-    - The logarithm of the probability is returned: same order.
+    - The log-odds of the probability are returned, as in msp: the same order, but probabilities near 1 stay apart.
     - The zero vector, which has no direction, has the cosine 0 with everything.
     Verified:
     - plain loops written from the formula, 1e-6
@@ -42,6 +44,7 @@ class MCM(Detector):
 
     id = "mcm"
     needs = frozenset({"features", "head", "text"})
+    score_scale = 2  # 1: the logarithm of the probability, and in gl-mcm the sum of two probabilities
     temperature: float = 1.0
     text: Tensor = learned()
 
@@ -52,7 +55,7 @@ class MCM(Detector):
         self.text = unit(head.weight)
 
     def _score(self, batch: Batch) -> Tensor:
-        return log_max_softmax(unit(batch.features) @ self.text.T / self.temperature)
+        return log_odds_of_max(unit(batch.features) @ self.text.T / self.temperature)
 
 
 @registry.register
@@ -60,8 +63,8 @@ class MCM(Detector):
 class GLMCM(MCM):
     """Maximum softmax probability of the whole image plus that of its best patch.
 
-    Formula: S = max_c softmax(s / T)_c + max_{i,c} softmax(s_i / T')_c, s_c = cos(h, t_c), s_ic = cos(h_i, t_c), h_i =
-        feature of patch i, t_c = text embedding of class c
+    Formula: S = log(P / (2 - P)), P = max_c softmax(s / T)_c + max_{i,c} softmax(s_i / T')_c, s_c = cos(h, t_c), s_ic =
+        cos(h_i, t_c), h_i = feature of patch i, t_c = text embedding of class c
     Paper: A. Miyai, Q. Yu, G. Irie, K. Aizawa, "Zero-Shot In-Distribution Detection in Multi-Object Settings Using
         Vision-Language Foundation Models", 2023, arXiv:2304.04521
     Options:
@@ -70,7 +73,10 @@ class GLMCM(MCM):
     - local_temperature: T', at least 0.000001
     - form: 'code', the formula above, from which the published tables come; or 'printed', where the second term is
         max_c softmax(s' / T')_c with s'_c = max_i s_ic
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
+    - The log-odds of half the sum P are returned: the same order, but sums near 2 stay apart. With a single class,
+        where P is always 2, the score is 0.
     - The text embeddings are the head's weights, of any length; its bias is not read.
     - The local term has weight 1, as in the tables; a later version of the paper's code makes it an option.
     - The zero vector, which has no direction, has the cosine 0 with everything.
@@ -93,17 +99,20 @@ class GLMCM(MCM):
         return _rows_at_once(self.batch_rows, patches * max(self.text.shape))
 
     def _score(self, batch: Batch) -> Tensor:
-        return super()._score(batch).exp_() + self._best_patch(batch.patches)
+        odds = torch.stack([super()._score(batch), self._best_patch(batch.patches)])
+        if len(self.text) == 1:
+            return odds[0]
+        return logsigmoid(odds).logsumexp(dim=0) - logsigmoid(-odds).logsumexp(dim=0)
 
     def _best_patch(self, patches: Tensor) -> Tensor:
-        """The probability (n,) of the class that a patch matches best."""
+        """The log-odds (n,) of the class that a patch matches best."""
         images, positions, width = patches.shape
         if width != self.text.shape[1]:
             raise ValueError(f"{self.id}: patches have {width} values each, but text embeddings {self.text.shape[1]}")
         cosines = unit(patches.reshape(-1, width)) @ self.text.T / self.local_temperature
         if self.form == "printed":
-            return cosines.view(images, positions, -1).amax(dim=1).softmax(dim=1).amax(dim=1)
-        return cosines.softmax(dim=1).view(images, -1).amax(dim=1)
+            return log_odds_of_max(cosines.view(images, positions, -1).amax(dim=1))
+        return log_odds_of_max(cosines).view(images, positions).amax(dim=1)
 
 
 @registry.register
@@ -124,6 +133,7 @@ class NegLabel(Detector):
     - groups: from 1 to the number of negative words. By default 100, or each word by itself where there are fewer;
         words that cannot be shared out evenly are left out, those nearest to the classes first
     - temperature: T, at least 0.000001
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The log-odds of P are returned: same order, but values near 0 and 1 stay apart.
     - The text embeddings of the classes are the head's weights, of any length; its bias is not read.
@@ -190,8 +200,7 @@ class NegLabel(Detector):
         classes = (features @ self.text.T).logsumexp(dim=1, keepdim=True)
         cosines = features @ self.negatives.flatten(0, 1).T
         odds = classes - cosines.view(-1, *self.negatives.shape[:2]).logsumexp(dim=2)
-        log_sigmoid = torch.nn.functional.logsigmoid
-        return log_sigmoid(odds).logsumexp(dim=1) - log_sigmoid(-odds).logsumexp(dim=1)
+        return logsigmoid(odds).logsumexp(dim=1) - logsigmoid(-odds).logsumexp(dim=1)
 
 
 def _rows_at_once(most: int, values_a_row: int) -> int:

@@ -25,6 +25,7 @@ class RankFeat(ImageDetector):
         (positions x channels), s_1 = its largest singular value, u_1 and v_1 = the vectors that belong to it
     Paper: Y. Song, N. Sebe, W. Wang, "RankFeat: Rank-1 Feature Removal for Out-of-distribution Detection", NeurIPS
         2022, arXiv:2209.08590
+    Invariant to: logit shift, class order, feature scale, feature rotation
     Deviations:
     - The last feature map only. The published results of the full method average these logits with those after the
         same removal one block earlier, which not every network has.
@@ -111,6 +112,7 @@ class MahalanobisLayers(ImageDetector):
     - epsilon: size of the step for each value of the image as the model takes it, at least 0; published: 0, 0.0005,
         0.001, 0.0014, 0.002, 0.005 or 0.01. 0 spares a pass forth and one back for each layer
     - adversarial_epsilon: delta, the size of the adversarial step in the same units, above 0
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - The paper's setting without OOD data (FGSM): no detector sees evaluated OOD images here. epsilon stays at 0.0014,
         in the middle of the published values, where the paper tunes it.

@@ -12,7 +12,7 @@ from detectors.itp import products_above
 from detectors.logits import Energy
 from detectors.numerics import class_means
 from detectors.options import require_percentile
-from detectors.parts import Activations, Part, Training, combination
+from detectors.parts import USUAL_INVARIANCES, Activations, Part, Training, combination
 from detectors.shaping import ReAct
 from detectors.state import learned
 
@@ -91,5 +91,5 @@ class LINe(Part):
         return torch.where(importance > 0, limits, always_zero)
 
 
-registry.register(combination("line", Energy, LINe))
-registry.register(combination("line+ls", Energy, LINe, LogitSmoothing))
+registry.register(combination("line", Energy, LINe, invariant_to=USUAL_INVARIANCES))
+registry.register(combination("line+ls", Energy, LINe, LogitSmoothing, invariant_to="class order, feature scale"))

@@ -20,11 +20,13 @@ from detectors.state import learned
 class MSP(Detector):
     """Maximum softmax probability.
 
-    Formula: S = max_c log softmax(o)_c = -log(1 + sum_{c != m} exp(o_c - o_m)) with m = argmax_c o_c
+    Formula: S = log(p / (1 - p)) = -log sum_{c != m} exp(o_c - o_m), p = max_c softmax(o)_c, m = argmax_c o_c
     Paper: D. Hendrycks, K. Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural
         Networks", ICLR 2017, arXiv:1610.02136
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
-    - The logarithm of the probability is returned: same order, but probabilities near 1 stay apart.
+    - The log-odds of the probability are returned: the same order, but probabilities near 1 stay apart. With a single
+        class, whose probability is always 1, the score is 0.
     Verified:
     - the formula in extended precision, 1e-6
     - pytorch-ood 0.4, 1e-6
@@ -32,18 +34,20 @@ class MSP(Detector):
 
     id = "msp"
     needs = frozenset({"logits"})
+    score_scale = 2  # 1: the logarithm of the probability
 
     def _score(self, batch: Batch) -> Tensor:
-        return log_max_softmax(batch.logits)
+        return log_odds_of_max(batch.logits)
 
 
-def log_max_softmax(logits: Tensor) -> Tensor:
-    """max_c log softmax(o)_c (n,) of logits (n, C), to full precision where the probability is near 1."""
-    # log1p of the others' sum keeps the digits that 1 + sum would round away.
-    probabilities = logits.softmax(dim=1)
-    largest, predicted = probabilities.max(dim=1, keepdim=True)
-    others = probabilities.scatter_(1, predicted, 0.0).sum(dim=1)
-    return -others.div_(largest[:, 0]).log1p_()
+def log_odds_of_max(logits: Tensor) -> Tensor:
+    """log(p / (1 - p)) (n,), p = max_c softmax(o)_c, of logits (n, C). It grows with p, and never saturates.
+
+    With one class, where p is 1, it is 0.
+    """
+    if logits.shape[1] == 1:
+        return logits.new_zeros(len(logits))
+    return -_gaps_to_the_top(logits).logsumexp(dim=1)
 
 
 def _gaps_to_the_top(logits: Tensor) -> Tensor:
@@ -60,6 +64,7 @@ class MaxLogit(Detector):
     Formula: S = max_c o_c
     Paper: D. Hendrycks, S. Basart, M. Mazeika, A. Zou, J. Kwon, M. Mostajabi, J. Steinhardt, D. Song, "Scaling
         Out-of-Distribution Detection for Real-World Settings", ICML 2022, arXiv:1911.11132
+    Invariant to: logit shift, logit scale, class order, feature unit, feature scale, feature shift, feature rotation
     Verified:
     - plain loops written from the formula, 1e-6
     - pytorch-ood 0.4, 1e-6
@@ -82,6 +87,7 @@ class Energy(Detector):
         arXiv:2010.03759
     Options:
     - temperature: T, at least 0.000001
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Verified:
     - plain loops written from the formula, 1e-6
     - pytorch-ood 0.4, 1e-6
@@ -101,13 +107,16 @@ class Energy(Detector):
 @registry.register
 @dataclass(kw_only=True, eq=False)
 class Entropy(Detector):
-    """Negative Shannon entropy of the predicted distribution.
+    """Negative logarithm of the Shannon entropy of the predicted distribution.
 
-    Formula: S = sum_c p_c log p_c, p = softmax(o)
+    Formula: S = -log H, H = -sum_c p_c log p_c, p = softmax(o)
     Paper: R. Chan, M. Rottmann, H. Gottschalk, "Entropy Maximization and Meta Classification for Out-of-Distribution
         Detection in Semantic Segmentation", ICCV 2021, arXiv:2012.06575
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - The score alone, on a network as it is: the paper also trains for a high entropy on outliers.
+    - The logarithm of the entropy is returned: the same order, but entropies near 0 stay apart. With a single class,
+        whose entropy is always 0, the score is 0.
     Verified:
     - the formula in extended precision, 1e-6
     - pytorch-ood 0.4, 1e-6, where no probability is below its floor of 1e-7
@@ -115,27 +124,36 @@ class Entropy(Detector):
 
     id = "entropy"
     needs = frozenset({"logits"})
+    score_scale = 2  # 1: the entropy itself
 
     def _score(self, batch: Batch) -> Tensor:
-        # H = log(1 + r) + sum_c e_c (-g_c) / (1 + r), g = gaps, e = exp(g), r = sum_c e_c: no term is negative.
-        gaps = _gaps_to_the_top(batch.logits)
-        others = gaps.exp()
-        rest = others.sum(dim=1)
-        weighted = others.mul_(gaps.nan_to_num_(neginf=0.0)).sum(dim=1)
-        return weighted.div_(1 + rest).sub_(rest.log1p())
+        if batch.logits.shape[1] == 1:
+            return batch.logits.new_zeros(len(batch.logits))
+        # H = log(1 + r) + sum_c e_c (-g_c) / (1 + r), g = gaps, e = exp(g), r = sum_{c != m} e_c: no term is negative.
+        log_rest = _gaps_to_the_top(batch.logits).logsumexp(dim=1)
+        log_total = log_rest.exp().log1p_()
+        # log log(1 + r) is log r, to all digits, where r is small; further down r is 0 to exp.
+        first = torch.where(log_rest < -40, log_rest, log_total.log())
+        gaps = batch.logits - batch.logits.amax(dim=1, keepdim=True)
+        second = gaps.neg().log_().add_(gaps).logsumexp(dim=1) - log_total
+        return -torch.logaddexp(first, second)
 
 
 @registry.register
 @dataclass(kw_only=True, eq=False)
 class GEN(Detector):
-    """Negative generalised entropy of the largest predicted probabilities.
+    """Negative logarithm of the generalised entropy of the largest predicted probabilities.
 
-    Formula: S = -sum_{m <= M} p_(m)^gamma (1 - p_(m))^gamma, p_(1) >= p_(2) >= ... = softmax(o) in descending order
+    Formula: S = -log sum_{m <= M} p_(m)^gamma (1 - p_(m))^gamma, p_(1) >= p_(2) >= ... = softmax(o) in descending order
     Paper: X. Liu, Y. Lochman, C. Zach, "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection",
         CVPR 2023, not on arXiv
     Options:
     - gamma: above 0; the paper takes it from 0 to 1
     - top: M, at least 1; all classes where there are fewer. The paper takes a tenth of the classes on ImageNet (100)
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
+    Deviations:
+    - The logarithm is returned: the same order, but entropies near 0 stay apart. With a single class, whose entropy is
+        always 0, the score is 0.
     Verified:
     - the formula in extended precision, 1e-6
     - pytorch-ood 0.4, 1e-6, where no probability is within 1e-7 of 0 or 1; it divides by M
@@ -143,6 +161,7 @@ class GEN(Detector):
 
     id = "gen"
     needs = frozenset({"logits"})
+    score_scale = 2  # 1: the generalised entropy itself
     gamma: float = 0.1
     top: int = 100
 
@@ -151,6 +170,8 @@ class GEN(Detector):
         require(is_integer(self.top) and self.top >= 1, self.id, "top", self.top, "an integer from 1")
 
     def _score(self, batch: Batch) -> Tensor:
+        if batch.logits.shape[1] == 1:
+            return batch.logits.new_zeros(len(batch.logits))
         gaps = _gaps_to_the_top(batch.logits)
         log_rest = gaps.logsumexp(dim=1)
         log_total = log_rest.exp().log1p_()  # of exp(o - max o)
@@ -158,9 +179,9 @@ class GEN(Detector):
             gaps = gaps.topk(self.top - 1, dim=1, sorted=False).values
         log_p = gaps.sub_(log_total[:, None])
         # The others' probabilities are at most 1/2, so that 1 - p keeps its digits; that of the largest is their sum.
-        others = log_p.exp().neg_().log1p_().add_(log_p).mul_(self.gamma).exp_().sum(dim=1)
-        largest = (self.gamma * (log_rest - 2 * log_total)).exp_()
-        return -(largest + others)
+        others = log_p.exp().neg_().log1p_().add_(log_p).mul_(self.gamma)
+        largest = self.gamma * (log_rest - 2 * log_total)
+        return -torch.cat([largest[:, None], others], dim=1).logsumexp(dim=1)
 
 
 @registry.register
@@ -173,6 +194,7 @@ class KLMatching(Detector):
         Out-of-Distribution Detection for Real-World Settings", ICML 2022, arXiv:1911.11132
     Options:
     - classes: what puts a training image into class c: 'predicted' (its largest logit) or 'true' (its label)
+    Invariant to: logit shift, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - The templates come from the training set, as in NINCO (arXiv:2306.00826); the paper takes a validation split.
     - A template's probability below 2.2e-308 counts as that, so that the divergence stays finite.
@@ -211,15 +233,17 @@ class KLMatching(Detector):
 class TemperatureScaling(Detector):
     """Maximum softmax probability at the temperature that calibrates the network on held-out images.
 
-    Formula: S = max_c log softmax(o / T)_c, T = argmin_T sum_i -log softmax(o_i / T)_{y_i} over the val images
+    Formula: S = log(p / (1 - p)), p = max_c softmax(o / T)_c, T = argmin_T sum_i -log softmax(o_i / T)_{y_i} over the
+        val images
     Paper: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On Calibration of Modern Neural Networks", ICML 2017,
         arXiv:1706.04599
+    Invariant to: logit shift, logit scale, class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - T is sought from 1/100 to 100 times the mean of max_c o_c - mean_c o_c over the val images. It is the lower bound
         where the network gets every val image right, the upper one where it is no better than chance, and 1 where the
         logits of every image are constant: the sum has no minimum then.
     - The minimum is found to 1e-12: the sum is convex in 1 / T. OpenOOD and pytorch-ood stop after 50 steps of L-BFGS.
-    - The logarithm of the probability is returned: same order, but probabilities near 1 stay apart.
+    - The log-odds of the probability are returned, as in msp: the same order, but probabilities near 1 stay apart.
     Verified:
     - scipy.optimize.minimize_scalar on the sum of plain loops, which it never beats by 1e-12
     - pytorch-ood 0.4, 5e-3, fitted again and again, because it stops short of the minimum
@@ -227,6 +251,7 @@ class TemperatureScaling(Detector):
 
     id = "temperature-scaling"
     needs = frozenset({"logits", "val"})
+    score_scale = 2  # 1: the logarithm of the probability
     temperature: float = learned()
 
     def _fit(self, train: Any, head: Any, val: Any, model: Any) -> None:
@@ -259,7 +284,7 @@ class TemperatureScaling(Detector):
         self.temperature = math.exp(-log_inverse)
 
     def _score(self, batch: Batch) -> Tensor:
-        return log_max_softmax(batch.logits / self.temperature)
+        return log_odds_of_max(batch.logits / self.temperature)
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,12 +369,15 @@ class OpenMax(Detector):
         or all where there are fewer; the paper takes 10 on ImageNet
     - distance: 'euclidean', as in OpenOOD, or 'eucos', as in the paper's code: Euclidean / 200 + 1 - cosine
     - shift: at least 0.000001. Today's libmr takes 1; that of the paper took 10000
+    Invariant to: class order, feature unit, feature scale, feature shift, feature rotation
     Deviations:
     - The log-odds of the known classes are returned: the same order as minus the probability of the unknown class,
         exp(v_0) / sum_{c >= 0} exp(v_c), which ties at 0 and 1.
     - The paper's algorithm prints w_c = (alpha - i) / alpha * (1 - F_c), less for a farther image; this is its code's.
     - alpha and distance are OpenOOD's, and so is tail for classes of more than 190 images: from there the
         CIFAR tables of Mahalanobis++ (arXiv:2505.18032) come.
+    - Training fixes the logits up to a number that is the same for all of them. The share of a logit that an
+        image gives up depends on it, as in the paper: large logits are meant to be positive.
     - Where the distances of a class do not differ, libmr refuses to fit: F_c is 0 up to them and 1 beyond. The logit of
         a class without a correctly classified training image is not revised.
     Verified:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detectors.base import Batch
 from detectors.catalogue import registry
-from detectors.gaussian import ClassConditional, Rows, variance_round_off
+from detectors.gaussian import ClassConditional, Rows, feature_units, mean_round_offs, variance_round_offs
 from detectors.numerics import class_means, unit
 from detectors.state import learned
 
@@ -38,17 +38,20 @@ class ClassGaussians:
         """The Gaussians of batches (features (n, D), class indices (n,)), every class present."""
         sizes, means = class_means(rows(), classes)
         matrices = _class_covariances(rows, sizes, means)
-        variances = torch.empty_like(means)
-        cutoffs = torch.empty_like(sizes)
+        within = (sizes - 1) @ matrices.diagonal(dim1=1, dim2=2) / (sizes - 1).sum().clamp(min=1)
+        units = feature_units(within, mean_round_offs(means, sizes.sum()))
+        variances, cutoffs = torch.empty_like(means), torch.empty_like(means)
         for label in range(classes):
-            variances[label], matrices[label] = torch.linalg.eigh(matrices[label])
-            cutoffs[label] = variance_round_off(variances[label], means[label], sizes[label])
+            round_offs = mean_round_offs(means[[label]], sizes[label]) / units
+            variances[label], matrices[label] = torch.linalg.eigh(matrices[label] / units / units[:, None])
+            cutoffs[label] = variance_round_offs(variances[label], matrices[label], round_offs)
         # What is round-off is zero: as it is, the scores of singular covariances would be made of it.
-        variances = variances.where(variances > cutoffs[:, None], 0.0)
+        variances = variances.where(variances > cutoffs, 0.0)
         variances += smallest_jitter(cutoffs[(variances == 0).any(dim=1)])
         matrices *= variances.rsqrt()[:, None]
+        matrices /= units[:, None]
         peaks = -0.5 * (variances.log().sum(dim=1) + means.shape[1] * math.log(2 * math.pi))
-        return cls(means, matrices, peaks)
+        return cls(means, matrices, peaks - units.log().sum())
 
     def log_density(self, features: Tensor) -> Tensor:
         """Log-densities (n,) of features (n, D) under the likeliest of the Gaussians."""
@@ -97,7 +100,7 @@ def _joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 def smallest_jitter(cutoffs: Tensor) -> float:
     """The least power of ten, from 1e-15 up, above the round-off levels of all singular covariances; 0 for none."""
-    if len(cutoffs) == 0:
+    if cutoffs.numel() == 0:
         return 0.0
     cutoff = float(cutoffs.max())
     return next(10.0**exponent for exponent in count(_SMALLEST_JITTER_EXPONENT) if 10.0**exponent > cutoff)
@@ -112,6 +115,7 @@ class GaussianMixture(ClassConditional):
         (h_i - mu_c) (h_i - mu_c)^T
     Paper: J. Mukhoti, A. Kirsch, J. van Amersfoort, P. H. S. Torr, Y. Gal, "Deep Deterministic Uncertainty: A New
         Simple Baseline", CVPR 2023, arXiv:2102.11582
+    Invariant to: logit shift, logit scale, class order, feature scale, feature shift, feature rotation
     Deviations:
     - The likeliest class without priors, as in Mahalanobis++ (arXiv:2505.18032), whose 'GMM' this is; the paper's
         density is a sum over the classes.
@@ -120,6 +124,8 @@ class GaussianMixture(ClassConditional):
         0, the smallest positive number, 1e-15, ..., 0.1 (for CIFAR also 0.5 and 1) with which LAPACK finds the factors,
         which round-off decides.
     - Eigenvalues within round-off count as zero before the jitter, so that the order of the images changes nothing.
+    - Round-off and jitter suit one unit: a feature whose standard deviation within the classes is below 1/1024 of the
+        largest one is first multiplied by the power of two that makes it comparable, and its density by the same.
     - The powers of ten go on beyond 1, so that huge features have scores too.
     - A class with one image has covariance 0, one without an image is left out.
     Verified:
@@ -147,6 +153,7 @@ class GaussianMixturePlusPlus(GaussianMixture):
         z_i
     Paper: M. Müller, M. Hein, "Mahalanobis++: Improving OOD Detection via Feature Normalization", ICML 2025,
         arXiv:2505.18032
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The jitter is chosen as in gmm, and not by the success of a factorisation.
     - The zero vector, which the paper leaves undefined, stays zero.

@@ -31,6 +31,7 @@ class KNN(Detector):
     Options:
     - k: from 1 to the number N of training images; None for N / 1000 rounded down, but at least 10 and at most 1000 and
         N. This gives the published 1000 for ImageNet and 50 for CIFAR
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The zero vector, which the paper leaves undefined, stays zero.
     Verified:
@@ -100,7 +101,10 @@ class NNGuide(Detector):
     - fraction: of the training images that is kept, rounded down, above 0 and at most 1; None for the published 0.01,
         but at least 500 images where there are as many. The kept features are copied
     - seed: of the choice of these images, an integer from 0
+    Invariant to: class order, feature scale, feature rotation
     Deviations:
+    - Training fixes the logits up to a number that is the same for all of them. The energies, which are
+        factors, depend on it, as in the paper. They are meant to be positive.
     - An image is drawn by its features and the seed and not by its position, so that the order of the training images
         does not matter.
     - The zero vector, which the paper leaves undefined, stays zero.

@@ -6,6 +6,10 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+# Deviations that differ by no more than this factor are in comparable units. Their variances differ by its square: that
+# leaves nine of the digits of float64 to the smallest.
+_COMPARABLE = 2.0**10
+
 # Below this norm a square underflows: such a vector counts as (nearly) zero, not as a direction.
 _SMALLEST_NORM = 1e-150
 
@@ -38,6 +42,21 @@ def _sum_and_rows(vectors: Tensor) -> tuple[Tensor, int]:
 def round_off(eigenvalues: Tensor) -> Tensor:
     """The level up to which eigenvalues (D,) of a symmetric matrix are round-off: the cutoff of scipy.linalg.pinvh."""
     return eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
+
+
+def comparable_units(deviations: Tensor) -> Tensor:
+    """What features are divided by (D,), so that a cut-off by the largest variance suits all of them.
+
+    It is 1 for a feature whose deviation is at least 1/1024 of the largest one, and for one whose deviation is 0. For
+    others it is the power of two with which the deviation becomes the largest one, or up to half of it. To divide by a
+    power of two rounds nothing.
+
+        deviations: (D,), standard deviations of the features, or other measures of their size.
+    """
+    ratios = deviations / deviations.max()
+    mantissas, _ = torch.frexp(ratios)
+    is_small = (ratios > 0) & (ratios * _COMPARABLE < 1)
+    return torch.where(is_small, ratios / mantissas, 1.0)
 
 
 def class_means(rows: Iterable[tuple[Tensor, Tensor]], classes: int) -> tuple[Tensor, Tensor]:

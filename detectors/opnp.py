@@ -9,7 +9,7 @@ from detectors.catalogue import registry
 from detectors.itp import pruned
 from detectors.logits import Energy
 from detectors.options import require, require_percentile
-from detectors.parts import Activations, Part, Training, combination
+from detectors.parts import USUAL_INVARIANCES, Activations, Part, Training, combination
 from detectors.percentile import percentile
 from detectors.shaping import ReAct
 from detectors.state import learned
@@ -74,5 +74,5 @@ def _between(values: Tensor, low: float, high: float) -> Tensor:
     return above & (values < limit(100 - high)) if high > 0 else above
 
 
-registry.register(combination("opnp", Energy, OPNP))
-registry.register(combination("opnp+react", Energy, ReAct, OPNP, react_percentile=90.0))
+registry.register(combination("opnp", Energy, OPNP, invariant_to=USUAL_INVARIANCES))
+registry.register(combination("opnp+react", Energy, ReAct, OPNP, react_percentile=90.0, invariant_to=USUAL_INVARIANCES))

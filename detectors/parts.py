@@ -23,6 +23,9 @@ from detectors.options import OptionError
 from detectors.outputs import Head, Outputs
 from detectors.state import learned
 
+# What most combinations are invariant to: their parts compare features, or contributions, with each other.
+USUAL_INVARIANCES = "logit shift, class order, feature scale"
+
 
 @dataclass(frozen=True, eq=False)
 class Activations:
@@ -214,13 +217,15 @@ class Combination(Detector, metaclass=CombinationClass):
         return OptionError(self.id, self.option_names[kind].get(error.option, error.option), error.value, error.allowed)
 
 
-@lru_cache(maxsize=None, typed=True)
-def combination(detector_id: str, score: type[Detector], *parts: type[Part], **defaults: Any) -> type[Combination]:
+def combination(
+    detector_id: str, score: type[Detector], *parts: type[Part], invariant_to: str | None = None, **defaults: Any
+) -> type[Combination]:
     """The detector in which `score` reads the logits after `parts`, which are applied in their order.
 
         detector_id: its id. It joins with '+' the ids of those parts, and of the score, that lend it their options.
         score: the detector that reads the logits.
         parts: what changes them.
+        invariant_to: what a docstring says under `Invariant to`. None to have it measured.
         defaults: the defaults of options, by the names that they have here. All others are the parts' own.
 
     The options of the part (or score) that the id names first keep their names. Those of the others begin with the id
@@ -230,8 +235,16 @@ def combination(detector_id: str, score: type[Detector], *parts: type[Part], **d
     Raises ValueError for a default of no option or outside its range, for a word of the id that names none of the
     parts, for a score that learns, and for a part that is given twice.
     """
+    # The order in which defaults are named makes no other class.
+    return _combination(detector_id, score, *parts, invariant_to=invariant_to, **dict(sorted(defaults.items())))
+
+
+@lru_cache(maxsize=None, typed=True)
+def _combination(
+    detector_id: str, score: type[Detector], *parts: type[Part], invariant_to: str | None, **defaults: Any
+) -> type[Combination]:
     named = detector_id.split("+")
-    recipe = partial(combination, detector_id, score, *parts, **defaults)
+    recipe = partial(_combination, detector_id, score, *parts, invariant_to=invariant_to, **defaults)
     _check_plan(detector_id, score, parts)
     option_names: dict[str, dict[str, str]] = {}
     options: list[tuple[str, Any, Any]] = []
@@ -259,11 +272,12 @@ def combination(detector_id: str, score: type[Detector], *parts: type[Part], **d
             "id": detector_id,
             "needs": frozenset(needs),
             "score_class": score,
+            "score_scale": score.score_scale,
             "part_classes": parts,
             "option_names": option_names,
             "made_of": (score, *parts),
             "recipe": recipe,
-            "__doc__": join_descriptions(score, parts, meanings),
+            "__doc__": join_descriptions(score, parts, meanings, invariant_to),
         },
         kw_only=True,
         eq=False,

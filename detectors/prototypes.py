@@ -8,6 +8,7 @@ from torch import Tensor
 
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
+from detectors.logits import log_odds_of_max
 from detectors.numerics import class_means, mean, unit
 from detectors.options import is_number, require, require_choice
 from detectors.outputs import Head
@@ -22,6 +23,7 @@ class Cosine(Detector):
     Formula: S = max_c cos(u_c, h), u_c = mean of the training features of class c
     Paper: J. Bitterwolf, M. Müller, M. Hein, "In or Out? Fixing ImageNet Out-of-Distribution Detection Evaluation",
         ICML 2023, arXiv:2306.00826
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - The zero vector, which the paper leaves undefined, has similarity 0 with everything.
     - A class without a training image has no prototype.
@@ -54,6 +56,7 @@ class RelativeCosine(Cosine):
     Formula: S = max_c log softmax(s)_c, s_c = cos(u_c, h), u_c = mean of the training features of class c
     Paper: Y. Ming, Z. Cai, J. Gu, Y. Sun, W. Li, Y. Li, "Delving into Out-of-Distribution Detection with
         Vision-Language Representations", NeurIPS 2022, arXiv:2211.13445
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - Class means stand in for text embeddings, as in NINCO (arXiv:2306.00826), at the paper's temperature 1.
     - The logarithm of the probability is returned: same order.
@@ -73,15 +76,17 @@ class RelativeCosine(Cosine):
 class ScaledCosine(Detector):
     """Maximum softmax probability of the scaled cosines between the features and the weights of each class.
 
-    Formula: S = max_c log softmax(t cos(w_.,h))_c, w_c = the head's weights for class c, without its bias
+    Formula: S = log(p / (1 - p)), p = max_c softmax(t cos(w_.,h))_c, w_c = the head's weights for class c, without its
+        bias
     Paper: E. Techapanurak, M. Suganuma, T. Okatani, "Hyperparameter-Free Out-of-Distribution Detection Using Cosine
         Similarity", ACCV 2020, arXiv:1905.10628
     Options:
     - scale: t, above 0, which the cosines are multiplied by
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - A head that was trained as usual and the scale 1, as in Mahalanobis++ (arXiv:2505.18032); the paper trains a head
         of cosines whose scale depends on the image.
-    - The logarithm of the probability is returned: same order.
+    - The log-odds of the probability are returned, as in msp: the same order, but probabilities near 1 stay apart.
     - A zero vector, which the paper leaves undefined, has similarity 0 with everything.
     Verified:
     - plain loops written from the formula, 1e-6
@@ -89,6 +94,7 @@ class ScaledCosine(Detector):
 
     id = "ssc"
     needs = frozenset({"features", "head"})
+    score_scale = 2  # 1: the logarithm of the probability
     scale: float = 1.0
     directions: Tensor = learned()
 
@@ -101,7 +107,7 @@ class ScaledCosine(Detector):
 
     def _score(self, batch: Batch) -> Tensor:
         cosines = unit(batch.features) @ self.directions.T
-        return (self.scale * cosines).log_softmax(dim=1).amax(dim=1)
+        return log_odds_of_max(self.scale * cosines)
 
 
 @registry.register
@@ -114,6 +120,7 @@ class SHE(Detector):
         based on In-Distribution Data Patterns Memorization with Modern Hopfield Energy", ICLR 2023, not on arXiv
     Options:
     - metric: 'inner-product', 'euclidean' for S = -|h - u_p|_2, or 'cosine' for S = cos(h, u_p)
+    Invariant to: logit shift, logit scale, class order, feature scale, feature rotation
     Deviations:
     - A class without a correctly classified training image, which has no pattern in the paper, takes the mean of all
         training features.
@@ -160,6 +167,7 @@ class FDBD(Detector):
     Formula: S = 1/(C-1) sum_{c != p} (o_p - o_c) / |w_p - w_c|_2 / |h - mu|_2, p = argmax_c o_c, mu = mean of all
         training features, w_c = the head's weights for class c
     Paper: L. Liu, Y. Qin, "Fast Decision Boundary based Out-of-Distribution Detector", ICML 2024, arXiv:2312.11536
+    Invariant to: logit shift, logit scale, class order, feature scale, feature shift, feature rotation
     Deviations:
     - The authors' code leaves out the factor 1/(C-1): same order.
     - Classes whose weights are the same up to round-off have no boundary between them, and count as distance 0.

@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from detectors.base import NEEDS, Detector, option_fields
-from detectors.description import check_description, describe
+from detectors.description import check_description, declared_invariances, describe
+from detectors.invariance import CHANGES, measure_invariances
 from detectors.spelling import did_you_mean
 
 _DetectorClass = TypeVar("_DetectorClass", bound=type[Detector])
@@ -16,6 +17,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._classes: dict[str, type[Detector]] = {}
+        self._invariances: dict[type[Detector], dict[str, bool]] = {}
 
     def register(self, detector: _DetectorClass) -> _DetectorClass:
         """Class decorator. Raises ValueError on an id that is taken, an unknown need or a gap in the docstring.
@@ -62,8 +64,20 @@ class Registry:
         defaults: the value of each option, by its name; None stands for the rule that its meaning gives.
         deviations: list of the differences from the paper.
         verified: list of the independent references that it was compared with, and the tolerances.
+        invariances: whether the order of the scores stays, by the name of a change (`detectors.invariance.CHANGES`),
+            with the default options. Empty where it is not declared and cannot be measured.
+        invariances_declared: whether the class declares them, and they are not measured now.
         """
-        return describe(self._class(detector_id))
+        detector = self._class(detector_id)
+        declared = declared_invariances(detector)
+        invariances = self._measured(detector) if declared is None else {name: name in declared for name in CHANGES}
+        return describe(detector) | {"invariances": invariances, "invariances_declared": declared is not None}
+
+    def _measured(self, detector: type[Detector]) -> dict[str, bool]:
+        """The invariances of a class that declares none, which are measured once."""
+        if detector not in self._invariances:
+            self._invariances[detector] = measure_invariances(detector)
+        return dict(self._invariances[detector])
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any], *, model: Any = None) -> Detector:
         """The fitted detector whose `state()` this is. Raises ValueError for a state that is not whole.

@@ -22,6 +22,7 @@ class Constant(Detector):
 
     Formula: S = 0
     Paper: none
+    Invariant to: logit shift, logit scale, class order, feature unit, feature scale, feature shift, feature rotation
     Verified:
     - the formula, exactly
     """
@@ -45,6 +46,7 @@ class Random(Detector):
         OOPSLA 2014
     Options:
     - seed: from 0 to 2^63 - 1; another one gives other numbers
+    Invariant to: nothing
     Deviations:
     - Images with the same logits have the same score.
     Verified:

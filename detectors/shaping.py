@@ -9,7 +9,7 @@ from detectors.catalogue import registry
 from detectors.logits import Energy
 from detectors.numerics import mean
 from detectors.options import is_number, require, require_choice, require_percentile
-from detectors.parts import Activations, Part, Training, combination
+from detectors.parts import USUAL_INVARIANCES, Activations, Part, Training, combination
 from detectors.percentile import column_percentiles, percentile
 from detectors.state import learned
 
@@ -342,5 +342,11 @@ class LAPS(_TypicalSet):
         return mean - (self.lam - shift + widening) * deviation, mean + (self.lam + shift + widening) * deviation
 
 
-for _part in (ReAct, ASHP, ASHB, ASHS, Scale, VRA, BATS, LAPS):
-    registry.register(combination(_part.id, Energy, _part))
+for _part in (ReAct, ASHP, ASHB, ASHS, Scale, LAPS):
+    registry.register(combination(_part.id, Energy, _part, invariant_to=USUAL_INVARIANCES))
+registry.register(combination("vra", Energy, VRA, invariant_to="logit shift, class order, feature unit, feature scale"))
+registry.register(
+    combination(
+        "bats", Energy, BATS, invariant_to="logit shift, class order, feature unit, feature scale, feature shift"
+    )
+)

@@ -56,4 +56,6 @@ class DICE(Part):
         return activations.with_logits(logits, reach=lambda: features.abs() @ self.kept.double().T)
 
 
-registry.register(combination("dice", Energy, DICE))
+registry.register(
+    combination("dice", Energy, DICE, invariant_to="logit shift, class order, feature unit, feature scale")
+)

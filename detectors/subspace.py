@@ -10,7 +10,7 @@ from torch import Tensor
 from detectors.base import Batch, Detector
 from detectors.catalogue import registry
 from detectors.gaussian import Moments
-from detectors.numerics import round_off
+from detectors.numerics import comparable_units, round_off
 from detectors.options import is_integer, require, require_choice
 from detectors.outputs import Head, Outputs
 from detectors.state import learned
@@ -30,9 +30,13 @@ class Residual(Detector):
     Options:
     - dimension: number of leading eigenvectors, from 0 to D - 1; None for 1000 if D >= 2048, 512 if 768 <= D < 2048,
         else D / 2 rounded down
+    Invariant to: logit scale, class order, feature scale, feature rotation
     Deviations:
     - D / 2 for D < 768, as in NINCO and Mahalanobis++; the authors' code takes 512 whatever D is.
+    - Training fixes the logits up to a number that is the same for all of them. The origin u depends on it, as in the
+        paper.
     - Eigenvectors whose eigenvalues are zero up to round-off are never leading ones: which of them would be is chance.
+        Round-off is judged in comparable units of the features, as in mahalanobis.
     Verified:
     - reconstruction error of scikit-learn's PCA, 1e-6
     - plain loops over the singular vectors, 1e-6
@@ -61,9 +65,8 @@ class Residual(Detector):
         require(dimension < width, self.id, "dimension", dimension, f"an integer from 0 to {width - 1}, or None")
         self.origin = -torch.linalg.pinv(head.weight) @ head.bias
         centred = (batch.features - self.origin for batch in self._stream(train))
-        values, vectors = torch.linalg.eigh(reduce(torch.add, (rows.T @ rows for rows in centred)))
-        rank = int((values > round_off(values)).sum())
-        self.residual_basis = vectors[:, : width - min(dimension, rank)].contiguous()
+        axes, rank = principal_axes(reduce(torch.add, (rows.T @ rows for rows in centred)))
+        self.residual_basis = axes[:, : width - min(dimension, rank)].contiguous()
         return rank > dimension
 
     def _residual(self, batch: Batch) -> Tensor:
@@ -82,11 +85,16 @@ class ViM(Residual):
     Options:
     - dimension: number of leading eigenvectors, from 0 to D - 1; None for 1000 if D >= 2048, 512 if 768 <= D < 2048,
         else D / 2 rounded down
+    Invariant to: class order, feature scale, feature rotation
     Deviations:
     - The paper's score is minus the softmax probability of the virtual logit alpha |r|; this is its log-odds: same
         order, without saturation.
     - D / 2 is rounded down, as in the Mahalanobis++ paper; NINCO rounds to the nearest integer.
+    - Training fixes the logits up to a number that is the same for all of them. alpha and the origin u depend on
+        it, as in the paper. Where the mean of the largest training logit is below 0, so is alpha, and a large residual
+        raises the score.
     - Where all training residuals are zero up to round-off, alpha has no value and 0 is taken: the score is the energy.
+        Round-off is judged in comparable units of the features, as in mahalanobis.
     Verified:
     - plain loops over the singular vectors, 1e-6
     - pytorch-ood 0.4, which computes in single precision, 1e-3
@@ -105,6 +113,19 @@ class ViM(Residual):
 
     def _score(self, batch: Batch) -> Tensor:
         return batch.logits.logsumexp(dim=1) - self.alpha * self._residual(batch)
+
+
+def principal_axes(scatter: Tensor) -> tuple[Tensor, int]:
+    """The eigenvectors (D, D) of a scatter matrix (D, D), smallest eigenvalue first, and its rank up to round-off."""
+    units = comparable_units(scatter.diagonal().sqrt())
+    values, vectors = torch.linalg.eigh(scatter / units / units[:, None])
+    kept = values > round_off(values)
+    if bool((units == 1).all()):
+        return vectors, int(kept.sum())
+    # In the features' own units, where a product of features has lost what is small, its factor has not.
+    factor = units[:, None] * vectors[:, kept] * values[kept].sqrt()
+    axes, _, _ = torch.linalg.svd(factor, full_matrices=True)
+    return axes.flip(1), int(kept.sum())
 
 
 def default_dimension(width: int) -> int:
@@ -129,10 +150,13 @@ class NECO(Detector):
     - max_logit: whether the share is multiplied by the largest logit; the authors' code does so but for ResNets
     - denominator: norm by which the projected features are divided: 'standardised', or 'raw' for that of the features
         themselves, which the authors' code takes for DeiT and Swin
+    Invariant to: logit scale, class order, feature unit, feature scale, feature shift
     Deviations:
     - A dimension that is constant in training is centred and not scaled. Components without variance (up to round-off)
         are never principal ones, whatever `dimension` is.
     - The share of the mean of the training features, 0 / 0, is 0.
+    - Training fixes the logits up to a number that is the same for all of them. The largest logit, a factor,
+        depends on it, as in the paper. Where it is below 0, a large share lowers the score.
     Verified:
     - scikit-learn's StandardScaler and PCA, 1e-6
     - plain loops over the singular vectors, 1e-6

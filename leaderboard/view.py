@@ -20,6 +20,18 @@ UNIT_TEST_GOAL = 0.10
 DEFAULT_SUITE = "digits"
 
 
+# What a detector's record names under `invariances`, and what changes.
+CHANGES: dict[str, str] = {
+    "logit shift": "the same number is added to all logits, which leaves the softmax",
+    "logit scale": "all logits are multiplied by the same positive number, which leaves the predicted class",
+    "class order": "the classes are numbered in another order",
+    "feature unit": "one feature is multiplied by a number and its weights in the head are divided by it",
+    "feature scale": "all features are multiplied by the same positive number and the head is divided by it",
+    "feature shift": "the same vector is added to the features of all images, and the head's bias makes up for it",
+    "feature rotation": "the features are rotated, and the head with them",
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One case in the table of a model.

@@ -207,7 +207,7 @@ def test_labels_keep_the_order_of_their_values(
 ) -> None:
     file = tmp_path / "images.parquet"
     pq.write_table(pa.table({"label": pa.array(values, pa.string() if "dict" in str(kind) else kind).cast(kind)}), file)
-    assert _label_values(file, "label") == (classes, indices)
+    assert _label_values([file], "label") == (classes, indices)
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.struct([("a", pa.int64())])])
@@ -215,4 +215,4 @@ def test_labels_that_are_no_single_value_are_refused(tmp_path: Path, kind: pa.Da
     file = tmp_path / "images.parquet"
     pq.write_table(pa.table({"label": pa.nulls(3, kind)}), file)
     with pytest.raises(UserError, match=r"images.parquet: column label holds .*: each image needs one class"):
-        _label_values(file, "label")
+        _label_values([file], "label")

@@ -17,7 +17,7 @@ from torch import nn
 from detectors import Outputs, available, create
 from detectors.percentile import percentile
 from tests.references import REFERENCES, gaussian
-from tests.references.data import DATA, Data, agree, changed, make_data
+from tests.references.data import DATA, Data, agree, changed, log_odds, make_data
 
 few = settings(deadline=None, max_examples=15)
 seeds = st.integers(0, 2**32 - 1)
@@ -69,7 +69,7 @@ def test_scores_agree_with_pytorch_ood() -> None:
     def same(detector_id: str, outlier_scores: torch.Tensor, digits: float = 1e-6, **options: Any) -> None:
         assert agree(data.scores(detector_id, **options), (-outlier_scores).tolist(), digits), detector_id
 
-    same("msp", -(-peer.MaxSoftmax(None).predict_logits(test_logits)).log())
+    same("msp", -(-peer.MaxSoftmax(None).predict_logits(test_logits)).logit())
     same("max-logit", peer.MaxLogit(None).predict_logits(test_logits))
     same("energy", peer.EnergyBased(None, t=2.0).predict_logits(test_logits), temperature=2.0)
     same("kl-matching", peer.KLMatching(None).fit_logits(train_logits).predict_logits(test_logits))
@@ -99,7 +99,7 @@ def odin(model: nn.Module, images: torch.Tensor, temperature: float, epsilon: fl
         logits = model(image) / temperature
         nn.functional.cross_entropy(logits, logits.argmax(dim=1)).backward()
         moved = image.detach() - epsilon * image.grad.sign()
-        scores.append(float((model(moved) / temperature).softmax(dim=1).max().log().detach()))
+        scores.append(log_odds((model(moved) / temperature)[0].detach()))
     return scores
 
 
@@ -122,6 +122,9 @@ def test_odin_moves_images_towards_confidence() -> None:
 
 
 # --- Laws. ---
+
+# Detectors that read nothing of an image but its softmax probabilities.
+UNSATURATED: dict[str, dict[str, Any]] = {"msp": {}, "entropy": {}, "gen": {}}
 
 
 def any_data(seed: int, rows: int = 60, width: int = 6, classes: int = 3) -> Data:
@@ -183,12 +186,25 @@ def test_the_mean_squared_distance_to_the_own_class_is_the_rank(seed: int, rows:
 
 @few
 @given(seeds)
-def test_msp_does_not_saturate(seed: int) -> None:
-    """The logarithm keeps images apart that a probability of 1 would tie."""
-    gaps = np.sort(np.random.default_rng(seed).uniform(40, 600, 20))
-    logits = np.stack([gaps, np.zeros(20)], axis=1)
-    scores = create("msp").fit(None, None).score(Outputs(logits=logits)).numpy()
-    assert (np.diff(scores) > 0).all()
+def test_what_reads_probabilities_does_not_saturate(seed: int) -> None:
+    """Log-odds keep images apart that a probability of 1, and its logarithm of 0, would tie."""
+    gaps = np.sort(np.random.default_rng(seed).uniform(700, 10000, 20))
+    outputs = Outputs(logits=np.stack([gaps, np.zeros(20), np.full(20, -3.0)], axis=1))
+    for detector_id, options in UNSATURATED.items():
+        scores = create(detector_id, **options).fit(None, None).score(outputs).numpy()
+        assert (np.diff(scores) > 0).all(), detector_id
+
+
+def test_odin_does_not_saturate() -> None:
+    """A network whose logits are 3000 times the mean of the image: its probabilities are 1, and their gradients 0."""
+    images = torch.linspace(0.3, 3.0, 20, dtype=torch.float64)[:, None, None, None].expand(20, 3, 2, 2)
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        means = 3000 * images.mean(dim=(1, 2, 3))
+        return torch.stack([means, -means], dim=1)
+
+    scores = create("odin", temperature=1.0).fit(None, None, model=network).score(Outputs(images=images))
+    assert (scores.diff() > 0).all()
 
 
 def test_knn_keeps_its_digits_for_near_duplicates() -> None:

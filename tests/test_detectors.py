@@ -214,6 +214,13 @@ class Lenient(Twin):
         pass
 
 
+class ClaimsTooMuch(Twin):
+    """A twin.
+
+    Invariant to: logit shift, logit scale, class order
+    """
+
+
 class StaysOnTheGPU(Twin):
     def score(self, outputs: Outputs) -> Tensor:
         scores = super().score(outputs)
@@ -245,6 +252,7 @@ TWINS: dict[str, tuple[type[Twin], str]] = {
     "values_that_are_not_finite_are_refused": (SwallowsNaN, "no ValueError was raised"),
     "shapes_that_do_not_fit_are_refused": (FirstColumns, "with features twice as wide: no ValueError was raised"),
     "options_that_make_no_sense_are_refused": (Lenient, "share='nonsense': no ValueError was raised"),
+    "invariances_are_as_declared": (ClaimsTooMuch, "it declares that it is invariant to logit scale, which exchanges"),
     "cpu_and_gpu_agree": (StaysOnTheGPU, "scores are on cuda"),
 }
 # What else a check cannot but find: the check whose twin it is -> others.

@@ -48,9 +48,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     return Evaluation(LoadedSuite(load_suite("digits"), Store(tmp_path_factory.mktemp("store")), torch.device("cpu")))
 
 
-def fitted(folder: Path) -> FittedDetector:
+def fitted(folder: Path, detector: str = "mahalanobis") -> FittedDetector:
     suite = LoadedSuite(load_suite(str(folder / "colours.toml")), Store(folder / "store"), torch.device("cpu"))
-    return Evaluation(suite).detector("net", "mahalanobis")
+    return Evaluation(suite).detector("net", detector)
 
 
 @pytest.fixture
@@ -281,6 +281,29 @@ def test_what_does_not_fit_is_refused(saved: Path, edit: Callable[[dict[str, Any
         Gate.load(saved)
     assert str(saved) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_gate_whose_scores_are_doubtful_warns(user_world: Path) -> None:
+    doubtful = fitted(user_world)
+    doubtful.warnings = ("the scores are doubtful",)
+    with pytest.warns(UserWarning, match="net/mahalanobis: the scores are doubtful"):
+        Gate.of(doubtful)
+
+
+def test_a_gate_of_a_version_with_another_scale_of_scores_is_refused(user_world: Path) -> None:
+    """Its threshold is the logarithm of a probability, where the score is its log-odds now."""
+    Gate.of(fitted(user_world, "msp")).save(user_world / "gate")
+
+    def as_it_was(about: dict[str, Any]) -> None:
+        detector = about["detector"]
+        del detector["score_scale"], detector["sha256"]
+        detector["sha256"] = hashlib.sha256(json.dumps(detector, sort_keys=True).encode()).hexdigest()
+
+    change(user_world / "gate", as_it_was, sign=True)
+    with pytest.raises(
+        GateError, match=r"this state of msp is of a version whose scores are other numbers: .*; save it"
+    ):
+        Gate.load(user_world / "gate")
 
 
 def test_a_gate_says_which_version_made_it_and_older_ones_that_do_not_are_loaded(saved: Path) -> None:

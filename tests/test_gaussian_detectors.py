@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pytorch_ood import detector as peer
+from scipy.linalg import pinv
 from scipy.stats import multivariate_normal
 from sklearn.cluster import KMeans
 from sklearn.covariance import EmpiricalCovariance
@@ -21,6 +22,8 @@ from detectors.clusters import halved_by_variance, k_means, move_to_nearest
 from detectors.gaussian import Moments
 from detectors.mixture import smallest_jitter
 from detectors.numerics import unit
+from detectors.subspace import principal_axes
+from tests.references import gaussian as references
 from tests.references.data import DATA, Data, agree, changed, make_data
 
 few = settings(deadline=None, max_examples=15)
@@ -321,3 +324,92 @@ def test_the_number_of_clusters_is_held_to_the_images() -> None:
     for value in (0, -1, 2.0, "3", True, None):
         with pytest.raises(ValueError, match=f"clusters is {value!r}; allowed: an integer from 1 to N"):
             create("ssd", clusters=value)
+
+
+# --- Features in other units. ---
+
+
+def units_of(seed: int, width: int, kind: str) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    if kind == "powers of two":
+        return 2.0 ** random.integers(-40, 41, width)
+    if kind == "one feature":
+        return np.where(np.arange(width) == random.integers(width), 10.0 ** random.choice([-8, 8]), 1.0)
+    return 10.0 ** random.uniform(-8, 8, width)
+
+
+@few
+@given(seeds, st.sampled_from(["powers of two", "one feature", "any"]), st.sampled_from([0.0, 5.0]))
+def test_units_of_the_features_change_no_gaussian_score(seed: int, kind: str, offset: float) -> None:
+    data = changed(any_data(seed, width=12), lambda features: features + offset)
+    units = units_of(seed, 12, kind)
+    for detector_id in ("mahalanobis", "relative-mahalanobis"):
+        scores = changed(data, lambda features: features * units).scores(detector_id)
+        assert agree(scores, data.scores(detector_id).tolist(), 1e-7), detector_id
+    densities = changed(data, lambda features: features * units).scores("gmm")
+    assert agree(densities + np.log(units).sum(), data.scores("gmm").tolist(), 1e-7)
+
+
+@few
+@given(seeds, st.sampled_from(["powers of two", "one feature", "any"]))
+def test_constant_and_repeated_features_count_once_in_any_unit(seed: int, kind: str) -> None:
+    data = any_data(seed)
+
+    def widened(features: np.ndarray) -> np.ndarray:
+        parts = [features, features[:, [2]], np.full((len(features), 1), 0.3), np.zeros((len(features), 1))]
+        return np.concatenate(parts, axis=1)
+
+    wide = replace(changed(data, widened), weight=widened(data.weight))
+    wide = changed(wide, lambda features: features * units_of(seed, 9, kind))
+    for detector_id in ("mahalanobis", "relative-mahalanobis"):
+        assert agree(wide.scores(detector_id), data.scores(detector_id).tolist())
+
+
+def test_one_feature_in_another_unit_drops_no_direction() -> None:
+    """One of 64 features is 1e7 times as large as the others. Cholesky's factor keeps the digits of all of them."""
+    random = np.random.default_rng(0)
+    labels = np.arange(600) % 4
+    means = 3 * random.normal(size=(4, 64)) / 8
+    train, known = (means[own] + random.normal(size=(len(own), 64)) for own in (labels, labels[:300]))
+    foreign = means[labels[:300]] + random.normal(size=(300, 64)) + random.normal(size=(300, 64))
+    data = Data(train, labels, np.concatenate([known, foreign]), random.normal(size=(4, 64)), np.zeros(4))
+    data = changed(data, lambda features: features * np.where(np.arange(64) == 5, 1e7, 1.0))
+    centred = data.train - np.array([data.train[labels == label].mean(axis=0) for label in range(4)])[labels]
+    factor = np.linalg.cholesky(centred.T @ centred / 600)
+    offsets = data.test[:, None] - np.array([data.train[labels == label].mean(axis=0) for label in range(4)])
+    white = np.linalg.solve(factor, offsets.reshape(-1, 64).T).T.reshape(offsets.shape)
+    is_known = np.arange(600) < 300
+    expected = -(white**2).sum(axis=2).min(axis=1)
+    assert agree(data.scores("mahalanobis"), expected.tolist())
+    for scores in (expected, data.scores("gmm")):
+        assert roc_auc_score(is_known, scores) > 0.99
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1e7, 1e9])
+@pytest.mark.parametrize("kind", ["random", "ReLU", "more dimensions than images"])
+def test_a_feature_in_another_unit_leaves_the_principal_subspace_its_dimension(kind: str, unit: float) -> None:
+    data = DATA[kind]
+    units = np.where(np.arange(data.train.shape[1]) == 4, unit, 1.0)
+    data = replace(changed(data, lambda features: features * units), weight=data.weight / units)
+    for dimension in (2, data.train.shape[1] // 3):
+        origin = -pinv(data.weight) @ data.bias
+        leading = np.linalg.svd(data.train - origin)[2][:dimension]
+        centred = data.test - origin
+        residuals = np.linalg.norm(centred - (centred @ leading.T) @ leading, axis=1)
+        assert agree(data.scores("residual", dimension=dimension), (-residuals).tolist(), 1e-5)
+        assert agree(data.scores("vim", dimension=dimension), references.vim(data, dimension), 1e-5)
+
+
+@few
+@given(seeds, st.sampled_from([1e-9, 1e-7, 1e7, 1e9]))
+def test_principal_axes_are_those_of_the_features_in_their_own_units(seed: int, unit: float) -> None:
+    """By the singular value decomposition of the features, which loses half as many digits as their scatter."""
+    random = np.random.default_rng(seed)
+    features = random.normal(size=(80, 8)) * np.arange(1, 9)
+    features[:, 3] *= unit
+    features[:, 7] = features[:, 6]
+    axes, rank = principal_axes(torch.from_numpy(features.T @ features))
+    _, _, expected = np.linalg.svd(features)
+    assert rank == 7
+    for axis, other in zip(axes.T.flip(0).numpy()[:7], expected[:7], strict=True):
+        assert abs(axis @ other) == pytest.approx(1.0, abs=1e-6)

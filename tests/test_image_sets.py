@@ -369,7 +369,9 @@ def labels_of(images: ImageSet) -> dict[str, str]:
 def test_a_folder_with_several_splits_is_not_read_as_one_table(tmp_path: Path, files: tuple[str, ...]) -> None:
     for first, name in enumerate(files):
         write_table(tmp_path / "v" / name, 4, first=4 * first, fine_label=[0] * 4)
-    with pytest.raises(ImageSetError, match="v holds several splits: test, train; name the file of one"):
+    with pytest.raises(
+        ImageSetError, match="v holds several splits: test, train; name one of them, as in v:test, or the file of one"
+    ):
         load(tmp_path, "v", columns=IMG)
 
 
@@ -672,3 +674,87 @@ def test_a_parquet_file_without_rows_is_named(tmp_path: Path) -> None:
     entry = folder_set(tmp_path)["set"].model_copy(update={"folder": None, "parquet": tmp_path / "none.parquet"})
     with pytest.raises(ImageSetError, match=r"none\.parquet has no rows"):
         load_image_set("set", {"set": entry})
+
+
+# --- What lies beside the images, names that are no text, splits, and files that change. ---
+
+
+def test_files_that_are_no_images_are_told_by_their_ending_with_an_example(tmp_path: Path) -> None:
+    for number in range(5):
+        write_image(tmp_path / "a" / f"{number}.png")
+        (tmp_path / "a" / f"{number}.HEIC").write_bytes(b"x")
+    (tmp_path / "README").write_text("x")
+    for litter in (".DS_Store", "._0.png", "Thumbs.db", "desktop.ini", ".hidden/0.heic", "__MACOSX/a/0.heic"):
+        (tmp_path / litter).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / litter).write_bytes(b"x")
+    images = load_image_set("set", folder_set(tmp_path))
+    assert len(images) == 5
+    [remark] = images.about["remarks"]
+    assert remark == (
+        f"6 of the 11 files in {tmp_path.name} were not read, since they are no images: .heic (5, such as a/0.HEIC), "
+        "no ending (1, such as README)"
+    )
+    assert set_record(images, "far", "r", "s").remarks == [remark]
+    for file in [*tmp_path.rglob("*.HEIC"), tmp_path / "README"]:
+        file.unlink()
+    assert load_image_set("set", folder_set(tmp_path)).about["remarks"] == []
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "a" / "0.png")
+    write_image(tmp_path / "b" / "0.png")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ImageSetError, match=r"cannot read the folder .*/b: Permission denied; make it readable"):
+        load_image_set("set", folder_set(tmp_path))
+
+
+def test_a_name_that_is_not_utf_8_becomes_text(tmp_path: Path) -> None:
+    for folder in (b"caf\xe9", b"plain"):
+        write_image(tmp_path / os.fsdecode(folder) / os.fsdecode(b"\xff0.png"))
+        write_image(tmp_path / os.fsdecode(folder) / "1.png")
+    images = load_image_set("set", folder_set(tmp_path, classes=("caf\\xe9", "plain")))
+    assert images.image_ids == ("caf\\xe9/1.png", "caf\\xe9/\\xff0.png", "plain/1.png", "plain/\\xff0.png")
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    for image in range(4):
+        assert images[image].size == (8, 6)
+    "".join(images.image_ids).encode()
+    assert len(images.content_sha256) == 64
+
+
+def test_a_split_of_a_folder_is_chosen_by_its_name(tmp_path: Path) -> None:
+    for split, count in {"train": 3, "test": 2}.items():
+        write_table(tmp_path / "hub" / f"{split}-00000-of-00001.parquet", count)
+    write_table(tmp_path / "plain" / "test.parquet", 1)
+    columns = Columns(image="img")
+    assert len(load(tmp_path, "hub", split="test", columns=columns)) == 2
+    assert len(load(tmp_path, "hub", split="train", columns=columns)) == 3
+    assert len(load(tmp_path, "plain", split="test", columns=columns)) == 1
+    with pytest.raises(ImageSetError, match="holds several splits: test, train; name one of them, as in hub:test"):
+        load(tmp_path, "hub")
+    with pytest.raises(ImageSetError, match="has no split 'dev': its splits are test, train"):
+        load(tmp_path, "hub", split="dev")
+    entries = [local_set(tmp_path, "hub", split=split)["set"] for split in ("test", "train", "test")]
+    assert not entries[0].may_overlap(entries[1])
+    assert entries[0].may_overlap(entries[2])
+
+
+def test_a_file_that_keeps_its_size_and_time_is_read_anew(tmp_path: Path) -> None:
+    """As copying programs leave it that set the time of modification back."""
+    write_table(tmp_path / "t.parquet", 3)
+    before = load(tmp_path, "t.parquet", columns=Columns(image="img"))
+    pixels, content = red(before), before.content_sha256
+    about = os.stat(tmp_path / "t.parquet")
+    write_table(tmp_path / "t.parquet", 3, first=100)
+    padding = about.st_size - (tmp_path / "t.parquet").stat().st_size
+    assert padding == 0  # else this test would not show what it is for
+    os.utime(tmp_path / "t.parquet", ns=(about.st_atime_ns, about.st_mtime_ns))
+    after = load(tmp_path, "t.parquet", columns=Columns(image="img"))
+    assert red(after) != pixels
+    assert after.content_sha256 != content

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detectors import Head, Outputs, create, itp
 from detectors.itp import products_above
-from tests.references.data import Data, agree, changed, make_data, reordered, without_class
+from tests.references.data import Data, agree, changed, log_odds, make_data, reordered, without_class
 from tests.references.pruning import mean_contributions
 
 few = settings(deadline=None, max_examples=15)
@@ -84,7 +84,7 @@ def odin(logits_of: Callable[[Tensor], Tensor], images: Tensor, temperature: flo
         logits = logits_of(image) / temperature
         (-logits.log_softmax(dim=0).max()).backward()
         moved = image.detach() - epsilon * image.grad.sign()
-        scores.append(float((logits_of(moved) / temperature).log_softmax(dim=0).max().detach()))
+        scores.append(log_odds((logits_of(moved) / temperature).detach()))
     return scores
 
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_ood import detector as peer
+from scipy.special import expit
 
 from detectors import Detector, Head, Outputs, create, restore
 from detectors.contract import refusal
@@ -95,8 +96,7 @@ def test_mcm_agrees_with_pytorch_ood() -> None:
     features, weight = torch.from_numpy(data.test), torch.from_numpy(data.weight)
     for temperature in (1.0, 0.1):
         theirs = peer.MCM(None, weight, temperature).predict_features(features)
-        found = np.exp(data.scores("mcm", temperature=temperature))
-        np.testing.assert_allclose(found, -theirs.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(expit(data.scores("mcm", temperature=temperature)), -theirs.numpy(), rtol=1e-5)
 
 
 # --- Laws. ---
@@ -133,9 +133,9 @@ def test_the_forms_of_the_local_term_are_ordered(seed: int) -> None:
 
 @few
 @given(seeds)
-def test_a_patch_like_the_image_doubles_its_score(seed: int) -> None:
+def test_a_patch_like_the_image_leaves_its_odds(seed: int) -> None:
     data = make_data(20, 6, 3, seed)
-    np.testing.assert_allclose(gl_scores(data, data.test[:, None]), 2 * np.exp(mcm(data)), rtol=1e-9)
+    np.testing.assert_allclose(gl_scores(data, data.test[:, None]), mcm(data), rtol=1e-9, atol=1e-12)
 
 
 @few
@@ -150,7 +150,7 @@ def test_the_order_and_number_of_patches_do_not_matter(seed: int) -> None:
 
 def test_a_high_temperature_makes_all_classes_equal() -> None:
     data = DATA["random"]  # 5 classes
-    np.testing.assert_allclose(data.scores("mcm", temperature=1e9), -math.log(5), rtol=1e-8)
+    np.testing.assert_allclose(data.scores("mcm", temperature=1e9), -math.log(4), rtol=1e-8)
 
 
 def test_negative_words_are_the_ones_far_from_the_classes() -> None:
@@ -191,6 +191,16 @@ def test_log_odds_do_not_saturate() -> None:
     found = negative_scores(DATA["random"], temperature=0.001, groups=1)
     assert len(set(found)) == len(found)
     assert np.abs(found).max() > 100
+
+
+@pytest.mark.parametrize("form", ["code", "printed"])
+def test_cosines_at_a_low_temperature_do_not_tie(form: str) -> None:
+    """At T = 0.00001 cosines that differ by 0.007 or more have a probability of 1."""
+    data = DATA["random"]
+    found = data.scores("mcm", temperature=1e-5)
+    assert len(set(found)) == len(set(map(tuple, data.test)))
+    found = gl_scores(data, patches_of(data), temperature=1e-5, local_temperature=1e-5, form=form)
+    assert len(set(found)) == len(found)
 
 
 def test_words_are_stripped_and_count_once() -> None:

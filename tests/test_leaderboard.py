@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import html
 import json
 import os
 import re
@@ -39,6 +40,7 @@ from benchmark.records import (
 )
 from benchmark.results import ResultsFolder, RunId
 from benchmark.scores import METADATA, ScoresOf, scores_sha256, scores_table, which_scores
+from detectors.invariance import CHANGES
 from leaderboard import site, view
 from leaderboard.__main__ import main
 from leaderboard.results import read_results
@@ -146,6 +148,8 @@ def detector_record(detector_id: str, **ids: str) -> DetectorRecord:
         options={"k": f"neighbours {HOSTILE}"},
         defaults={"k": 50},
         deviations=[f"Fitted in float64. {HOSTILE}"],
+        invariances={"logit shift": True, "feature unit": False, HOSTILE: False} if detector_id != "cosine" else {},
+        invariances_declared=detector_id == "mahalanobis++",
         options_used={"k": 10},
         source_sha256=sha256(detector_id),
         **ids,
@@ -193,6 +197,7 @@ def _case(id_scores: np.ndarray, ood_scores: np.ndarray, file: ScoresFile, keys:
         timing=timing,
         limit=limit,
         scores=file,
+        warnings=[f"the logits are low {HOSTILE}"] if keys["detector"] == "knn" else [],
         **keys,
     )
 
@@ -385,7 +390,7 @@ def test_a_record_is_on_its_models_page(built: Path, results: Path) -> None:
             row = found[f"models/{model}.html"].cases[f"{suite.id}/{detector}/{set_id}"]
             assert row[:2] == [set_id, case.role]
             assert row[2].endswith(view.verdict(case))
-            assert row[8].startswith(case.reason or "record")
+            assert row[8].startswith(case.reason or ("Doubtful: " if case.warnings else "record"))
             assert row[3] == (figure(case.metrics.fpr_at_95) if case.metrics else "")
             assert row[4] == (f"{100 * case.limit.fpr_at_95:.1f}" if case.limit else "no limit")
             assert row[5] == (figure(case.metrics.auroc) if case.metrics else "")
@@ -752,6 +757,32 @@ def test_runs_of_an_older_schema_are_shown(tmp_path: Path) -> None:
         ("net", "msp", "greys"): "error",  # of the run `elsewhere`, which is newer
         ("net", "msp", "noise"): "failed",  # of the run `checkout`, since `elsewhere` skipped it
     }
+
+
+def test_the_page_of_a_detector_has_its_invariances(built: Path) -> None:
+    declared, measured, unknown = (
+        (built / "detectors" / f"{name}.html").read_text() for name in ("mahalanobis++", "knn", "cosine")
+    )
+    for page in (declared, measured):
+        rows = re.findall(r'<tr><th scope="row">([\w ]+)</th><td class="text">(.*?)</td><td>(?:<strong>)?(\w+)', page)
+        assert rows[:2] == [
+            ("logit shift", view.CHANGES["logit shift"], "yes"),
+            ("feature unit", view.CHANGES["feature unit"], "no"),
+        ]
+    assert "The detector declares this" in declared
+    assert "This was measured in toy" in measured
+    assert "Invariances of" not in unknown
+
+
+def test_the_pages_explain_the_changes_that_detectors_are_tried_with(built: Path) -> None:
+    assert view.CHANGES == CHANGES
+    text = html.unescape((built / "methods.html").read_text())
+    assert all(f"<dt>{name}</dt><dd>{meaning}</dd>" in text for name, meaning in CHANGES.items())
+
+
+def test_doubtful_cases_say_why(built: Path) -> None:
+    assert "<strong>Doubtful</strong>: the logits are low" in (built / "detectors" / "knn.html").read_text()
+    assert "Doubtful" not in (built / "detectors" / "cosine.html").read_text()
 
 
 def test_models_without_a_record_have_a_page(small: Path, tmp_path: Path) -> None:

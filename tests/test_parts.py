@@ -13,6 +13,7 @@ from detectors.base import Batch, option_fields
 from detectors.contract import World, build_world, checks, fitted, refusal
 from detectors.gaussian import Mahalanobis
 from detectors.gradients import ODIN
+from detectors.invariance import measure_invariances
 from detectors.logits import MSP, Energy, MaxLogit
 from detectors.options import OptionError, is_number, require
 from detectors.parts import Activations, Combination, Part, Training, combination
@@ -274,8 +275,8 @@ def test_without_parts_the_logits_are_those_of_the_head() -> None:
 def test_any_score_of_logits_serves() -> None:
     logits = mask(WORLD.test.features)
     assert torch.allclose(scores(combination("x", MaxLogit, Mask)), logits.amax(dim=1), rtol=1e-12)
-    expected = logits.log_softmax(dim=1).amax(dim=1)
-    assert torch.allclose(scores(combination("x", MSP, Mask)), expected, rtol=1e-9)
+    largest = logits.softmax(dim=1).amax(dim=1)
+    assert torch.allclose(scores(combination("x", MSP, Mask)), largest.logit(), rtol=1e-9)
 
 
 def test_the_reach_is_that_of_the_features_or_of_the_mask() -> None:
@@ -321,7 +322,7 @@ def test_odin_sees_the_network_after_the_parts() -> None:
 
         moved = images.clone().requires_grad_()
         confidence(moved).sum().backward()
-        expected = confidence(images + 0.0014 * moved.grad.sign()).detach()
+        expected = confidence(images + 0.0014 * moved.grad.sign()).detach().exp().logit()
         assert torch.allclose(scores(combination("odin", ODIN, *parts)), expected, rtol=1e-12)
 
 
@@ -375,7 +376,31 @@ def test_descriptions_are_joined() -> None:
         "defaults": {"ceil_share": 0.5, "ceil_slope": 0.0, "share": 1.0},
         "deviations": ["None of note."],
         "verified": ["ceil: by hand, 1e-9", "class-mask: by hand, 1e-9", "reach: by hand, 1e-9"],
+        "invariances": measure_invariances(combination("class-mask+ceil", Reach, Ceiling, Mask)),
+        "invariances_declared": False,
     }
+
+
+def test_a_combination_declares_its_invariances_where_it_is_told_them() -> None:
+    registry = Registry()
+    registry.register(combination("ceil", Energy, Ceiling, invariant_to="logit shift, class order, feature scale"))
+    described = registry.describe("ceil")
+    assert described["invariances_declared"]
+    assert [name for name, holds in described["invariances"].items() if holds] == [
+        "logit shift",
+        "class order",
+        "feature scale",
+    ]
+    with pytest.raises(ValueError, match=r"`Invariant to: logit shifts` \(did you mean 'logit shift'\?\)"):
+        registry.register(combination("ceil2", Energy, Ceiling, invariant_to="logit shifts"))
+
+
+def test_the_order_of_defaults_makes_no_other_class() -> None:
+    one, other = (
+        combination("class-mask+ceil", Energy, Ceiling, Mask, **dict(pairs))
+        for pairs in ([("share", 2.0), ("ceil_share", 0.1)], [("ceil_share", 0.1), ("share", 2.0)])
+    )
+    assert one is other
 
 
 def test_a_combination_comes_from_the_module_of_its_part() -> None:

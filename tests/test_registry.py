@@ -11,6 +11,7 @@ from torch import Tensor
 from detectors import Detector, Registry, available, create, describe
 from detectors.base import Batch
 from detectors.description import check_description
+from detectors.invariance import CHANGES
 
 IDS = [
     "ash-b",
@@ -213,7 +214,44 @@ def test_a_docstring_is_read_section_by_section() -> None:
         "defaults": {"size": 1.0, "kind": "plain"},
         "deviations": ["The first.", "The second, in two lines."],
         "verified": ["scipy, 1e-6"],
+        # S is that of class 0 alone, so that it is not the same where the classes have another order.
+        "invariances": {name: name != "class order" for name in CHANGES},
+        "invariances_declared": False,
     }
+
+
+def test_invariances_are_measured_once_and_what_cannot_be_fitted_has_none() -> None:
+    registry, made = Registry(), []
+
+    @registry.register
+    @dataclass(kw_only=True, eq=False)
+    class Counted(Sample):
+        __doc__ = Sample.__doc__
+        id = "counted"
+
+        def __post_init__(self) -> None:
+            made.append(self)
+
+    first = registry.describe("counted")
+    count = len(made)
+    assert first == registry.describe("counted")
+    assert len(made) == count > 0
+
+    @registry.register
+    @dataclass(kw_only=True, eq=False)
+    class Broken(Sample):
+        __doc__ = Sample.__doc__
+        id = "broken"
+
+        def _score(self, batch: Batch) -> Tensor:
+            raise MemoryError("no room")
+
+    described = registry.describe("broken")
+    assert (described["invariances"], described["invariances_declared"]) == ({}, False)
+
+
+def test_the_detectors_of_this_project_declare_their_invariances() -> None:
+    assert [detector_id for detector_id in available() if not describe(detector_id)["invariances_declared"]] == []
 
 
 def test_registries_are_apart() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from detectors import Head, Outputs, create, restore
 from detectors.contract import build_world, fitted, refusal
 from detectors.outputs import Rows
-from detectors.state import join_value, learned, split_value
+from detectors.state import digest, join_value, learned, split_value
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -162,6 +162,25 @@ def test_learned_fields_are_no_options() -> None:
 
 
 # --- The states of detectors. ---
+
+
+@pytest.mark.parametrize("detector_id", ["msp", "entropy", "gen", "temperature-scaling", "msp+react", "mcm"])
+@pytest.mark.parametrize("saved_scale", [None, 1, 3])
+def test_a_state_of_another_scale_of_scores_is_refused(detector_id: str, saved_scale: int | None) -> None:
+    """A threshold that was found on the old scale would accept and reject the wrong images."""
+    tensors, about = state(detector_id)
+    assert about["score_scale"] == 2
+    assert restore(tensors, about).score_scale == 2
+    del about["score_scale"], about["sha256"]
+    about |= {} if saved_scale is None else {"score_scale": saved_scale}
+    old = {**about, "sha256": digest(tensors, about)}
+    text = refusal(ValueError, restore, tensors, old)
+    assert text == f"this state of {detector_id} is of a version whose scores are other numbers: fit it again"
+
+
+def test_a_state_of_the_first_scale_does_not_name_it() -> None:
+    _, about = state("knn")
+    assert "score_scale" not in about
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

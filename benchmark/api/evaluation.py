@@ -21,13 +21,13 @@ from benchmark.limits.limits import Limits
 from benchmark.models.devices import choose_device
 from benchmark.models.entries import MissingWeightsError
 from benchmark.models.preprocessing import Transform
-from benchmark.records import ModelRecord, Record, Run
+from benchmark.records import Case, ModelRecord, Record, Run, SetRecord
 from benchmark.results import ResultsFolder, ResultsInMemory
 from benchmark.running.evaluation import Evaluation
 from benchmark.running.progress import progress_bar
 from benchmark.running.recorder import Recorder, new_run_id, run_record
 from benchmark.running.session import Draft, Session
-from benchmark.running.summary import near_chance, remarks_on
+from benchmark.running.summary import doubts, near_chance, remarks_on
 from benchmark.scores import read_case_scores
 from benchmark.suites.suite import CaseId
 from benchmark.user.messages import on_command_line, one_line
@@ -201,9 +201,11 @@ def _evaluated(session: Session, run: Run, cases: Sequence[tuple[CaseId, Callabl
             remarks.append(f"interrupted: {done} of {len(cases)} cases were done")
     if recorder:
         recorder.close()
-    models = [record for record in records if isinstance(record, ModelRecord)]
+    described = [record for record in records if isinstance(record, ModelRecord | SetRecord)]
+    models = [record for record in described if isinstance(record, ModelRecord)]
     about = session.suite.suite.entry.about
-    told = (*filter(None, [about]), *remarks_on(models), *near_chance(models), *remarks)
+    doubtful = doubts(record for record in records if isinstance(record, Case))
+    told = (*filter(None, [about]), *remarks_on(described), *near_chance(models), *doubtful, *remarks)
     return EvaluationResults(tuple(records), told, partial(read_case_scores, session.results))
 
 

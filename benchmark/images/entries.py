@@ -92,6 +92,7 @@ class ImageSetEntry(Entry):
     list_file: a file below the data folder that lists the images of the set, and perhaps their classes (see
         `benchmark.images.readers.read_list`). Its paths start from `local`.
     columns: the names of the columns of Parquet files.
+    split: of a folder with the Parquet files of several splits, as on the Hub, the split that is the set.
     rows: values by column. Only the rows of a Parquet file that have all these values belong to the set.
     leave_out: folders and classes whose images do not belong to the set.
     part: which images of each class belong to the set. None: all.
@@ -118,6 +119,7 @@ class ImageSetEntry(Entry):
     list_id: str | None = None
     list_file: str | None = None
     columns: Columns = Columns()
+    split: str | None = None
     rows: dict[str, str] = Field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
     part: ClassPart | None = None
@@ -187,6 +189,8 @@ class ImageSetEntry(Entry):
         """
         if any(other.rows.get(column, value) != value for column, value in self.rows.items()):
             return False
+        if self.split and other.split and self.split != other.split:
+            return False
         if self._is_split_from(other):
             return False
         one, another = self.place.resolve(), other.place.resolve()
@@ -205,7 +209,7 @@ class ImageSetEntry(Entry):
         first, later = (self, other) if other.part and other.part.others else (other, self)
         if not (first.part and later.part) or first.part.others or not later.part.others:
             return False
-        same = ("place", "rows", "listed", "columns", "labels", "classes", "class_list", "leave_out")
+        same = ("place", "rows", "split", "listed", "columns", "labels", "classes", "class_list", "leave_out")
         return first.part.per_class <= later.part.per_class and all(
             getattr(first, name) == getattr(later, name) for name in same
         )

@@ -2,7 +2,7 @@
 
     DATA_DIR/.hashes/<image set>    key (32 bytes), SHA-256 of each image's content in order, SHA-256 of all before
 
-The key is a hash of the path, size and time of change of every file, of the images' ids, and of how they were selected.
+The key is a hash of the path, size and times of every file, of the images' ids, and of how they were selected.
 Stored hashes are checked: a sample of the images is read and hashed again.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.files import write_atomically
+from benchmark.files import signature, write_atomically
 
 SIZE = 32  # bytes of a SHA-256
 SAMPLE = 16  # so many images are hashed again before stored hashes are used
@@ -39,9 +39,7 @@ class KeptHashes:
     def key(self, image_ids: Sequence[str]) -> bytes:
         """The key (32 bytes) that stored hashes must have. Raises OSError where a file is missing."""
         digest = hashlib.sha256("\n".join([self.selection, *image_ids]).encode())
-        for file in self.files():
-            about = os.stat(file)
-            digest.update(f"{file}\t{about.st_size}\t{about.st_mtime_ns}\n".encode())
+        digest.update(signature(self.files()).encode())
         return digest.digest()
 
 

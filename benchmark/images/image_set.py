@@ -208,12 +208,20 @@ def _any_there(folder: Path, listed: Path) -> bool:
 def _read_images(set_id: str, entry: ImageSetEntry) -> Images:
     """All images at the entry's place, or those of its list. Raises UserError where they cannot be read."""
     place, columns = entry.place, entry.columns
-    if place.is_dir() and (entry.folder or not shards_of(place)):
+    if place.is_dir() and (entry.folder or not shards_of(place, entry.split)):
         return in_folder(place, entry.listed)
     if entry.listed:
         raise UserError(f"`list_file` goes with a folder of images, and {place} holds Parquet files")
     label = columns.label if entry.classes else None
-    return in_parquet(place, set_id, image=columns.image, label=label, id_column=columns.id, rows=entry.rows)
+    return in_parquet(
+        place,
+        set_id,
+        image=columns.image,
+        label=label,
+        id_column=columns.id,
+        rows=entry.rows,
+        split=entry.split,
+    )
 
 
 def _select_images(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSet:
@@ -253,6 +261,8 @@ def _select_images(set_id: str, entry: ImageSetEntry, images: Images) -> ImageSe
             "contamination": [found.model_dump() for found in entry.contamination],
             "class_groups": {group: list(members) for group, members in entry.class_groups.items()},
             "decoding": entry.decoding.described(),
+            # What a published set has beside its images is known.
+            "remarks": [images.remark] if images.remark and not entry.sources else [],
         },
         decoding=entry.decoding,
         kept=_kept_hashes(set_id, entry, images) if entry.local else None,

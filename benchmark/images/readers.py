@@ -8,7 +8,7 @@ import glob
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmark.errors import UserError
+from benchmark.files import signature
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")  # as `datasets` and the Hub name the shards of a table
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev"}  # files of these names are splits of one set
@@ -35,6 +36,7 @@ class Images:
     encoded: reads the bytes of the image at an index.
     coding: the formats of the images, such as "jpeg, png".
     files: gives the paths of all files that hold the images.
+    remark: what lies beside the images and was not read, in a sentence. Empty where there is nothing.
     integers: whether the names are integers of a Parquet file, which may be class indices.
     """
 
@@ -44,6 +46,7 @@ class Images:
     coding: str
     files: Callable[[], list[str]]
     integers: bool = False
+    remark: str = ""
 
 
 def in_folder(folder: Path, listed: Path | None = None) -> Images:
@@ -55,8 +58,10 @@ def in_folder(folder: Path, listed: Path | None = None) -> Images:
     Raises UserError where there is no image, or an image of the list is missing.
     """
     labels: Sequence[str | None]
+    remark = ""
     if listed is None:
-        ids = _find_images(folder)
+        ids, others = _find_images(folder)
+        remark = _left_out(folder, others, len(ids) + len(others))
         labels = [None] * len(ids)
     else:
         pairs = read_list(listed)
@@ -66,12 +71,14 @@ def in_folder(folder: Path, listed: Path | None = None) -> Images:
                 f"{len(missing)} of the {len(ids)} files in the list {listed} are not in {folder}, such as "
                 f"{missing[0]}; complete the folder, or name the right list"
             )
+    paths, ids = ids, list(map(printable, ids))
     return Images(
         ids=ids,
         names=[folders_of(path) if label is None else [label] for path, label in zip(ids, labels, strict=True)],
-        encoded=_Files(folder, ids).read,
+        encoded=_Files(folder, paths).read,
         coding=", ".join(sorted({PurePosixPath(path).suffix.lower().lstrip(".") for path in ids})),
-        files=_Files(folder, ids).paths,
+        files=_Files(folder, paths).paths,
+        remark=remark,
     )
 
 
@@ -126,18 +133,68 @@ def read_list(file: Path) -> list[tuple[str, str | None]]:
     return pairs
 
 
-def _find_images(folder: Path) -> list[str]:
-    """The relative paths of the image files below a folder, sorted folder by folder. Hidden files are left out."""
-    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(parent, name)]
-        prefix = Path(parent).relative_to(folder).as_posix() + "/"
-        prefix = "" if prefix == "./" else prefix
-        found += [prefix + name for name in names if _ending(name) in known and not name.startswith(".")]
+def printable(path: str) -> str:
+    """A path as text. Bytes of a file name that are not UTF-8 become escapes, such as \\xff."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def is_image_file(name: str) -> bool:
+    """Whether a file of this name is read as an image: Pillow can read files of its ending, and it is not hidden."""
+    kind = Image.registered_extensions().get(_ending(name))
+    return kind in Image.OPEN and not name.startswith(".")
+
+
+def _is_litter(name: str) -> bool:
+    """Whether a file is one that systems and programs leave behind, which nobody takes for an image."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def _find_images(folder: Path) -> tuple[list[str], list[str]]:
+    """The relative paths of the image files below a folder, sorted folder by folder, and those of other files.
+
+    Hidden files, and what systems leave behind, are neither. Raises UserError for a folder that cannot be read.
+    """
+    found, others = [], []
+    for prefix, names in _walk(folder):
+        found += [prefix + name for name in names if is_image_file(name)]
+        others += [prefix + name for name in names if not is_image_file(name) and not _is_litter(name)]
     if not found:
-        raise UserError(f"no image files in {folder}; the known endings are {', '.join(sorted(known))}")
-    return sorted(found, key=lambda path: path.split("/"))
+        known = sorted(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+        raise UserError(
+            f"no image files in {folder}; {_left_out(folder, others, len(others)) or 'it has no files'}; the known "
+            f"endings are {', '.join(known)}"
+        )
+    return sorted(found, key=lambda path: path.split("/")), sorted(others)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The folders below a folder as prefixes of relative paths, each with the names of its files."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}; make it readable, or remove it")
+
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and name != "__MACOSX" and not _leads_back(parent, name)
+        ]
+        prefix = Path(parent).relative_to(folder).as_posix() + "/"
+        yield ("" if prefix == "./" else prefix), names
+
+
+def _left_out(folder: Path, others: Sequence[str], files: int) -> str:
+    """A sentence on the files that were not read, by their ending, with an example of each. Empty where all were."""
+    if not others:
+        return ""
+    by_ending: dict[str, list[str]] = {}
+    for path in others:
+        by_ending.setdefault(_ending(path) or "no ending", []).append(printable(path))
+    most = sorted(by_ending.items(), key=lambda item: -len(item[1]))
+    kinds = [f"{ending} ({len(paths)}, such as {paths[0]})" for ending, paths in most[:3]]
+    more = f" and {len(most) - 3} other kinds" if len(most) > 3 else ""
+    told = ", ".join(kinds) + more
+    return f"{len(others)} of the {files} files in {folder.name} were not read, since they are no images: {told}"
 
 
 def _leads_back(parent: str, name: str) -> bool:
@@ -165,7 +222,14 @@ def _split_folders(folder: str) -> tuple[str, ...]:
 
 
 def in_parquet(
-    place: Path, name: str, *, image: str, label: str | None, id_column: str, rows: dict[str, str]
+    place: Path,
+    name: str,
+    *,
+    image: str,
+    label: str | None,
+    id_column: str,
+    rows: dict[str, str],
+    split: str | None = None,
 ) -> Images:
     """The rows of a Parquet file, or of all Parquet files of a folder as one table. The table is memory-mapped.
 
@@ -175,9 +239,10 @@ def in_parquet(
     label: the column of the classes; None: the images have none.
     id_column: the column of the ids.
     rows: values by column. Only the rows that have all these values are taken.
+    split: of a folder with the files of several splits, the one that is taken.
     Raises UserError where the files cannot be read, a column is missing, or no row is left.
     """
-    shards = shards_of(place) if place.is_dir() else [place]
+    shards = shards_of(place, split) if place.is_dir() else [place]
     columns = _common_columns(shards, [image, *([label] if label else []), *rows])
     wanted = [name for name in dict.fromkeys((image, label, id_column)) if name in columns]
     source = _Table(place, tuple(shards), tuple(wanted), image, rows)
@@ -227,7 +292,11 @@ class _Table:
         filters = [(column, "=", value) for column, value in self.rows.items()] or None
         try:
             read = datasets.Dataset.from_parquet(
-                [glob.escape(str(shard)) for shard in self.shards], columns=list(self.columns), filters=filters
+                [glob.escape(str(shard)) for shard in self.shards],
+                columns=list(self.columns),
+                filters=filters,
+                # Its own cache goes by size and time alone, and would serve the images of before.
+                cache_dir=f"{datasets.config.HF_DATASETS_CACHE}/ood-benchmark/{signature(self.shards)[:32]}",
             )
             table = read.cast_column(self.image, datasets.Image(decode=False)).data if len(read) else None
         except Exception as error:  # `datasets` wraps what pyarrow says in exceptions of its own
@@ -256,13 +325,27 @@ class _Table:
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
-def shards_of(folder: Path) -> list[Path]:
+def shards_of(folder: Path, split: str | None = None) -> list[Path]:
     """The Parquet files of a folder, in order.
 
     A repository of the Hub keeps its splits side by side. Read as one table, training images would be test images.
-    Raises UserError where a shard is missing, and where the files are those of several splits.
+
+    split: the split whose files are meant, where there are several.
+    Raises UserError where a shard is missing, where the files are those of several splits and none is named, and where
+    the split is not there.
     """
     shards = sorted(path for path in folder.glob("*.parquet") if path.is_file())
+    splits = {name for shard in shards if (name := _split_of(shard))}
+    if split is not None:
+        shards = [shard for shard in shards if _split_of(shard) == split]
+        if not shards:
+            known = f"its splits are {', '.join(sorted(splits))}" if splits else "its files are of no named split"
+            raise UserError(f"{folder} has no split {split!r}: {known}")
+    elif len(splits) > 1:
+        raise UserError(
+            f"{folder} holds several splits: {', '.join(sorted(splits))}; name one of them, as in "
+            f"{folder.name}:{min(splits)}, or the file of one"
+        )
     of_several = [match.groups() for shard in shards if (match := _SHARD.fullmatch(shard.name))]
     for name, count in {(name, count) for name, _, count in of_several}:
         there = {int(number) for other, number, _ in of_several if other == name}
@@ -271,13 +354,14 @@ def shards_of(folder: Path) -> list[Path]:
                 f"{len(missing)} of the {int(count)} shards {name} are not in {folder}, such as "
                 f"{name}-{missing[0]:05d}-of-{count}.parquet"
             )
-    splits = {name for name, _, _ in of_several} | {shard.stem for shard in shards if shard.stem in _SPLITS}
-    if len(splits) > 1:
-        raise UserError(
-            f"{folder} holds several splits: {', '.join(sorted(splits))}; name the file of one, or move its files into "
-            "a folder of their own"
-        )
     return shards
+
+
+def _split_of(shard: Path) -> str | None:
+    """The split that a file is of, by its name. None where the name says none."""
+    if match := _SHARD.fullmatch(shard.name):
+        return match[1]
+    return shard.stem if shard.stem in _SPLITS else None
 
 
 def _common_columns(shards: list[Path], needed: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from benchmark.records import Record, parse_record
 from benchmark.results import RunId
 from benchmark.running.recorder import Recorder, run_record
 from benchmark.running.session import Draft
-from benchmark.running.summary import near_chance, remarks_on, summary
+from benchmark.running.summary import doubts, near_chance, remarks_on, summary
 from benchmark.user.suite_table import FILE as USER_SUITE
 
 
@@ -127,9 +127,10 @@ class Controller:
         assert self._recorder
         if suite_of(self._config).entry.file == USER_SUITE and suite_of(self._config).entry.about:
             yield suite_of(self._config).entry.about
-        yield from remarks_on(self._recorder.models)
+        yield from remarks_on((*self._recorder.models, *self._recorder.sets))
         if given_options(self._config, ("--model", "--outputs")):
             yield from near_chance(self._recorder.models)
+        yield from doubts(self._recorder.cases)
         missing = Counter(case.reason for case in self._recorder.cases if case.status == "skipped")
         yield from (f"{reason} ({count} cases skipped)" for reason, count in missing.items())
         if self._none_ran:

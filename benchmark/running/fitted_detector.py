@@ -3,8 +3,9 @@
 import hashlib
 import inspect
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from benchmark.scores import ScoresOf, scores_sha256, scores_table, which_scores
 from benchmark.suites.tuning import tune
 from detectors import Detector, create, describe
 from detectors.base import option_fields
+from detectors.invariance import measure_invariances
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,24 @@ def choose_options(model: LoadedModel, detector_id: str) -> Tuned | None:
     return tune(tuning.ood, tuning.options[detector_id], auroc_with)
 
 
+def _logit_warnings(model: LoadedModel, detector: Detector, options: dict[str, Any]) -> Iterator[str]:
+    """Says where a score needs large logits that are positive, and those of the training images are not.
+
+    A number that is added to all logits leaves the softmax, so training does not fix it. Scores that learn from the
+    training logits and depend on it have signs, such as that of ViM's alpha, which are wrong then.
+    """
+    if not {"train", "logits"} <= detector.needs or (level := model.training_logit_level).largest > 0:
+        return
+    invariances = measure_invariances(partial(create, detector.id, **options)) or describe(detector.id)["invariances"]
+    if not invariances.get("logit shift", True):
+        yield (
+            f"the mean of the largest training logit is {level.largest:.3g}, which is not above 0. The score depends "
+            "on the level of the logits, which training does not fix, and is meant for positive ones: add "
+            f"{-level.mean:.3g} to the head's bias (softmax and accuracy stay), or take a detector that is invariant "
+            "to a logit shift, such as energy or mahalanobis++"
+        )
+
+
 class FittedDetector:
     """A detector that is fitted to a model, with its scores of the in-distribution images that are evaluated.
 
@@ -78,6 +98,7 @@ class FittedDetector:
     detector: the fitted detector.
     tuned: how its options were chosen, in place of the suite's. None where they were not.
     fit_s: how long the fit took, in seconds.
+    warnings: what makes its scores on this model doubtful, and what to do.
     id_scores: the scores of the ID test images.
     shifted_scores: the scores of each shifted set.
     """
@@ -88,6 +109,7 @@ class FittedDetector:
         self._id_tables: list[pa.Table] | None = None
         options = model.suite.suite.options(detector_id) | (self.tuned.options if self.tuned else {})
         self.detector, self.fit_s = fit(model, detector_id, options)
+        self.warnings = tuple(_logit_warnings(model, self.detector, options))
         self.id_scores = self.score(model.test_set)
         self.shifted_scores = [self.score(image_set) for image_set in model.shifted_sets]
 

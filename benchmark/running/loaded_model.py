@@ -1,6 +1,6 @@
 """A model of a suite with its outputs."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,6 +20,18 @@ from benchmark.running.forward import BATCH_ROWS, forward_ms_per_image
 from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.once import Once
 from detectors import Outputs
+
+
+@dataclass(frozen=True)
+class LogitLevel:
+    """Where the training logits lie.
+
+    largest: the mean over the training images of their largest logit.
+    mean: the mean of all their logits.
+    """
+
+    largest: float
+    mean: float
 
 
 class LoadedModel:
@@ -76,6 +88,18 @@ class LoadedModel:
         if labels is image_set.labels:
             return outputs
         return replace(outputs, labels=None if labels is None else torch.from_numpy(labels))
+
+    @cached_property
+    def training_logit_level(self) -> LogitLevel:
+        """Where the training logits lie, in a suite with training images."""
+        train = self.split("train")
+        assert train is not None
+        largest = mean = 0.0
+        for batch in train.only({"logits"}).batches(BATCH_ROWS):
+            logits = batch.logits.double()  # type: ignore[union-attr]
+            largest += float(logits.amax(dim=1).sum())
+            mean += float(logits.mean(dim=1).sum())
+        return LogitLevel(largest / len(train), mean / len(train))
 
     def forward_ms_per_image_now(self) -> float:
         """The model's forward time while the machine does whatever else it does now."""

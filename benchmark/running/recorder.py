@@ -13,7 +13,7 @@ import torch
 
 from benchmark.limits.baselines import Baseline, update_baselines
 from benchmark.models.devices import device_name
-from benchmark.records import Case, ModelRecord, PublishedRecord, Record, Run
+from benchmark.records import Case, ModelRecord, PublishedRecord, Record, Run, SetRecord
 from benchmark.results import Backend, RunId
 from benchmark.running.provenance import package_git_state, package_version, package_versions, user_git_state
 from benchmark.suites.suite import Suite
@@ -55,11 +55,12 @@ def run_record(run: str, suite: Suite, suite_option: str, folder: Path, device: 
 
 
 class Recorder:
-    """The one writer of a run's records. It keeps the cases and the models for the summary.
+    """The one writer of a run's records. It keeps the cases, the models and the image sets for the summary.
 
     place: where the records are, for a message.
     cases: the records of cases that were added.
     models: the records of models that were added.
+    sets: the records of image sets that were added.
     """
 
     def __init__(self, results: Backend, run: Run) -> None:
@@ -70,6 +71,7 @@ class Recorder:
         self.place = results.name_of(RunId(run.suite, run.run))
         self.cases: list[Case] = []
         self.models: list[ModelRecord] = []
+        self.sets: list[SetRecord] = []
         self._results, self._run = results, run
         self._described: set[tuple[str, str]] = set()
         self._begun = False
@@ -91,6 +93,8 @@ class Recorder:
                 self._described.add((record.kind, record.id))
                 if isinstance(record, ModelRecord):
                     self.models.append(record)
+                elif isinstance(record, SetRecord):
+                    self.sets.append(record)
             self._results.add(record)
 
     def close(self) -> None:

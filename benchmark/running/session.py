@@ -70,6 +70,7 @@ class Draft:
             full_spectrum=self.found.get("full_spectrum"),
             shifted_accepted=self.found.get("shifted_accepted", {}),
             tuned=self.found.get("tuned"),
+            warnings=self.found.get("warnings", []),
             published=[compare(figure, measured) for figure in suite.published.get(str(self.case), ())],
         )
         return [*self.records, case]
@@ -168,6 +169,7 @@ class PreparedCase:
         metrics = self.detector.metrics(scores)
         draft.found["scores"] = self.detector.keep_scores(session.results, session.run, scores)
         draft.found |= {"metrics": metrics, "shifted_accepted": self.detector.shifted_accepted}
+        draft.found["warnings"] = list(self.detector.warnings)
         if draft.case.role != "unit-test":
             draft.found["full_spectrum"] = self.detector.full_spectrum(scores)
         timing = self.detector.timing(scores, self.detector.model.forward_ms_per_image)

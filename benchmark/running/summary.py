@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from benchmark.limits.comparisons import Comparison, counts, in_words
-from benchmark.records import Case, ModelRecord
+from benchmark.records import Case, ModelRecord, SetRecord
 
 Piece = tuple[str, bool]  # text, and whether it is bold
 
@@ -100,13 +100,22 @@ def _attention(cases: Sequence[Case]) -> Iterator[list[Piece]]:
     yield [(", ".join(f"{count} {outcome}" for outcome, count in counts.items()), True)]
 
 
+def doubts(cases: Iterable[Case]) -> Iterator[str]:
+    """The warnings of cases, once for each model and detector. Detectors that share one stand together."""
+    told: dict[tuple[str, str], dict[str, None]] = {}
+    for case in cases:
+        for text in case.warnings:
+            told.setdefault((case.model, text), {})[case.detector] = None
+    yield from (f"WARNING: {model} with {', '.join(detectors)}: {text}" for (model, text), detectors in told.items())
+
+
 CHANCE_MARGIN = 0.1  # of the way from chance to a perfect accuracy
 
 
-def remarks_on(models: Iterable[ModelRecord]) -> Iterator[str]:
-    """What a reader should know of the figures of each model, a sentence each."""
-    for model in models:
-        yield from (f"WARNING: {model.id}: {remark}" for remark in model.remarks)
+def remarks_on(records: Iterable[ModelRecord | SetRecord]) -> Iterator[str]:
+    """What a reader should know of the figures of models and image sets, each sentence once."""
+    of = {remark: record.id for record in reversed([*records]) for remark in record.remarks}
+    yield from (f"WARNING: {name}: {remark}" for remark, name in reversed(of.items()))
 
 
 def near_chance(models: Iterable[ModelRecord]) -> Iterator[str]:

@@ -12,14 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from benchmark.errors import UserError
 from benchmark.images.entries import ClassPart, Columns, ImageSetEntry
 from benchmark.images.image_set import ImageSet, load_image_set, select_images
-from benchmark.images.readers import Images, shards_of
+from benchmark.images.readers import Images, is_image_file, printable, shards_of
 from benchmark.public import public_parts
-from benchmark.user.ids import COMMAND_LINE, Words, id_of_place, split_name
+from benchmark.user.ids import COMMAND_LINE, Words, id_of, id_of_place, split_name
 from detectors import did_you_mean
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
@@ -75,7 +74,9 @@ class NamedSet:
         """The set with the classes of all, of which the test and the val images may lack some."""
         if self.has_entry:
             return self
-        folders = self.path is not None and not _shards(self.path)  # an empty folder of a class is a mistake
+        folders = self.path is not None and not _shards(
+            self.path, self.entry.split
+        )  # an empty folder of a class is a mistake
         may_lack = self.role in ("test", "val") and not (folders and {*_class_names(self)} == {*classes})
         changes = {"classes": classes, "may_lack_classes": may_lack}
         return replace(self, entry=self.entry.model_copy(update=changes))
@@ -90,23 +91,29 @@ class NamedSet:
 def named_set(
     role: str, text: str, known: dict[str, ImageSetEntry], data_dir: Path, words: Words = COMMAND_LINE
 ) -> NamedSet:
-    """What a text names: a folder, a Parquet file or a folder of those, or an id of image_sets.toml."""
+    """What a text names: a folder, a Parquet file, a folder of those or FOLDER:SPLIT, or an id of image_sets.toml."""
     option = getattr(words, role)
     name, place = split_name(text)
-    path = Path(place).expanduser()
+    path, split = Path(place).expanduser(), None
+    if not path.exists():
+        folder, colon, last = place.rpartition(":")
+        if colon and Path(folder).expanduser().is_dir():
+            path, split = Path(folder).expanduser(), last
     if not path.exists():
         if place not in known:
             hint = did_you_mean(place, known)
             raise UserError(f"{option} {place}: there is no such folder or file, and no image set of that id{hint}")
         return NamedSet(option, role, place, None, known[place])
-    set_id = name or id_of_place(path)
+    set_id = name or (id_of(f"{id_of_place(path)}-{split}") if split else id_of_place(path))
     try:
-        shards = _shards(path)
+        shards = _shards(path, split)
     except UserError as error:
         raise UserError(f"{option}: {error}") from None
     with _readable(option, path):
-        columns = _parquet_columns(option, role, path) if shards else {}
-    if not columns and not any(_is_image(name) for _, _, names in os.walk(path, followlinks=True) for name in names):
+        columns = _parquet_columns(option, role, path, shards) if shards else {}
+    if not columns and not any(
+        is_image_file(name) for _, _, names in os.walk(path, followlinks=True) for name in names
+    ):
         raise UserError(f"{option} {place}: no images there, neither files that Pillow can read nor Parquet files")
     entry = ImageSetEntry.in_file(
         Path(option),
@@ -115,6 +122,7 @@ def named_set(
         licence="not stated",
         source=place,
         local=str(path.resolve()),
+        split=split,
         **columns,
     )
     return NamedSet(option, role, set_id, path, entry)
@@ -131,21 +139,17 @@ def _readable(option: str, path: Path) -> Iterator[None]:
         raise UserError(f"{option} {path}: cannot read it: {type(error).__name__}: {error}") from None
 
 
-def _shards(path: Path) -> list[Path]:
+def _shards(path: Path, split: str | None) -> list[Path]:
     """The Parquet files at a path: the file itself, or those of the folder. Empty where it is no such place."""
-    return [path] if path.suffix == ".parquet" and path.is_file() else shards_of(path)
+    return [path] if path.suffix == ".parquet" and path.is_file() else shards_of(path, split)
 
 
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in Image.registered_extensions()
-
-
-def _parquet_columns(option: str, role: str, path: Path) -> dict[str, Any]:
+def _parquet_columns(option: str, role: str, path: Path, shards: Sequence[Path]) -> dict[str, Any]:
     """How the columns of Parquet files are called, of an entry."""
     try:
-        present = pq.read_schema(_shards(path)[0]).names
+        present = pq.read_schema(shards[0]).names
     except (OSError, ValueError) as error:
-        raise UserError(f"{option} {path}: cannot read {_shards(path)[0]}: {error}") from None
+        raise UserError(f"{option} {path}: cannot read {shards[0]}: {error}") from None
     image = next((name for name in IMAGE_COLUMNS if name in present), None)
     label = next((name for name in LABEL_COLUMNS if name in present), "label")
     if image is None:
@@ -153,16 +157,16 @@ def _parquet_columns(option: str, role: str, path: Path) -> dict[str, Any]:
             f"{option} {path}: its columns are {', '.join(present)}; that of the images is "
             f"called {' or '.join(IMAGE_COLUMNS)} here; a suite file can name another"
         )
-    indexed = role != "ood" and label in present and _label_values(path, label)[1]
+    indexed = role != "ood" and label in present and _label_values(shards, label)[1]
     return {"columns": Columns(image=image, label=label), "labels": "index" if indexed else "name"}
 
 
-def _label_values(path: Path, column: str) -> tuple[list[str], bool]:
+def _label_values(shards: Sequence[Path], column: str) -> tuple[list[str], bool]:
     """The classes of Parquet files in the order of their indices, and whether the rows hold indices, not names.
 
     Raises UserError where a row has no class, or a negative number in its place.
     """
-    schema = pq.read_schema(_shards(path)[0])
+    path, schema = shards[0], pq.read_schema(shards[0])
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     if names := features.get(column, {}).get("names"):
         return names, True
@@ -170,9 +174,7 @@ def _label_values(path: Path, column: str) -> tuple[list[str], bool]:
     if pa.types.is_nested(schema.field(column).type):
         raise UserError(f"{path}: column {column} holds {schema.field(column).type}: {one_class}")
     values = {
-        value
-        for shard in _shards(path)
-        for value in pq.read_table(shard, columns=[column])[column].unique().to_pylist()
+        value for shard in shards for value in pq.read_table(shard, columns=[column])[column].unique().to_pylist()
     }
     if None in values or any(isinstance(value, int) and value < 0 for value in values):
         raise UserError(f"{path}: column {column}: each image needs a class, and one has none or a negative number")
@@ -205,23 +207,23 @@ def _class_names(given: NamedSet) -> list[str]:
         return list(given.given.classes)
     path = given.path
     assert path is not None
-    if _shards(path):
+    if shards := _shards(path, given.entry.split):
         label = given.entry.columns.label
         with _readable(given.option, path):
-            if label not in pq.read_schema(_shards(path)[0]).names:
+            if label not in pq.read_schema(shards[0]).names:
                 raise UserError(f"{given}: in-distribution images need their classes, in a column called label")
-            return list(_label_values(path, label)[0])
+            return list(_label_values(shards, label)[0])
     parts = sorted(path.iterdir())
-    if loose := next((part for part in parts if _is_image(part.name)), None):
+    if loose := next((part for part in parts if is_image_file(part.name)), None):
         raise UserError(f"{given}: {loose.name} has no class: put the images of each class into a folder of its name")
     folders = [part for part in parts if part.is_dir() and not part.name.startswith(".")]
     for folder in folders:
         inside = list(folder.iterdir())
-        if any(part.is_dir() for part in inside) and not any(_is_image(part.name) for part in inside):
+        if any(part.is_dir() for part in inside) and not any(is_image_file(part.name) for part in inside):
             raise UserError(
                 f"{given}: {folder.name} holds folders, not images: name the folder whose folders are the classes"
             )
-    return _sort_names(folder.name for folder in folders)
+    return _sort_names(printable(folder.name) for folder in folders)
 
 
 def classes_of(test: NamedSet, splits: Collection[NamedSet]) -> tuple[str, ...]:
@@ -258,6 +260,8 @@ def _same_place(one: NamedSet, other: NamedSet) -> bool:
         return one.given is not None and other.given is not None and one.given.origin is other.given.origin
     if one.path is None or other.path is None:
         return one.id == other.id
+    if one.entry.split and other.entry.split and one.entry.split != other.entry.split:
+        return False
     here, there = one.path.resolve(), other.path.resolve()
     return here.is_relative_to(there) or there.is_relative_to(here)
 

@@ -80,6 +80,13 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
     return np.array([row / math.sqrt(sum(row**2)) for row in features])
 
 
+def log_odds(logits: Any) -> float:
+    """log(p / (1 - p)) of the largest softmax probability p, in extended precision; 0 for a single class."""
+    row = np.asarray(logits).astype(np.longdouble)
+    others = np.delete(np.exp(row - row.max()), int(row.argmax()))
+    return float(-np.log(others.sum())) if len(others) else 0.0
+
+
 DATA = {
     "random": make_data(300, 12, 5),
     "ReLU": changed(make_data(400, 32, 10, spread=2.0), relu_in_single_precision),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
-from tests.references.data import Data
+from tests.references.data import Data, log_odds
 from tests.references.pruning import line_logits
 
 
@@ -74,8 +74,7 @@ def himplos(data: Data, percentile: float = 30.0, clip: float | None = None) -> 
 
 
 def msp_himplos(data: Data, himplos_percentile: float = 30.0, himplos_clip: float | None = None) -> list[float]:
-    every = himplos_logits(data, himplos_percentile, himplos_clip)
-    return [-logsumexp(row - max(row)) if len(row) > 1 else 0.0 for row in every]
+    return [log_odds(row) for row in himplos_logits(data, himplos_percentile, himplos_clip)]
 
 
 def line_ls(

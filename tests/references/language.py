@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from tests.references.data import Data
+from tests.references.data import Data, log_odds
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -15,12 +15,16 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(sum(a * b)) / size if size > 0 else 0.0
 
 
+def similarities(image: np.ndarray, texts: np.ndarray, temperature: float) -> list[float]:
+    return [cosine(image, text) / temperature for text in texts]
+
+
 def probabilities(image: np.ndarray, texts: np.ndarray, temperature: float) -> np.ndarray:
-    return softmax([cosine(image, text) / temperature for text in texts])
+    return softmax(similarities(image, texts, temperature))
 
 
 def mcm(data: Data, temperature: float = 1.0) -> list[float]:
-    return [math.log(max(probabilities(row, data.weight, temperature))) for row in data.test]
+    return [log_odds(similarities(row, data.weight, temperature)) for row in data.test]
 
 
 def gl_mcm(
@@ -37,7 +41,8 @@ def gl_mcm(
         else:
             best = [max(cosine(place, text) for place in places) for text in data.weight]
             local = max(softmax(np.array(best) / local_temperature))
-        scores.append(max(probabilities(row, data.weight, temperature)) + local)
+        both = max(probabilities(row, data.weight, temperature)) + local
+        scores.append(math.log(both / (2 - both)) if len(data.weight) > 1 else 0.0)
     return scores
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import logsumexp, rel_entr, softmax
 
-from tests.references.data import Data
+from tests.references.data import Data, log_odds
 
 
 def log_softmax(row: np.ndarray) -> np.ndarray:
@@ -17,7 +17,7 @@ def log_softmax(row: np.ndarray) -> np.ndarray:
 
 
 def msp(data: Data) -> list[float]:
-    return [float(max(log_softmax(row))) for row in data.logits(data.test)]
+    return [log_odds(row) for row in data.logits(data.test)]
 
 
 def max_logit(data: Data) -> list[float]:
@@ -36,15 +36,20 @@ def kl_matching(data: Data, classes: str = "predicted") -> list[float]:
 
 
 def entropy(data: Data) -> list[float]:
-    return [float(sum(np.exp(log_p) * log_p for log_p in log_softmax(row))) for row in data.logits(data.test)]
+    if len(data.bias) == 1:
+        return [0.0] * len(data.test)
+    entropies = [-sum(np.exp(log_p) * log_p for log_p in log_softmax(row)) for row in data.logits(data.test)]
+    return [-float(np.log(entropy)) for entropy in entropies]
 
 
 def gen(data: Data, gamma: float = 0.1, top: int = 100) -> list[float]:
+    if len(data.bias) == 1:
+        return [0.0] * len(data.test)
     scores = []
     for row in data.logits(data.test):
         p = np.sort(np.exp(log_softmax(row)))[::-1]
         rest = [np.delete(p, c).sum() for c in range(len(p))]  # 1 - p would round
-        scores.append(-float(sum(p[c] ** gamma * rest[c] ** gamma for c in range(min(top, len(p))))))
+        scores.append(-float(np.log(sum(p[c] ** gamma * rest[c] ** gamma for c in range(min(top, len(p)))))))
     return scores
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from tests.references.data import Data, unit_rows
+from tests.references.data import Data, log_odds, unit_rows
 
 
 def knn(data: Data, k: int = 10) -> list[float]:
@@ -55,7 +55,7 @@ def ssc(data: Data, scale: float = 1.0) -> list[float]:
     norm = np.linalg.norm
 
     def score(row: np.ndarray) -> float:
-        return max(log_softmax([scale * (row @ weights) / (norm(row) * norm(weights)) for weights in data.weight]))
+        return log_odds([scale * (row @ weights) / (norm(row) * norm(weights)) for weights in data.weight])
 
     return [score(row) for row in data.test]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from tests.references.data import Data
+from tests.references.data import Data, log_odds
 
 
 def contributions(data: Data, label: int) -> np.ndarray:
@@ -62,11 +62,7 @@ def itp_react(data: Data, percentile: float = 30.0, z: float = 1.5, react_percen
 
 
 def msp_itp(data: Data, itp_percentile: float = 30.0, itp_z: float = 1.5) -> list[float]:
-    every = every_itp_logits(data, itp_percentile, itp_z)
-    return [
-        -math.log1p(sum(math.exp(logit - max(logits)) for c, logit in enumerate(logits) if c != logits.argmax()))
-        for logits in every
-    ]
+    return [log_odds(logits) for logits in every_itp_logits(data, itp_percentile, itp_z)]
 
 
 def max_logit_itp(data: Data, itp_percentile: float = 30.0, itp_z: float = 1.5) -> list[float]:
