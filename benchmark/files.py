@@ -1,4 +1,4 @@
-"""Files: written so that readers see all of a content or none, recognised when changed, and cleaned up after kills."""
+"""Files: written so that a reader sees all of a content or none, freed of what kills leave, and known when changed."""
 
 import ctypes
 import glob

@@ -312,7 +312,7 @@ class ModelRecord(_Record):
     classified_by_base: bool = False
     network_accuracy: Estimate | None = None
     shifted_accuracy: dict[str, Estimate] = Field(default_factory=dict)
-    remarks: list[str] = Field(default_factory=list)
+    remarks: list[Text] = Field(default_factory=list)
 
 
 class DetectorRecord(_Record):
@@ -425,7 +425,7 @@ class Case(_Record):
     full_spectrum: Metrics | None = None
     shifted_accepted: dict[str, Estimate] = Field(default_factory=dict)
     tuned: Tuned | None = None
-    warnings: list[str] = Field(default_factory=list)
+    warnings: list[Text] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
