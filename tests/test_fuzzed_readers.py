@@ -148,6 +148,7 @@ def changes_of_values(draw: st.DrawFn) -> Callable[[Any], Any]:
             if not places:
                 continue
             inside, key = places[first % len(places)]
+            value = json.loads(json.dumps(value))  # of its own, since a later step may change it
             if kind == "replace":
                 inside[key] = value
             elif kind == "leave out":
