@@ -43,8 +43,8 @@ from benchmark.running.forward import BATCH_ROWS
 from benchmark.running.loaded_suite import LoadedSuite
 from benchmark.running.provenance import package_git_state, package_version, package_versions
 from benchmark.running.store import Store
-from benchmark.suites.loading import load_suite
 from benchmark.suites.suite import Suite
+from benchmark.user.command_line import Named
 from detectors import Detector, Outputs, available, did_you_mean, restore
 
 TENSORS, ABOUT = "detector.safetensors", "gate.json"
@@ -190,26 +190,31 @@ class Gate:
         detector: str,
         *,
         suite: str = "digits",
+        in_distribution: str | None = None,
+        train: str | None = None,
+        val: str | None = None,
         data_dir: Path | str = DATA_DIR,
         store: Path | str = ".store",
         device: str | None = None,
     ) -> Self:
         """A model and a detector of a suite, as a run of the suite fits them. What a run has stored is used again.
 
-        model: the model's id.
+        model: the model's id, or a network of one's own: what `--model` of a run takes.
         detector: the detector's id.
         suite: a suite by name, or the path of its TOML file.
+        in_distribution: the test images that set the threshold, in place of the suite's: what `--id` takes.
+        train, val: the images to learn from, likewise.
         data_dir: the folder of downloaded images and weights.
         store: the folder for the outputs of networks.
         device: where networks run, as torch names it. None for a GPU where there is one.
         Raises ValueError for what the suite lacks, and what loading a model or an image set raises.
         """
-        known = load_suite(suite, Path(data_dir))
-        for kind, name, names in (("model", model, known.known_models), ("detector", detector, available())):
-            if name not in names:
-                raise GateError(f"no {kind} is called {name!r}{did_you_mean(name, names)}; known: {', '.join(names)}")
+        if detector not in available():
+            hint = did_you_mean(detector, available())
+            raise GateError(f"no detector is called {detector!r}{hint}; known: {', '.join(available())}")
+        known = Named(suite, Path(data_dir), (model,), in_distribution, train, val).make_suite()
         loaded = LoadedSuite(known, Store(Path(store)), choose_device(device))
-        return cls.of(Evaluation(loaded).detector(model, detector))
+        return cls.of(Evaluation(loaded).detector(next(iter(known.models)), detector))
 
     @classmethod
     def of(cls, fitted: FittedDetector) -> Self:
@@ -224,7 +229,7 @@ class Gate:
             model=model,
             classifier=loaded.base_of(model) if model.classified_by_base else model,
             entries=_with_bases(model.id, loaded.suite.known_models),
-            class_names=sets.get("train", sets["test"]).class_names,
+            class_names=fitted.model.class_names,
             decoding=fitted.model.test_set.decoding,
             detector=fitted.detector,
             threshold=threshold,
@@ -314,7 +319,8 @@ class Gate:
             model_id: _entry(model_id, saved, folder, data_dir) for model_id, saved in about.model.entries.items()
         }
         model_id, on = about.model.id, choose_device(device)
-        model = load_model(model_id, entries, on, about.class_names)
+        image_size = about.model.preprocessing.get("image_size", ())
+        model = load_model(model_id, entries, on, about.class_names, lambda: tuple(image_size))
         _check_model(model, about.model, folder)
         try:
             detector = restore(tensors, about.detector, model=model)

@@ -60,6 +60,12 @@ class LoadedModel:
         self.shifted_sets = suite.shifted_sets()
         self.forward_ms_per_image = suite.store.forward_ms_per_image(model, self.test)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A word for the class of each output."""
+        word_of = dict(zip(*self.suite.classes, strict=True))
+        return tuple(word_of.get(name, name) for name in self.classes)
+
     def forget_failures(self) -> None:
         """Lets what failed be tried again."""
         self._outputs.forget_failures()
