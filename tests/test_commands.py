@@ -43,7 +43,8 @@ from tests.local_servers import Served, running
 ROOT = Path(__file__).parents[1]
 APP = typer.main.get_command(make_app(MODULE))
 COMMANDS: dict[str, Any] = APP.commands  # type: ignore[attr-defined]
-NAMES = ["run", "sets", "fetch", "published", "save", "train", "variant", "sharpness", "site"]
+NAMES = ["run", "sets", "fetch", "compare", "versus", "push", "pull", "published"]
+NAMES += ["save", "train", "variant", "sharpness", "site"]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/gate.md", "docs/your-own.md")
 NOTHING_NAMED: Any = SimpleNamespace(params={})
 

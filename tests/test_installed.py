@@ -233,7 +233,7 @@ def test_a_stranger_runs_cases_in_a_folder_of_theirs(installed: Installed, folde
     assert "1 failed, 1 xfailed" in done.stdout
     (file,) = records(folder)
     assert f"records: {file}" in done.stdout
-    assert (file.with_suffix("") / "digits-resnet" / "msp.parquet").is_file()
+    assert (file.with_suffix("") / "digits-resnet" / "msp" / "letters.parquet").is_file()
     assert any((folder / ".store").rglob("*.safetensors"))
     assert {path.name for path in folder.parent.iterdir()} <= {folder.name, "pyproject.toml", ".pytest_cache"}
 

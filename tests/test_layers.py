@@ -47,6 +47,7 @@ WINGS = (
     "metrics",
     "scores",
     "hub",
+    "comparing",
     "images",
     "models",
     "suites",

@@ -59,7 +59,7 @@ def _same_weights(one: nn.Module, other: nn.Module) -> bool:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_shipped_folder_is_small_and_holds_no_pickle(name: str) -> None:
     files = {path.name: path.stat().st_size for path in (CHECKPOINTS / name).iterdir()}
-    assert files.keys() == {"config.json", "model.safetensors"}
+    assert files.keys() == {"config.json", "model.safetensors", "SHA256SUMS"}
     assert sum(files.values()) < (250_000 if name in THIN else 2_000_000)
     assert 100_000 <= sum(parameter.numel() for parameter in _shipped(name).parameters()) <= 400_000
 
@@ -132,7 +132,7 @@ def test_a_training_writes_a_folder_that_timm_loads(name: str, tmp_path: Path, m
     monkeypatch.setattr(train, "train", lambda *arguments, train=train.train: made.append(train(*arguments)) or made[0])
     made_of = train_and_save(name, tmp_path / "mine")
     assert {path.name for path in tmp_path.iterdir()} == {"mine"}
-    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"config.json", "model.safetensors", "SHA256SUMS"}
     loaded = timm.create_model(f"local-dir:{tmp_path / 'mine'}", pretrained=True)
     assert _same_weights(loaded, made[0])
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from benchmark.memory import too_large
 from unit_tests_ood.random_bits import RandomBits
 from unit_tests_ood.recipes import PERMUTATIONS, RECIPES, Recipe, Source
 
@@ -40,6 +39,8 @@ def generate(
     recipe = _recipe_of(name, source)
     count = _positive_integer(count, "count")
     height, width = _height_and_width(size)
+    from benchmark.memory import too_large  # here, where a command tells of another package called `benchmark`
+
     if problem := too_large(count * height * width * 3):
         raise ValueError(f"count: {count} images of {height} x {width} pixels take {problem}: ask for fewer at a time")
     images = np.empty((count, height, width, 3), dtype=np.uint8)

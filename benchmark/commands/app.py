@@ -4,7 +4,21 @@ from collections.abc import Mapping, Sequence
 
 import typer
 
-from benchmark.commands import fetch, published, pull, push, run, save, sets, sharpness, site, train, variant
+from benchmark.commands import (
+    compare,
+    fetch,
+    published,
+    pull,
+    push,
+    run,
+    save,
+    sets,
+    sharpness,
+    site,
+    train,
+    variant,
+    versus,
+)
 from benchmark.commands.mistakes import INTERRUPTED, in_one_line
 
 INSTALLED, MODULE = "ood-benchmark", "python -m benchmark"
@@ -54,6 +68,8 @@ def make_app(program: str) -> typer.Typer:
     )(in_one_line(run.run))
     app.command(epilog=_examples(program, sets.EXAMPLES))(in_one_line(sets.sets))
     app.command(epilog=_examples(program, fetch.EXAMPLES))(in_one_line(fetch.fetch))
+    app.command(epilog=_examples(program, compare.EXAMPLES))(in_one_line(compare.compare))
+    app.command(epilog=_examples(program, versus.EXAMPLES))(in_one_line(versus.versus))
     app.command(epilog=_examples(program, push.EXAMPLES))(in_one_line(push.push))
     app.command(epilog=_examples(program, pull.EXAMPLES))(in_one_line(pull.pull))
     app.command(epilog=_examples(program, published.EXAMPLES))(in_one_line(published.published))

@@ -67,6 +67,10 @@ def run(
     record_baselines: Annotated[
         bool, typer.Option("--record-baselines", help="Write what this run measures to the suite's baselines.")
     ] = False,
+    push: Annotated[
+        Text, _option("--push", "ORG/NAME", "Push the run to this dataset repository on the Hub when it ends.")
+    ] = None,
+    push_scores: Annotated[bool, typer.Option("--push-scores", help="Push the score of each image, too.")] = False,
 ) -> int:
     """Run the cases of a suite with pytest.
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -30,9 +31,10 @@ def timm_transform(stated: Preprocessing | None, network: nn.Module) -> tuple[Tr
     try:
         config = timm.data.resolve_data_config(stated.model_dump() if stated else {}, model=network, use_test_size=True)
         _check_size(config["input_size"])
-        transform = timm.data.create_transform(**config)
-        described = {**json.loads(json.dumps(config)), "transform": describe_transform(transform)}
-        made = transform(Image.new("RGB", (8, 6)))
+        with torch.device("cpu"):  # where images are prepared, whatever the device of the network
+            transform = timm.data.create_transform(**config)
+            described = {**json.loads(json.dumps(config)), "transform": describe_transform(transform)}
+            made = transform(Image.new("RGB", (8, 6)))
     except Exception as error:  # the values are those of a file, and timm and torchvision check few of them
         what = str(error) if isinstance(error, PreprocessingError) else f"{type(error).__name__}: {error}"
         raise PreprocessingError(

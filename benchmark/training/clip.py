@@ -155,8 +155,9 @@ def save(network: nn.Module, tokenizer: CutTokenizer, folder: Path) -> None:
     """Writes a folder in open_clip's local-dir format, with the `vocabulary` of benchmark/models/zero_shot.py."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": _architecture(tokenizer), "preprocess_cfg": PREPROCESS, "vocabulary": tokenizer.kept}
+    weights = to_safetensors(network.state_dict())
     with with_checksums(folder):
-        write_atomically(folder / WEIGHTS, to_safetensors(network.state_dict()))
+        write_atomically(folder / WEIGHTS, weights)
         write_atomically(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
 

@@ -257,7 +257,7 @@ def save(network: nn.Module, recipe: Recipe, classes: Sequence[str], folder: Pat
     kept = copy.deepcopy(network).half() if recipe.half else network
     folder.mkdir(parents=True, exist_ok=True)
     files = ("model.safetensors", "config.json")
-    with with_checksums(folder), scratch_beside(folder / "part", *files) as part:
+    with scratch_beside(folder / "part", *files) as part:
         save_for_hf(
             kept,
             part,
@@ -265,8 +265,9 @@ def save(network: nn.Module, recipe: Recipe, classes: Sequence[str], folder: Pat
             model_args=recipe.arguments,
             safe_serialization=True,
         )
-        for name in files:
-            (part / name).replace(folder / name)
+        with with_checksums(folder):
+            for name in files:
+                (part / name).replace(folder / name)
 
 
 def _tensors(network: nn.Module, image_set: ImageSet) -> tuple[Tensor, Tensor]:
