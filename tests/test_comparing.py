@@ -265,7 +265,7 @@ def test_two_detectors_are_compared(folders: Callable[..., Path], capsys: pytest
     base = folders("base")
     sides, _ = read_sides(str(base), base)
     found = compare_sides(of_detector(sides, "msp"), of_detector(sides, "mahalanobis++"))
-    assert [of.name for of in found.findings if of.figure == "FPR@95"][0].startswith("digits/net/")
+    assert next(of.name for of in found.findings if of.figure == "FPR@95").startswith("digits/net/")
     assert main(["versus", "msp", "mahalanobis++", "--results", str(base)]) in (0, 1)
     capsys.readouterr()
     assert main(["versus", "msp", "mahalanobs", "--results", str(base)]) == 1

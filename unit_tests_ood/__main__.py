@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from unit_tests_ood import manifest, names
-from unit_tests_ood.files import write_sets
 from unit_tests_ood.recipes import RECIPES
 
 
@@ -32,6 +31,8 @@ def _list_tests(options: argparse.Namespace) -> None:
 
 
 def _write_images(options: argparse.Namespace) -> None:
+    from unit_tests_ood.files import write_sets  # here, where `main` tells of another package called `benchmark`
+
     folders = write_sets(options.directory, options.names, options.count, options.size)
     print(f"{len(folders)} unit tests of {options.count} images each in {options.directory}")
 
