@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 from benchmark.models.checksums import check_checksums
 from benchmark.models.class_order import label_names_in, label_names_of
 from benchmark.models.entries import MODULE, MissingWeightsError, ModelEntry, ModelError
+from benchmark.models.library_networks import LIBRARIES, load_library_network
 from benchmark.models.model import Model
 from benchmark.models.preprocessing import PreprocessingError, Transform, timm_transform
 from benchmark.models.state_dicts import StateDictError, load_state_dict
@@ -132,6 +133,8 @@ def load_classifier(
     classes = len(class_names)
     if entry.source.startswith(MODULE):
         network, transform, preprocessing = load_user_network(model_id, entry, classes, image_size)
+    elif entry.source.startswith(LIBRARIES):
+        network, transform, preprocessing = load_library_network(model_id, entry, image_size)
     else:
         network = _timm_network(model_id, entry, classes)
         try:

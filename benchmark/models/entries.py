@@ -15,6 +15,8 @@ BUILT_IN = Path(__file__).parent / "models.toml"
 OPEN_CLIP = "open-clip:"
 STATE_DICT = "state-dict:"
 MODULE = "module:"
+TORCHVISION = "torchvision:"
+TRANSFORMERS = "transformers:"
 LONGEST_SIDE = 4096  # of what a network takes, in pixels
 Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
 
@@ -48,6 +50,7 @@ class ModelEntry(Entry):
         a timm checkpoint: a tagged timm name, `hf-hub:OWNER/NAME`, or `local-dir:PATH` from this file;
         `open-clip:CHECKPOINT`: a vision-language model of open_clip (see `benchmark.models.zero_shot`);
         `state-dict:ARCHITECTURE`: the weights in the file `weights`, for an architecture of timm;
+        `torchvision:NAME` or `transformers:PLACE`: see `benchmark.models.library_networks`;
         `module:NAME:FUNCTION`: a function of the user that makes the network (see `benchmark.models.user_network`).
     weights: the file of a state dict, below the data folder.
     weights_sha256: the SHA-256 of that file, 64 hexadecimal digits.

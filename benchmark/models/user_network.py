@@ -5,7 +5,7 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class HeadedNetwork(nn.Module):
     def __init__(self, network: nn.Module, head: str) -> None:
         super().__init__()
         self.network, self._head = network, head
-        self.pretrained_cfg = {"architecture": type(network).__name__}
+        names = getattr(network, "label_names", None)  # as a function of the user, or a library, may say them
+        self.pretrained_cfg = {"architecture": _architecture_of(network), **_named(names)}
 
     def get_classifier(self) -> nn.Module:
         return self.network.get_submodule(self._head)
@@ -57,6 +58,17 @@ class HeadedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
+
+
+def _architecture_of(network: nn.Module) -> str:
+    """The name of the class of a network, or of the one that it wraps for its interface alone."""
+    inner = getattr(network, "network", None)
+    return type(inner if isinstance(inner, nn.Module) else network).__name__
+
+
+def _named(names: Any) -> dict[str, Any]:
+    """The names of the outputs, of a list or of a mapping from indices."""
+    return {} if not names else {"id2label" if isinstance(names, Mapping) else "label_names": names}
 
 
 Prepared = tuple[nn.Module, Transform, dict[str, Any]]
@@ -88,7 +100,7 @@ def load_user_network(
         network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(network, nn.Module):
             raise UserNetworkError(f"{function}() gives {type(network).__name__}; return a torch.nn.Module")
-        prepared = _prepared(network.eval(), entry.preprocessing, transform, image_size)
+        prepared = prepare_network(network.eval(), entry.preprocessing, transform, image_size)
         # The trial covers what the code does to its images. What a part of the code does to others is in the code.
         code = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
     except Exception as error:  # anything may happen in a user's module
@@ -111,7 +123,7 @@ def given_network(
         network = copy.deepcopy(network).cpu().eval()  # a copy: whoever goes on training it finds it as it was
         if transform is None and not getattr(network, "pretrained_cfg", None):
             raise UserNetworkError("it does not say how images are prepared: give it with its transform")
-        return _prepared(network, None, transform, image_size)
+        return prepare_network(network, None, transform, image_size)
     except Exception as error:  # anything may happen in a user's module
         what = str(error) if isinstance(error, UserNetworkError) else f"{type(error).__name__}: {error}"
         raise ModelError(f"model {model_id}: cannot use this {type(network).__name__}: {what}") from error
@@ -147,7 +159,7 @@ def _call_function(function: Callable[..., Any], classes: int) -> Any:
     return function(classes) if needed else function()
 
 
-def _prepared(
+def prepare_network(
     network: nn.Module, stated: Preprocessing | None, transform: Any, image_size: Callable[[], Size] | None
 ) -> Prepared:
     """A network with timm's interface in float32, its transform, and what that does with what comes out of a trial.
@@ -208,11 +220,17 @@ def _name_at_least(transform: Any) -> str:
 
 def _with_timms_interface(network: nn.Module, transform: Transform, sizes: Sequence[Size]) -> nn.Module:
     images = torch.stack([transform(image) for image in trial_images(sizes)])
-    if not all(hasattr(network, name) for name in ("forward_features", "forward_head", "get_classifier")):
+    names = ("forward_features", "forward_head", "get_classifier")
+    if not all(hasattr(network, name) for name in names) or not _is_linear(network.get_classifier()):  # type: ignore[operator]
         return _find_head(network, images)
     with torch.no_grad():
         _check_passes(network, images, network(images))
     return network
+
+
+def _is_linear(layer: Any) -> bool:
+    """Whether a head is one linear layer. Of a timm network with a head of its own, the last one in it counts."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
 
 
 def _check_passes(network: nn.Module, images: Tensor, logits: Tensor) -> None:
