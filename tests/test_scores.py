@@ -3,18 +3,32 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark.results import ResultsFolder
+from benchmark.metrics import measure
+from benchmark.records import Case, ScoresFile
+from benchmark.results import ResultsFolder, ResultsInMemory, RunId, scores_path
 from benchmark.run_records import RunRecords, read_folder
-from benchmark.scores import METADATA, SCORES, ScoresError, accuracy_in, read_case_scores
+from benchmark.scores import (
+    METADATA,
+    SCORES,
+    CaseScores,
+    ScoresError,
+    ScoresOf,
+    accuracy_in,
+    read_case_scores,
+    scores_of,
+    scores_sha256,
+    scores_table,
+)
 from tests.test_evaluation import records_of, session_of
-from tests.test_records import RUN
+from tests.test_records import CASE, RUN
 
 OLD = Path(__file__).parent / "data" / "schema-2"
 
@@ -147,6 +161,19 @@ def _written_anew(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], No
             _written_anew(lambda table: table.replace_schema_metadata({METADATA: '{"schema": 4}'})),
             "of schema 4.*update",
         ),
+        *(
+            (
+                _written_anew(lambda table, schema=schema: table.replace_schema_metadata({METADATA: schema})),
+                "of schema .*update",
+            )
+            for schema in (
+                '{"schema": true}',
+                '{"schema": 2.0}',
+                '{"schema": "3"}',
+                '{"schema": 0}',
+                '{"schema": null}',
+            )
+        ),
         (_written_anew(lambda table: table.replace_schema_metadata({METADATA: "{"})), "its metadata are damaged"),
         (
             _written_anew(lambda table: table.replace_schema_metadata({METADATA: "[" * 9999})),
@@ -191,3 +218,70 @@ def test_runs_of_schema_2_are_read_and_their_scores_with_them() -> None:
         assert found == case.metrics.model_copy(update={"oscr": None, "aurc": None, "aurc_id": None})
         assert accuracy_in(scores.test) is None
         assert (len(scores.test), len(scores.ood)) == (case.metrics.id_images, case.metrics.ood_images)
+
+
+# --- Scores that a program keeps in memory. ---
+
+
+def table_of(set_id: str, scores: Sequence[float], correct: Sequence[bool | None] | None = None) -> pa.Table:
+    images = [f"{set_id}-{number}" for number in range(len(scores))]
+    table = scores_table(ScoresOf("s", "r7", "net", "msp", set_id), images, np.array(scores, dtype=np.float64))
+    if correct is None:
+        return table
+    return table.set_column(SCORES.names.index("correct"), "correct", pa.array(correct, pa.bool_()))
+
+
+def kept(test: pa.Table, ood: pa.Table) -> tuple[ResultsInMemory, Case]:
+    """The results of a run, and the record of a case of it."""
+    results, run = ResultsInMemory(), RunId("s", "r7")
+    paths = [scores_path("r7", "net", "msp", set_id) for set_id in ("test", "far")]
+    for path, table in zip(paths, (test, ood), strict=True):
+        results.write_scores(run, path, table)
+        results.write_scores(RunId("s", "another"), path, table.slice(1))
+    file = ScoresFile(path=paths[1], id_path=paths[0], sha256=scores_sha256(test, ood))
+    return results, CASE.model_copy(update={"suite": "s", "run": "r7", "detector": "msp", "set": "far", "scores": file})
+
+
+def test_scores_are_those_of_the_run_of_the_case() -> None:
+    test, ood = table_of("test", [3.0, 2.0, 1.0]), table_of("far", [0.5, 2.5])
+    results, case = kept(test, ood)
+    assert read_case_scores(results, case).metrics([]) == measure([3.0, 2.0, 1.0], [0.5, 2.5])
+
+
+def test_a_score_that_is_nan_is_refused_although_its_hash_is_right() -> None:
+    results, case = kept(table_of("test", [3.0, 2.0]), table_of("far", [0.5, float("nan")]))
+    with pytest.raises(ScoresError, match=r"^s/r7/net/msp/far\.parquet: a score is NaN"):
+        read_case_scores(results, case)
+
+
+def test_what_is_not_known_of_an_image_is_not_known_of_its_set() -> None:
+    """A share of right answers over some of the images would be another figure."""
+    known, partly = table_of("test", [3.0, 2.0], [True, False]), table_of("two", [3.0, 2.0], [True, None])
+    ood = table_of("far", [0.5])
+    assert accuracy_in(known).value == 0.5
+    assert accuracy_in(partly) is None
+    assert CaseScores(known, ood).metrics([]).oscr.value == 0.5
+    assert CaseScores(partly, ood).metrics([]).oscr is None
+    both = CaseScores(known, ood, {"two": partly})
+    assert both.metrics([]).oscr.value == 0.5
+    assert both.full_spectrum([]).oscr is None
+    assert both.full_spectrum([]).id_images == 4
+
+
+@pytest.mark.parametrize("results", ["folder", "memory"])
+def test_scores_are_given_for_the_images_that_they_are_of_alone(tmp_path: Path, results: str) -> None:
+    place = ResultsFolder(tmp_path) if results == "folder" else ResultsInMemory()
+    of = ScoresOf("s", "r7", "net", "msp", "far")
+    images = ["far-0", "far-1", "far-2"]
+    assert scores_of(place, of, images) is None  # they are not there
+    place.write_scores(RunId("s", "r7"), of.path, table_of("far", [0.5, 2.5, 1.0]))
+    assert scores_of(place, of, images).tolist() == [0.5, 2.5, 1.0]
+    for others in (images[::-1], images[:2], [*images, "far-3"], ["far-0", "far-1", "else"]):
+        assert scores_of(place, of, others) is None
+    place.write_scores(RunId("s", "r7"), of.path, table_of("far", [0.5, float("nan"), 1.0]))
+    assert scores_of(place, of, images) is None
+    place.write_scores(RunId("s", "r7"), of.path, table_of("far", [0.5, 2.5, 1.0]).drop_columns("image"))
+    assert scores_of(place, of, images) is None
+    if results == "folder":
+        (tmp_path / "s" / of.path).write_bytes(b"PAR1 not really")
+        assert scores_of(place, of, images) is None
