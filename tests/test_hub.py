@@ -24,7 +24,7 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def _results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "results"
     write_suite(folder, models=["digits-vit"], detectors=["msp", "knn"])
     write_suite(folder, suite="other", run="run-2", models=["digits-vit"], detectors=["msp"])
@@ -85,9 +85,9 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("lfs", [True, False])
-def test_runs_come_back_byte_for_byte(hub: Hub, user: User, _results: Path, tmp_path: Path, lfs: bool) -> None:
+def test_runs_come_back_byte_for_byte(hub: Hub, user: User, run_results: Path, tmp_path: Path, lfs: bool) -> None:
     hub.lfs = lfs
-    said = pushed(user, _results, "--scores")
+    said = pushed(user, run_results, "--scores")
     assert "pushed: digits/run-1" in said
     assert len(hub.commits) == 1
     files = set(hub.repositories["dataset", "me/results"].files())
@@ -95,35 +95,35 @@ def test_runs_come_back_byte_for_byte(hub: Hub, user: User, _results: Path, tmp_
     assert "scores/digits/run-1/digits-vit.parquet" in files
     said = user.command("pull", "me/results", "--results", str(tmp_path / "back"))
     assert "2 runs added" in said
-    assert content_of(tmp_path / "back") == content_of(_results)
+    assert content_of(tmp_path / "back") == content_of(run_results)
     assert "0 runs added, 2 there already, 0 files of scores" in user.command(
         "pull", "me/results", "--results", str(tmp_path / "back")
     )
 
 
-def test_the_same_push_twice_changes_nothing(hub: Hub, user: User, _results: Path) -> None:
-    pushed(user, _results)
+def test_the_same_push_twice_changes_nothing(hub: Hub, user: User, run_results: Path) -> None:
+    pushed(user, run_results)
     before = hub.repositories["dataset", "me/results"].history.copy()
-    said = pushed(user, _results)
+    said = pushed(user, run_results)
     assert "there already: digits/run-1" in said
     assert "nothing to add" in said
     assert hub.repositories["dataset", "me/results"].history == before
-    pushed(user, _results, "--scores")  # what was left out can follow
+    pushed(user, run_results, "--scores")  # what was left out can follow
     assert len(hub.repositories["dataset", "me/results"].history) == len(before) + 1
 
 
-def test_a_run_is_chosen_by_its_id_or_as_the_newest(hub: Hub, user: User, _results: Path) -> None:
-    pushed(user, _results, "--run", "run-2")
+def test_a_run_is_chosen_by_its_id_or_as_the_newest(hub: Hub, user: User, run_results: Path) -> None:
+    pushed(user, run_results, "--run", "run-2")
     files = hub.repositories["dataset", "me/results"].files()
     assert [path for path in files if path.startswith("records/")] == ["records/other/run-2.jsonl"]
     assert "there is no run 'run-9'; the last ones are: run-1, run-2" in pushed(
-        user, _results, "--run", "run-9", code=1
+        user, run_results, "--run", "run-9", code=1
     )
     assert "no results are there" in pushed(user, user.folder / "gone", code=1)
 
 
-def test_readers_of_every_kind_see_one_table(hub: Hub, user: User, _results: Path) -> None:
-    pushed(user, _results, "--scores")
+def test_readers_of_every_kind_see_one_table(hub: Hub, user: User, run_results: Path) -> None:
+    pushed(user, run_results, "--scores")
     code = """
 import pandas, datasets, json
 table = pandas.read_parquet("hf://datasets/me/results/cases/digits/run-1.parquet")
@@ -137,8 +137,8 @@ print(json.dumps([len(table), len(whole), str(table.fpr_at_95.dtype), whole.feat
     assert told == [40, 60, "float64", "string", "knn", True]
 
 
-def test_results_on_the_hub_stand_in_for_a_folder(hub: Hub, user: User, _results: Path) -> None:
-    pushed(user, _results, "--scores")
+def test_results_on_the_hub_stand_in_for_a_folder(hub: Hub, user: User, run_results: Path) -> None:
+    pushed(user, run_results, "--scores")
     code = "from benchmark import load_results; print(len(load_results('hf://datasets/me/results').cases))"
     assert user.run("-c", code).split()[-1] == "60"
     assert "60 cases" in user.run("-m", "leaderboard", "build", "--results", "hf://datasets/me/results")
@@ -146,16 +146,16 @@ def test_results_on_the_hub_stand_in_for_a_folder(hub: Hub, user: User, _results
     assert user.run("-c", code).split()[-1] == "60"
     assert len(hub.requests) - before <= 2  # the commit is asked for, and its runs are in the cache
     assert user.run("-c", code, HF_HUB_OFFLINE="1").split()[-1] == "60"
-    said = user.command("compare", "hf://datasets/me/results", str(_results))
+    said = user.command("compare", "hf://datasets/me/results", str(run_results))
     assert said.startswith("No worse")
 
 
-def test_a_submission_takes_read_access_alone(hub: Hub, tmp_path: Path, _results: Path) -> None:
+def test_a_submission_takes_read_access_alone(hub: Hub, tmp_path: Path, run_results: Path) -> None:
     hub.add("org/results")
     reader = User(hub, tmp_path / "reader", "read")
-    said = reader.command("push", "org/results", "--results", str(_results), code=1)
+    said = reader.command("push", "org/results", "--results", str(run_results), code=1)
     assert "the token may not write there: use one with write access, or open a pull request" in said
-    said = reader.command("push", "org/results", "--results", str(_results), "--pull-request")
+    said = reader.command("push", "org/results", "--results", str(run_results), "--pull-request")
     assert "read it as hf://datasets/org/results@refs/pr/1" in said
     assert "org/results/discussions/1" in said
     assert not any(path.startswith("records") for path in hub.repositories["dataset", "org/results"].files())
@@ -163,12 +163,12 @@ def test_a_submission_takes_read_access_alone(hub: Hub, tmp_path: Path, _results
     assert "2 runs added" in reader.command("pull", "org/results@refs/pr/1", "--results", str(back))
 
 
-def test_the_card_is_kept_true_by_each_push(hub: Hub, user: User, _results: Path) -> None:
-    pushed(user, _results, "--run", "run-2")
+def test_the_card_is_kept_true_by_each_push(hub: Hub, user: User, run_results: Path) -> None:
+    pushed(user, run_results, "--run", "run-2")
     card = hub.repositories["dataset", "me/results"].files()["README.md"].decode()
     assert "| other |" in card
     assert "| digits |" not in card
-    pushed(user, _results)
+    pushed(user, run_results)
     card = hub.repositories["dataset", "me/results"].files()["README.md"].decode()
     assert "| other |" in card
     assert "| digits |" in card
@@ -219,29 +219,29 @@ def few(hub: Hub, times: int, answer: Any, where: str = "/commit/") -> None:
         ("drop", "/tree/"),
     ],
 )
-def test_passing_troubles_are_survived(hub: Hub, user: User, _results: Path, answer: Any, where: str) -> None:
+def test_passing_troubles_are_survived(hub: Hub, user: User, run_results: Path, answer: Any, where: str) -> None:
     hub.add("me/results")
     few(hub, 2, answer, where)
-    assert "pushed: digits/run-1" in pushed(user, _results)
+    assert "pushed: digits/run-1" in pushed(user, run_results)
     assert len(hub.repositories["dataset", "me/results"].history) == 2
 
 
-def test_trouble_that_does_not_pass_fails_and_the_same_command_goes_on(hub: Hub, user: User, _results: Path) -> None:
+def test_trouble_that_does_not_pass_fails_and_the_same_command_goes_on(hub: Hub, user: User, run_results: Path) -> None:
     hub.add("me/results")
-    before = content_of(_results)
+    before = content_of(run_results)
     few(hub, 10**9, (403, {}), "/commit/")
-    said = pushed(user, _results, code=1)
+    said = pushed(user, run_results, code=1)
     assert "the token may not write there" in said
     assert len(said.strip().splitlines()) == 1
-    assert content_of(_results) == before
+    assert content_of(run_results) == before
     hub.fault = lambda method, path: None
-    assert "pushed: digits/run-1" in pushed(user, _results)
+    assert "pushed: digits/run-1" in pushed(user, run_results)
 
 
 # --- Mistakes are one line. ---
 
 
-def test_mistakes_are_one_line_with_what_to_do(hub: Hub, tmp_path: Path, _results: Path) -> None:
+def test_mistakes_are_one_line_with_what_to_do(hub: Hub, tmp_path: Path, run_results: Path) -> None:
     hub.add("org/gated", gated=True)
     cases = {
         ("expired", "push", "me/results"): "the token is missing, wrong or expired: log in with `hf auth login`",
@@ -252,7 +252,7 @@ def test_mistakes_are_one_line_with_what_to_do(hub: Hub, tmp_path: Path, _result
     }
     for (right, command, repository), says in cases.items():
         one = User(hub, tmp_path / f"{right}-{command}", right)
-        said = one.command(command, repository, "--results", str(_results), code=1)
+        said = one.command(command, repository, "--results", str(run_results), code=1)
         assert says in said
         assert len(said.strip().splitlines()) == 1, said
     hub.add("me/results")
@@ -260,15 +260,15 @@ def test_mistakes_are_one_line_with_what_to_do(hub: Hub, tmp_path: Path, _result
     assert "there is no revision 'v9'" in user.command("pull", "me/results@v9", code=1)
     assert "it holds no runs" in user.command("pull", "me/results", code=1)
     assert "HF_HUB_OFFLINE is set" in user.command("pull", "me/results", code=1, HF_HUB_OFFLINE="1")
-    said = user.command("push", "me/results", "--results", str(_results), code=1, HF_ENDPOINT="http://127.0.0.1:9")
+    said = user.command("push", "me/results", "--results", str(run_results), code=1, HF_ENDPOINT="http://127.0.0.1:9")
     assert "the Hub cannot be reached at http://127.0.0.1:9" in said
 
 
 # --- What is pulled is nobody's friend. ---
 
 
-def test_a_hub_that_lies_is_refused_by_file(hub: Hub, user: User, _results: Path, tmp_path: Path) -> None:
-    pushed(user, _results, "--scores")
+def test_a_hub_that_lies_is_refused_by_file(hub: Hub, user: User, run_results: Path, tmp_path: Path) -> None:
+    pushed(user, run_results, "--scores")
 
     def lie(path: str, content: bytes) -> bytes:
         return content.replace(b"0", b"1", 1) if path in ("records/digits/run-1.jsonl",) else content
@@ -282,8 +282,10 @@ def test_a_hub_that_lies_is_refused_by_file(hub: Hub, user: User, _results: Path
     assert "1 runs added, 1 there already" in user.command("pull", "me/results", "--results", str(tmp_path / "back"))
 
 
-def test_hostile_files_are_refused_and_the_rest_is_kept(hub: Hub, user: User, _results: Path, tmp_path: Path) -> None:
-    pushed(user, _results, "--scores")
+def test_hostile_files_are_refused_and_the_rest_is_kept(
+    hub: Hub, user: User, run_results: Path, tmp_path: Path
+) -> None:
+    pushed(user, run_results, "--scores")
     repository = hub.repositories["dataset", "me/results"]
     good = repository.files()
     records = good["records/digits/run-1.jsonl"]
@@ -305,12 +307,12 @@ def test_hostile_files_are_refused_and_the_rest_is_kept(hub: Hub, user: User, _r
     assert "refused: " in said
     assert sorted(file.name for file in back.rglob("*.jsonl")) == ["run-1.jsonl", "run-2.jsonl"]
     assert not (back / "other" / "run-2").exists()  # its scores are of another run
-    assert content_of(back / "digits") == content_of(_results / "digits")
+    assert content_of(back / "digits") == content_of(run_results / "digits")
     assert not list(tmp_path.rglob("evil*"))
 
 
-def test_a_run_that_is_there_with_other_content_stays(hub: Hub, user: User, _results: Path, tmp_path: Path) -> None:
-    pushed(user, _results)
+def test_a_run_that_is_there_with_other_content_stays(hub: Hub, user: User, run_results: Path, tmp_path: Path) -> None:
+    pushed(user, run_results)
     write_suite(tmp_path / "mine", models=["digits-vit"], detectors=["msp"], started="2026-06-01T10:00:00+00:00")
     before = content_of(tmp_path / "mine")
     said = user.command("pull", "me/results", "--results", str(tmp_path / "mine"), code=1)
@@ -340,10 +342,10 @@ def test_a_run_of_pytest_is_pushed_when_it_ends(hub: Hub, user: User) -> None:
 
 
 def test_a_site_is_published_as_a_space_and_its_stale_files_go(
-    hub: Hub, user: User, _results: Path, tmp_path: Path
+    hub: Hub, user: User, run_results: Path, tmp_path: Path
 ) -> None:
     site = tmp_path / "site"
-    user.run("-m", "leaderboard", "build", "--results", str(_results), "--output", str(site))
+    user.run("-m", "leaderboard", "build", "--results", str(run_results), "--output", str(site))
     publish = ["-m", "leaderboard", "publish", "--site", str(site)]
     assert "/commit/" in user.run(*publish, "--space", "me/board")
     space = hub.repositories["space", "me/board"]
@@ -363,9 +365,9 @@ def test_a_site_is_published_as_a_space_and_its_stale_files_go(
     )
 
 
-def test_a_site_is_published_into_a_folder(user: User, _results: Path, tmp_path: Path) -> None:
+def test_a_site_is_published_into_a_folder(user: User, run_results: Path, tmp_path: Path) -> None:
     site, pages = tmp_path / "site", tmp_path / "pages"
-    user.run("-m", "leaderboard", "build", "--results", str(_results), "--output", str(site))
+    user.run("-m", "leaderboard", "build", "--results", str(run_results), "--output", str(site))
     publish = ["-m", "leaderboard", "publish", "--site", str(site), "--pages", str(pages)]
     (pages / ".git").mkdir(parents=True)
     (pages / ".git" / "HEAD").write_text("ref")
