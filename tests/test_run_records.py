@@ -1,5 +1,6 @@
 """Which of several runs counts, and what is told of a run whose date cannot be right."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from benchmark import load_results
 from benchmark.limits.comparison_table import compare_with_records
-from benchmark.run_records import read_folder
+from benchmark.records import Estimate
+from benchmark.run_records import newest, read_folder, stale
 from benchmark.suites.loading import load_suite
 from leaderboard.__main__ import main as leaderboard
 from tests.test_leaderboard import write_suite
@@ -77,3 +79,34 @@ def test_published_figures_are_compared_with_the_newest_run_that_has_a_date(tmp_
     assert measured == {0.25}
     assert len(notes) == 1
     assert "run zz-future started at" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("role", "set_id", "counts"),
+    [
+        ("train", "other", True),
+        ("val", "other", True),
+        ("test", "other", True),
+        ("far", "letters", True),
+        ("shifted", "dark", True),
+        ("shifted", "other", False),
+        ("far", "photo-patches", False),
+        ("tuning", "other", False),
+    ],
+)
+def test_a_case_is_stale_where_an_image_set_that_it_depends_on_has_changed(
+    tmp_path: Path, role: str, set_id: str, counts: bool
+) -> None:
+    write_suite(tmp_path, models=["digits-resnet"], detectors=["msp"])
+    [then] = read_folder(tmp_path).runs
+    case = then.cases["digits-resnet", "msp", "letters"]
+    shift = Estimate(value=0.5, low=0.4, high=0.6)
+    case = case.model_copy(update={"shifted_accepted": {"dark": shift}})
+    one = then.sets["letters"].model_copy(update={"id": set_id, "role": role, "content_sha256": "1" * 64})
+    other = one.model_copy(update={"content_sha256": "2" * 64})
+    then = replace(then, sets={**then.sets, set_id: one})
+    now = newest([replace(then, sets={**then.sets, set_id: other})])
+    assert bool(stale(case, then, now)) == counts
+    assert stale(case, then, newest([then])) is None
+    if counts:
+        assert stale(case, then, now) == f"made with an older version of {set_id}"

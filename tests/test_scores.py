@@ -4,15 +4,16 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark.results import ResultsFolder
+from benchmark.results import ResultsFolder, RunId
 from benchmark.run_records import RunRecords, read_folder
-from benchmark.scores import METADATA, SCORES, ScoresError, accuracy_in, read_case_scores
+from benchmark.scores import METADATA, SCORES, ScoresError, ScoresOf, accuracy_in, read_case_scores, scores_of
 from tests.test_evaluation import records_of, session_of
 from tests.test_records import RUN
 
@@ -191,3 +192,24 @@ def test_runs_of_schema_2_are_read_and_their_scores_with_them() -> None:
         assert found == case.metrics.model_copy(update={"oscr": None, "aurc": None, "aurc_id": None})
         assert accuracy_in(scores.test) is None
         assert (len(scores.test), len(scores.ood)) == (case.metrics.id_images, case.metrics.ood_images)
+
+
+# --- Scores of another run on the same images. ---
+
+
+def test_scores_of_another_run_are_found_where_they_are_of_the_same_images(results: Path) -> None:
+    folder = ResultsFolder(results)
+    of = ScoresOf("colours", "run", "net", "msp", "noise")
+    file = folder.scores_file(RunId("colours", "run"), of.path)
+    table = pq.ParquetFile(file).read()
+    images, values = table["image"].to_pylist(), table["score"].to_numpy()
+    assert np.array_equal(scores_of(folder, of, images), values)
+    assert scores_of(folder, of, images[::-1]) is None
+    assert scores_of(folder, of, images[1:]) is None
+    assert scores_of(folder, replace(of, run="gone"), images) is None
+    pq.write_table(table.set_column(3, "score", pa.array(np.where(np.arange(len(values)) == 1, np.nan, values))), file)
+    assert scores_of(folder, of, images) is None
+    pq.write_table(table.drop_columns("score"), file)
+    assert scores_of(folder, of, images) is None
+    file.write_bytes(b"PAR1")
+    assert scores_of(folder, of, images) is None
