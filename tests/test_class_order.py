@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmark import evaluate
 from benchmark.errors import UserError
-from benchmark.models.class_order import label_names_in, label_names_of, order_of_outputs
+from benchmark.models.class_order import check_order, label_names_in, label_names_of, order_of_outputs
 from benchmark.models.entries import ModelError
 from benchmark.records import ModelRecord
 from benchmark.running.class_doubt import doubt_of_order
@@ -216,3 +216,13 @@ def test_labels_that_are_no_single_value_are_refused(tmp_path: Path, kind: pa.Da
     pq.write_table(pa.table({"label": pa.nulls(3, kind)}), file)
     with pytest.raises(UserError, match=r"images.parquet: column label holds .*: each image needs one class"):
         _label_values([file], "label")
+
+
+def test_a_network_that_is_to_be_trained_has_the_order_of_the_set() -> None:
+    check_order("net", [("blue", "green", "red")], COLOURS, COLOURS, 3)
+    check_order("net", [], COLOURS, COLOURS, 3)
+    check_order("net", [], (), (), 3)
+    with pytest.raises(
+        ModelError, match="its outputs are red, blue, green, and the classes of the training images are"
+    ):
+        check_order("net", [("red", "blue", "green")], COLOURS, COLOURS, 3)
