@@ -49,6 +49,7 @@ def status(measured: float, recorded: float | None, goal: float, role: str = "fa
         (0.10, 0.80, 0.25, "failed"),
         (0.25, 0.26, 0.25, "passed"),  # within the margin of a known failure, and the goal is met
         (1.00, 1.00, 0.25, "known"),
+        (0.80 - FPR_MARGIN, 0.80, 0.25, "known"),  # the margin is inclusive on this side, too
     ],
 )
 def test_verdicts(measured: float, recorded: float, goal: float, expected: str) -> None:
@@ -180,6 +181,7 @@ def published(measured: float, goal: float, *figures: tuple[float, float]) -> st
         (0.43, 1.0, [(0.40, 0.02), (0.30, 0.14)], "passed"),  # one of two papers has it
         (0.45, 1.0, [(0.40, 0.02), (0.30, 0.14)], "failed"),
         (0.26, 0.25, [(0.24, 0.03)], "failed"),  # the paper meets the goal, so it holds
+        (0.26, 0.25, [(0.25, 0.03)], "failed"),  # as exactly as can be
         (0.41, 0.25, [(0.40, 0.02)], "known"),
         (0.43, 0.25, [(0.40, 0.02)], "failed"),
         (0.20, 0.25, [(0.40, 0.02)], "passed"),
@@ -213,6 +215,114 @@ def test_a_slow_detector_fails_whatever_its_quality() -> None:
     assert status(0.8, 0.8, 0.25, timing=SLOW) == "failed"  # not hidden behind a known failure
 
 
+@pytest.mark.parametrize(
+    ("recorded", "ratio", "expected"),
+    [
+        (0.5, 2.0, "passed"),  # four times as slow
+        (0.5, 2.0001, "failed"),
+        (0.001, 0.1, "passed"),  # a tenth of a forward pass is nothing that anybody waits for
+        (0.001, 0.1001, "failed"),
+        (0.0, 0.1, "passed"),
+        (0.5, None, "passed"),  # outputs that were computed elsewhere have no forward time
+    ],
+)
+def test_a_detector_may_get_four_times_slower_or_take_a_tenth_of_a_forward_pass(
+    recorded: float, ratio: float | None, expected: str
+) -> None:
+    limit = limit_of_baseline(Baseline(0.1, recorded, "run 1", "2026-01-01"), "far", 0.25, "t.csv")
+    assert judge(0.1, FAST.model_copy(update={"forward_ratio": ratio}), limit, None).status == expected
+
+
+def test_a_limit_names_the_file_the_run_and_the_date_that_it_comes_from() -> None:
+    baseline = Baseline(0.5, 0.01, "run 1", "2026-01-02")
+    assert limit_of_baseline(baseline, "far", 0.25, "t.csv").source == "t.csv, run 1, 2026-01-02"
+    assert limit_of_baseline(baseline, "far", 0.25, "t.csv").known_failure == (
+        "50.0% recorded 2026-01-02, the goal is 25%"
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "margin"),
+    [
+        (Difference(0.0, -0.01, 0.06), 0.06),
+        (Difference(0.0, -0.06, 0.01), 0.06),
+        (Difference(0.05, 0.02, 0.06), 0.03),
+        (Difference(0.0, -0.001, 0.001), FPR_MARGIN),
+        (None, 0.13),  # of images of their own: the root of the sum of the squares of 12 and 5 points
+    ],
+)
+def test_the_margin_of_another_network_is_the_longer_side_of_the_interval(
+    difference: Difference | None, margin: float
+) -> None:
+    baseline = Baseline(0.5, 0.01, "run r1", "2026-01-01", "b" * 16)
+    for low, high in ((0.38, 0.55), (0.45, 0.62)):
+        measured = Measured(Estimate(value=0.5, low=low, high=high), FAST, "a" * 64, lambda run: difference)
+        assert measured.margin(baseline) == pytest.approx(margin)
+        assert measured.margin(replace(baseline, weights="a" * 16)) == FPR_MARGIN
+
+
+# --- What a case is held to: what somebody names for this run, a baseline, a published figure, or a goal. ---
+
+FAR, BLACK = CaseId("digits-vit", "msp", "letters", "far"), CaseId("digits-vit", "msp", "black", "unit-test")
+
+
+def held_to(
+    case: CaseId, baselines: dict[str, Baseline] | None = None, measured: float = 0.0, **named: object
+) -> tuple[float, str] | None:
+    """The FPR@95 that a case of the digits may have, and where that comes from. None where nothing is recorded."""
+    limits = replace(Limits(load_suite("digits"), baselines or {}, None, None, False), **named)
+    limit = limits.verdict(case, case_measured(measured)).limit
+    return None if limit is None else (limit.fpr_at_95, limit.source)
+
+
+def test_without_a_baseline_unit_tests_and_what_a_user_brings_are_held_to_the_goals() -> None:
+    goals = {FAR: 0.25, BLACK: 0.1}
+    assert held_to(FAR) is None  # a case of the suite that nobody recorded
+    assert held_to(BLACK) == (goals[BLACK], "goals in digits.toml")
+    for brought in ({"user_detectors": ["msp"]}, {"user_models": ["digits-vit"]}):
+        assert held_to(FAR, **brought) == (goals[FAR], "goals in digits.toml")
+    for others in ({"user_detectors": ["knn"]}, {"user_models": ["digits-resnet"]}):
+        assert held_to(FAR, **others) is None
+    suite = load_suite("digits")
+    without = replace(suite, entry=suite.entry.model_copy(update={"baselines": None}))
+    assert held_to(FAR, suite=without) == (goals[FAR], "goals in digits.toml")
+
+
+def test_a_limit_that_is_named_for_a_run_is_that_of_its_role_alone() -> None:
+    ours = "the limit of this run"
+    recorded = {str(case): Baseline(0.05, 0.01, "run 1", "2026-01-01") for case in (FAR, BLACK)}
+    for baselines in ({}, recorded):
+        assert held_to(FAR, baselines, fpr_limit=0.3) == (0.3, ours)
+        assert held_to(FAR, baselines, fpr_limit=0.0) == (0.0, ours)
+        assert held_to(FAR, baselines, unit_test_limit=0.3) == held_to(FAR, baselines)
+        assert held_to(BLACK, baselines, fpr_limit=0.3) == held_to(BLACK, baselines)
+    assert held_to(BLACK, unit_test_limit=0.3) == (0.3, ours)
+    # One that has a baseline may still be known to exceed its goal. The goal is the one that is named.
+    assert held_to(BLACK, recorded, unit_test_limit=0.3) == (0.3, "digits.csv, run 1, 2026-01-01")
+    assert held_to(BLACK, recorded, unit_test_limit=0.04) == (0.07, "digits.csv, run 1, 2026-01-01")
+    assert held_to(FAR, recorded) == (0.07, "digits.csv, run 1, 2026-01-01")
+
+
+def test_a_published_figure_holds_where_there_is_no_baseline() -> None:
+    suite = load_suite("digits")
+    published = replace(suite, published={str(FAR): (PublishedFigure("m", "d", "s", 0.4, 0.02, "Table 1", ""),)})
+    assert held_to(FAR, suite=published) == (pytest.approx(0.42), "published, Table 1")
+    recorded = {str(FAR): Baseline(0.05, 0.01, "run 1", "2026-01-01")}
+    assert held_to(FAR, recorded, suite=published) == held_to(FAR, recorded)
+
+
+def test_a_run_that_records_holds_each_case_to_what_it_has_just_measured() -> None:
+    slow = FAST.model_copy(update={"forward_ratio": 3.0})
+    limits = Limits(load_suite("digits"), {str(FAR): Baseline(0.9, 0.01, "run 1", "d")}, None, None, True)
+    verdict = limits.verdict(FAR, case_measured(0.125, slow))
+    assert verdict.status == "passed"
+    assert verdict.limit.fpr_at_95 == 0.125 + FPR_MARGIN
+    assert verdict.limit.forward_ratio == 12.0  # four times what it took
+    assert verdict.limit.source.startswith("digits.csv, this run, 20")
+    known = limits.verdict(FAR, case_measured(0.5, slow))
+    assert known.expected  # above its goal
+
+
 @given(measured=st.floats(0, 1), recorded=st.floats(0, 1), goal=st.floats(0, 1))
 def test_nothing_worse_than_its_baseline_and_margin_passes(measured: float, recorded: float, goal: float) -> None:
     if measured > recorded + FPR_MARGIN:
@@ -231,6 +341,23 @@ def test_baselines_survive_the_file(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["t.csv"]
 
 
+def test_numbers_keep_the_digits_that_matter(tmp_path: Path) -> None:
+    """FPR@95 of 50,000 images has five digits, and a detector may take a thousandth of a forward pass."""
+    file = tmp_path / "t.csv"
+    write_baselines(file, {CASES[0]: Baseline(0.12346, 0.000123, "run 1", "2026-01-01")})
+    found = read_baselines(file, CASES)[CASES[0]]
+    assert (found.fpr_at_95, found.forward_ratio) == (0.12346, 0.000123)
+
+
+def test_a_run_replaces_what_it_measured_and_keeps_the_rest(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "t.csv"
+    first = {case: Baseline(0.5, 0.25, "run 1", "2026-01-01") for case in CASES[:2]}
+    second = {CASES[1]: Baseline(0.25, 0.5, "run 2", "2026-01-02", "abc")}
+    update_baselines(file, CASES, first)
+    update_baselines(file, CASES, second)
+    assert read_baselines(file, CASES) == {**first, **second}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -238,6 +365,9 @@ def test_baselines_survive_the_file(tmp_path: Path) -> None:
         ("0.125", "1.5", r"t.csv:\d: fpr_at_95 of net/.* must lie in 0..1"),
         ("0.125", "nan", "must lie in 0..1"),
         ("0.125", "a lot", "must be numbers"),
+        ("0.25", "-0.1", "forward_ratio be positive"),
+        ("0.25", "inf", "forward_ratio be positive"),
+        ("0.25", "nan", "forward_ratio be positive"),
         ("fpr_at_95", "fpr", "t.csv:1: the columns are"),
         (",run 1,2026-01-01,\n", "\n", r"t.csv:\d: 8 fields are needed"),
         ("net,msp,b", "net,msp,a", r"t.csv:4: net/msp/a has a line above already; keep one of the two"),

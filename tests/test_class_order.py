@@ -53,6 +53,20 @@ def test_a_set_may_lack_classes_that_the_checkpoint_names() -> None:
         order([("red", "blue")], outputs=2)
 
 
+def test_names_that_are_more_than_the_outputs_say_nothing_of_them() -> None:
+    assert order([("red", "grey", "blue", "green")]) == COLOURS
+    assert order([("red", "grey", "blue", "green"), ("green", "red", "blue")]) == ("green", "red", "blue")
+
+
+def test_a_network_that_is_to_be_trained_has_the_classes_of_its_images_in_their_order() -> None:
+    check_order("net", [COLOURS], COLOURS, COLOURS, 3)
+    check_order("net", [], (), (), 3)
+    with pytest.raises(ModelError, match=r"its outputs are red, blue, green, and the classes .* are blue, green, red"):
+        check_order("net", [("red", "blue", "green")], COLOURS, COLOURS, 3)
+    with pytest.raises(ModelError, match="its outputs are blue, green, red, grey"):
+        check_order("net", [(*COLOURS, "grey")], COLOURS, COLOURS, 4)
+
+
 def test_a_checkpoint_that_contradicts_itself_is_refused_with_both_orders() -> None:
     with pytest.raises(ModelError, match="in two orders: red, blue, green and green, red, blue"):
         order([("red", "blue", "green"), ("green", "red", "blue")])
@@ -67,6 +81,7 @@ def test_a_checkpoint_that_contradicts_itself_is_refused_with_both_orders() -> N
         ({"id2label": {"10": "x"} | {str(i): f"c{i}" for i in range(10)}}, [(*(f"c{i}" for i in range(10)), "x")]),
         ({"label_names": ["b", "a"], "pretrained_cfg": {"label_names": ["a", "b"]}}, [("b", "a"), ("a", "b")]),
         ({"label_names": {"0": "b", "1": "a"}}, [("b", "a")]),
+        ({"labels": ["b", "a"]}, [("b", "a")]),
         ({"label_names": ["a", "a"]}, []),
         ({"id2label": {"2": "a", "0": "b"}}, []),
         ({"label_names": "ab", "pretrained_cfg": 3}, []),
@@ -141,6 +156,30 @@ def test_a_right_order_is_not_doubted_however_weak_the_network(
 ) -> None:
     labels, predicted = predictions(accuracy, classes, per_class, seed)
     assert doubt_of_order(labels, predicted, [f"c{index}" for index in range(classes)]) is None
+
+
+def test_of_many_right_orders_none_is_doubted_by_chance() -> None:
+    """Networks that guess, for which another order is often a little better."""
+    for seed in range(400):
+        labels, predicted = predictions(0.1 * (seed % 2), 4, 12, seed)
+        assert doubt_of_order(labels, predicted, "abcd") is None, seed
+
+
+def test_the_order_of_the_images_hides_no_doubt() -> None:
+    """Of images of two classes in turn, every other one is of one class."""
+    labels = np.tile([0, 1], 60)
+    for shuffled in (labels, np.sort(labels), np.random.default_rng(0).permutation(labels)):
+        told = doubt_of_order(shuffled, 1 - shuffled, ["cat", "dog"])
+        assert told
+        assert "0.0% of the ID test images are right, and with another order 100.0% would be" in told
+
+
+def test_a_doubt_tells_the_class_of_which_most_images_show_it() -> None:
+    labels = np.repeat([0, 1, 2, 3], [20, 20, 90, 80])
+    turn = np.array([1, 0, 3, 2])
+    told = doubt_of_order(labels, turn[labels], ["a", "b", "c", "d"])
+    assert told
+    assert "Output 3 is taken for 'd', and is largest for images of 'c'." in told
 
 
 @pytest.mark.parametrize("swapped", [2, 4, 8])

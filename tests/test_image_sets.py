@@ -1,5 +1,6 @@
 """Image sets: folders, lists and Parquet files are read as their entries say, and mistakes in them are named."""
 
+import hashlib
 import io
 import os
 import shutil
@@ -125,6 +126,29 @@ def test_the_content_hash_changes_with_pixels_names_and_labels(tmp_path: Path) -
     (tmp_path / "cat" / "c.png").rename(tmp_path / "cat" / "a.png")
     write_image(tmp_path / "cat" / "a.png", (3, 2, 1))
     assert load_image_set("set", folder_set(tmp_path, classes=("cat", "dog"))).content_sha256 != first
+
+
+def test_hashes_are_those_that_their_docstrings_document(tmp_path: Path) -> None:
+    """Stored outputs are found by them: another hash would compute them all anew."""
+    write_tree(tmp_path / "t", "cat/1.png", "dog/2.png", "dog/3.png")
+    ids = ("cat/1.png", "dog/2.png", "dog/3.png")
+    digests = [hashlib.sha256((tmp_path / "t" / path).read_bytes()).hexdigest() for path in ids]
+    labelled, plain = load(tmp_path, "t", classes=("dog", "cat")), load(tmp_path, "t")
+    for images, labels in ((labelled, [1, 0, 0]), (plain, ["", "", ""])):
+        lines = [f"{path}\t{digest}\t{label}\n" for path, digest, label in zip(ids, digests, labels, strict=True)]
+        assert images.content_sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
+        assert images.image_sha256s == {digest[:16]: path for path, digest in zip(ids, digests, strict=True)}
+
+
+def test_the_hash_of_pixels_covers_all_of_them_and_their_shape() -> None:
+    def sha256(pixels: np.ndarray) -> str:
+        return image_set_of_pixels("p", "P", len(pixels), pixels.__getitem__, licence="l", source="s").content_sha256
+
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 8, 6, 3), dtype=np.uint8)
+    changed = pixels.copy()
+    changed[2, -1, -1, -1] ^= 1
+    assert len({sha256(pixels), sha256(changed), sha256(pixels.reshape(3, 6, 8, 3))}) == 3
+    assert sha256(pixels.copy()) == sha256(pixels)
 
 
 def test_pixels_without_files_are_an_image_set() -> None:
@@ -468,6 +492,35 @@ def test_folders_and_classes_can_be_left_out(tmp_path: Path) -> None:
         load(tmp_path, "t", leave_out=("cat", "cow", "dog"))
 
 
+def test_a_class_that_is_left_out_takes_its_own_images_alone(tmp_path: Path) -> None:
+    """A folder inside of another class, which has its name, is of that class; a table has no folders."""
+    write_tree(tmp_path / "t", "cat/1.png", "cow/2.png", "dog/cow/3.png")
+    images = load(tmp_path, "t", classes=("cat", "cow", "dog"), leave_out=("cow",))
+    assert labels_of(images) == {"cat/1.png": "cat", "dog/cow/3.png": "dog"}
+    write_table(tmp_path / "t.parquet", 6, fine_label=[2, 0, 1, 2, 0, 1])
+    images = load(tmp_path, "t.parquet", columns=IMG, labels="index", classes=COLOURS, leave_out=("green",))
+    assert (red(images), images.labels.tolist(), images.classes) == ([0, 1, 3, 4], [1, 0, 1, 0], ("red", "blue"))
+    assert images.image_ids == tuple(f"set-{row:07d}" for row in (0, 1, 3, 4))
+
+
+def test_a_folder_beside_the_file_is_read_as_images_whatever_else_lies_in_it(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    write_table(tmp_path / "t.parquet", 3)
+    assert load_image_set("set", folder_set(tmp_path)).image_ids == ("a.png",)
+
+
+def test_some_classes_may_have_no_images_where_the_set_is_complete(tmp_path: Path) -> None:
+    write_tree(tmp_path / "images", "b/1.png", "a/1.png", "b/2.png")
+    (tmp_path / "l.txt").write_text("b/2.png\na/1.png\n")
+    classes = ("a", "none", "b")
+    by_list = load(tmp_path, "images", list_file="l.txt", classes=classes)
+    assert by_list.labels.tolist() == [2, 0]
+    allowed = load(tmp_path, "images", classes=classes, may_lack_classes=True)
+    assert allowed.labels.tolist() == [0, 2, 2]
+    with pytest.raises(ImageSetError, match="no image of class none"):
+        load(tmp_path, "images", classes=classes)
+
+
 def test_hidden_files_are_not_read_as_images(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", "cat/1.png", "cat/._1.png", ".thumbnails/1.png")
     assert load(tmp_path, "t").image_ids == ("cat/1.png",)
@@ -504,6 +557,16 @@ def test_the_parts_of_a_set_keep_ids_pixels_and_labels(tmp_path: Path) -> None:
         load(tmp_path, "t.parquet", part=ClassPart(per_class=3), **about)
     with pytest.raises(ImageSetError, match="no image of class blue"):
         load(tmp_path, "t.parquet", part=ClassPart(per_class=2, others=True), **about)
+
+
+def test_a_part_of_a_set_that_may_lack_classes_takes_images_of_those_that_it_has(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 5, fine_label=[2, 0, 2, 0, 2])
+    about = {"columns": IMG, "labels": "index", "classes": COLOURS, "may_lack_classes": True}
+    assert red(load(tmp_path, "t.parquet", part=ClassPart(per_class=2), **about)) == [0, 1, 2, 3]
+    with pytest.raises(ImageSetError, match=r"class red has only 2 images .* takes 3"):
+        load(tmp_path, "t.parquet", part=ClassPart(per_class=3), **about)
+    with pytest.raises(ImageSetError, match=r"class green has only 0 images .* takes 1"):
+        load(tmp_path, "t.parquet", part=ClassPart(per_class=1), **about | {"may_lack_classes": False})
 
 
 # Sets that may overlap.
@@ -604,6 +667,51 @@ def test_files_are_hashed_once_and_only_a_sample_is_hashed_in_the_next_run(tmp_p
     assert 10 <= second.count <= 16  # a sample
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"rows": {"split": "a"}}, {"rows": {"split": "b"}}),
+        ({"part": ClassPart(per_class=40)}, {"part": ClassPart(per_class=40, others=True)}),
+        ({"rows": {"split": "a"}}, {"rows": {"split": "a"}, "columns": Columns(image="other", label="fine_label")}),
+    ],
+    ids=["rows", "part", "column"],
+)
+def test_stored_hashes_are_not_those_of_other_images_of_the_same_file(
+    tmp_path: Path, before: dict, after: dict
+) -> None:
+    """The images that are looked at as a sample are the same in both."""
+    pictures = [{"bytes": png(row), "path": None} for row in range(40)]
+    others = [pictures[row] if row % 3 == 0 else {"bytes": png(100 + row), "path": None} for row in range(40)]
+    columns = {"img": pictures + others, "other": others + pictures, "split": ["a"] * 40 + ["b"] * 40}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    first = load(tmp_path, "t.parquet", **{"columns": IMG} | before)
+    kept = first.content_sha256
+    second = load(tmp_path, "t.parquet", **{"columns": IMG} | after)
+    assert len(first) == len(second) == 40
+    assert [row for row, (one, other) in enumerate(zip(red(first), red(second), strict=True)) if one == other] == [
+        *range(0, 40, 3)
+    ]
+    found = second.content_sha256
+    shutil.rmtree(tmp_path / ".hashes")
+    assert found == load(tmp_path, "t.parquet", **{"columns": IMG} | after).content_sha256 != kept
+
+
+def test_corrupted_images_differ_by_their_ids_and_their_hashes_are_not_stored(tmp_path: Path) -> None:
+    """The code of a corruption may change while the files stay."""
+    for name in ("a", "b"):
+        write_image(tmp_path / "t" / f"{name}.png", (100, 100, 100))
+    images = load(tmp_path, "t", corruption={"kind": "noise", "amount": 30})
+    assert images.coding == "pixels"
+    assert not np.array_equal(np.asarray(images[0]), np.asarray(images[1]))  # each has noise of its own
+    again = load(tmp_path, "t", corruption={"kind": "noise", "amount": 30})
+    assert np.array_equal(np.asarray(images[1]), np.asarray(again[1]))
+    weaker = load(tmp_path, "t", corruption={"kind": "noise", "amount": 20})
+    assert len({images.content_sha256, weaker.content_sha256, load(tmp_path, "t").content_sha256}) == 3
+    shutil.rmtree(tmp_path / ".hashes")
+    assert images.content_sha256 == again.content_sha256
+    assert not (tmp_path / ".hashes").exists()
+
+
 @pytest.mark.parametrize("damage", ["changed file", "changed sample", "damaged", "cut", "other images"])
 def test_stored_hashes_are_computed_again_where_anything_differs(tmp_path: Path, damage: str) -> None:
     write_tree(tmp_path / "t", *(f"{index:03d}.png" for index in range(40)))
@@ -620,7 +728,11 @@ def test_stored_hashes_are_computed_again_where_anything_differs(tmp_path: Path,
     elif damage == "other images":
         (tmp_path / "t" / "039.png").rename(tmp_path / "t" / "040.png")
     else:
-        kept.write_bytes(content[:40] + b"?" + content[41:] if damage == "damaged" else content[:-1])
+        first, place = (content[32:64], 70)  # of the second image, which is not in the sample
+        assert len(content) == 32 + 40 * 32 + 32
+        assert first.hex() == hashlib.sha256((tmp_path / "t" / "000.png").read_bytes()).hexdigest()
+        other = bytes([content[place] ^ 1])
+        kept.write_bytes(content[:place] + other + content[place + 1 :] if damage == "damaged" else content[:-1])
     again = Reads(load(tmp_path, "t"))
     assert (again.images.content_sha256 == before) == (damage in ("damaged", "cut"))
     assert again.count >= 40

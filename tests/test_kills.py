@@ -8,13 +8,24 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmark import files
-from benchmark.files import exchange, held, is_held, remove_litter, replacing, scratch_beside, write_atomically
+from benchmark.files import (
+    exchange,
+    held,
+    is_held,
+    remove,
+    remove_litter,
+    replacing,
+    scratch_beside,
+    signature,
+    write_atomically,
+)
 from benchmark.images.downloads import fetch, fetched
 from benchmark.images.origins import Fetched, write_fetched
 from benchmark.images.sources import UrlSource
@@ -261,3 +272,50 @@ def test_who_holds_a_folder_makes_others_wait(tmp_path: Path) -> None:
 def _hold(folder: Path) -> None:
     with held(folder):
         (folder / "inside").touch()
+
+
+# --- What the disk says of files. ---
+
+
+@pytest.mark.parametrize("change", ["st_size", "st_mtime_ns", "st_ctime_ns"])
+def test_a_signature_changes_with_each_thing_that_the_disk_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    said = {"st_size": 3, "st_mtime_ns": 10, "st_ctime_ns": 20}
+    monkeypatch.setattr(os, "stat", lambda path: SimpleNamespace(**said))
+    before = signature([tmp_path / "a"])
+    assert signature([str(tmp_path / "a")]) == before
+    said[change] += 1
+    assert signature([tmp_path / "a"]) != before
+
+
+def test_a_signature_is_of_the_files_in_their_order(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("x")
+    os.link(one, other)  # of which the disk says the same
+    assert len({signature(files) for files in ([one], [other], [one, other], [other, one], [one, one])}) == 5
+    with pytest.raises(FileNotFoundError):
+        signature([one, tmp_path / "gone"])
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    remove(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    assert (tmp_path / "theirs" / "file").read_text() == "kept"
+    remove(tmp_path / "theirs")
+    remove(tmp_path / "theirs")  # what is not there is no error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine that loses its power could leave an empty file under a name that is trusted."""
+    steps: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, real=real: (steps.append(name), real(*given))[1])
+    write_atomically(tmp_path / "file", b"content")
+    assert steps == ["fsync", "replace"]
+    assert (tmp_path / "file").read_bytes() == b"content"

@@ -157,6 +157,9 @@ def test_a_file_is_read_by_cell_and_two_papers_may_differ(tmp_path: Path) -> Non
         (0.142, 0.01),
     ]
     assert cells["net/msp/mean"][0].note == "other checkpoint"
+    file.write_text("\n".join([LINES[0], "net,msp,greys,0,100,T,", "net,msp,mean,100,0.5,T,"]))
+    ends = [(found[0].fpr_at_95, found[0].tolerance) for found in read_published([file], *KNOWN).values()]
+    assert ends == [(0.0, 1.0), (1.0, 0.005)]
     assert read_published([], *KNOWN) == {}
 
 
@@ -172,6 +175,8 @@ def test_a_file_is_read_by_cell_and_two_papers_may_differ(tmp_path: Path) -> Non
         ("12.50", "low", "must be numbers"),
         ("1.00", "0", "tolerance_points of net/msp/greys must lie above 0"),
         ("1.00", "-1", "must lie above 0"),
+        ("1.00", "100.5", "must lie above 0, and up to 100"),
+        ("12.50", "-0.1", "must lie in 0..100"),
         ("1.00,Table 1", "1.00,", "net/msp/greys needs a source"),
         ("set,", "ood_set,", "p.csv:1: the columns are"),
         ("net,msp,mean,20", "net,msp,greys,20", "p.csv:3: net/msp/greys of Table 1 stands there twice"),
@@ -199,6 +204,8 @@ def test_three_verdicts() -> None:
     told = figure(50, 2)
     assert compare(told, None).status == "not run"
     assert compare(told, None).difference is None
+    assert (compare(told, exactly(0.53)).fpr_at_95, compare(told, exactly(0.53)).tolerance) == (0.5, 0.02)
+    assert compare(told, exactly(0.53)).difference == pytest.approx(0.03)
     assert compare(told, exactly(0.51)).status == "reproduced"
     assert compare(told, exactly(0.49)).status == "reproduced"
     assert compare(told, exactly(0.53)).status == "differs"

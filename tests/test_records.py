@@ -1,15 +1,20 @@
 import json
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
 from benchmark.records import (
+    OOD_ROLES,
     Case,
     Estimate,
+    OODRole,
     PublishedRecord,
     PublishedValue,
     RecordError,
     Run,
+    ScoresFile,
     Timing,
     parse_record,
     read_records,
@@ -83,6 +88,85 @@ def changed(record: Case | PublishedRecord = CASE, **values: object) -> str:
     return json.dumps(json.loads(record.model_dump_json()) | values)
 
 
+SHARE = {"value": 0.5, "low": 0.25, "high": 0.75}
+METRICS = {
+    "fpr_at_95": SHARE,
+    "fpr_at_95_pooled": SHARE,
+    "fpr_at_95_ood_positive": SHARE,
+    "auroc": SHARE,
+    "aupr_id": SHARE,
+    "aupr_ood": SHARE,
+    "threshold": 1.5,
+    "id_images": 40,
+    "ood_images": 0,
+}
+TIMING = {"device": "d", "fit_s": 0.0, "score_ms_per_image": 1.0, "forward_ms_per_image": 2.0, "forward_ratio": 0.5}
+LIMIT = {"goal": 1.0, "fpr_at_95": 0.0, "forward_ratio": 0.0, "source": "goals"}
+SCORES_FILE = {"path": "a.parquet", "id_path": "a.parquet", "sha256": "0123456789abcdef" * 4}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        changed(model="a" * 120, detector="0.+_-"),
+        changed(status="passed", metrics=METRICS, limit=LIMIT, timing=TIMING, scores=SCORES_FILE),
+        changed(status="failed", metrics=METRICS | {"threshold": None}),
+        changed(status="failed", scores=SCORES_FILE | {"path": "a/" * 249 + "ab"}),
+        *(changed(role=role) for role in ("near", "far", "cleaned", "contaminated", "unit-test")),
+    ],
+)
+def test_a_line_that_fits_is_read(tmp_path: Path, line: str) -> None:
+    """The twin of the next test: what it refuses lies just beyond."""
+    file = tmp_path / "r1.jsonl"
+    file.write_text(line + "\n")
+    [record] = read_records(file)
+    assert {name: value for name, value in json.loads(record.model_dump_json()).items() if value} == {
+        name: value for name, value in (json.loads(CASE.model_dump_json()) | _with_defaults(line)).items() if value
+    }
+
+
+def _with_defaults(line: str) -> dict[str, Any]:
+    """What a line says, with the fields of its parts that it does not say."""
+    content = json.loads(line)
+    for name, more in (
+        ("metrics", {"classes": [], "oscr": None, "aurc": None, "aurc_id": None}),
+        ("limit", {"known_failure": None}),
+        ("scores", {"shifted_paths": {}}),
+    ):
+        if content[name]:
+            content[name] = more | content[name]
+    return content
+
+
+def test_roles_of_ood_sets_are_listed_once() -> None:
+    assert get_args(OODRole) == OOD_ROLES
+
+
+def test_a_record_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        CASE.status = "passed"  # type: ignore[misc]
+
+
+def test_bytes_that_are_no_text_are_a_damaged_line(tmp_path: Path) -> None:
+    file = tmp_path / "r1.jsonl"
+    file.write_bytes((RUN.model_dump_json() + "\n").encode() + b'{"kind": "\xff\xfe"}\n')
+    with pytest.raises(RecordError, match=r"r1.jsonl:2: not a record"):
+        list(read_records(file))
+
+
+def test_scores_of_schema_2_are_those_of_the_shifted_sets_too(tmp_path: Path) -> None:
+    """One file held those of all sets."""
+    shifted = {"dark": SHARE, "blurred": SHARE}
+    old = {"path": "r1/net/msp.parquet", "sha256": "0" * 64}
+    file = tmp_path / "r1.jsonl"
+    file.write_text(changed(schema_version=2, shifted_accepted=shifted, scores=old) + "\n")
+    [record] = read_records(file)
+    assert isinstance(record, Case)
+    assert record.scores == ScoresFile(
+        path=old["path"], id_path=old["path"], shifted_paths=dict.fromkeys(shifted, old["path"]), sha256=old["sha256"]
+    )
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -97,7 +181,24 @@ def changed(record: Case | PublishedRecord = CASE, **values: object) -> str:
         changed(status="great"),
         changed(model="../../etc/passwd"),
         changed(model="<script>"),
+        changed(model="..", set=".hidden"),
+        changed(model="-o"),
+        changed(model=""),
+        changed(model="a" * 121),
         changed(status="passed"),
+        changed(status="passed", limit=LIMIT),
+        changed(status="passed", metrics=METRICS),
+        changed(status="failed", metrics=METRICS | {"id_images": -1}),
+        changed(status="failed", metrics=METRICS | {"threshold": float("inf")}),
+        changed(status="failed", metrics=METRICS | {"auroc": {"value": 1.5, "low": 0.5, "high": 2.0}}),
+        changed(status="failed", limit=LIMIT | {"forward_ratio": -0.5}),
+        changed(status="failed", limit=LIMIT | {"goal": 1.01}),
+        changed(timing=TIMING | {"fit_s": -1.0}),
+        changed(timing=TIMING | {"fit_s": float("nan")}),
+        changed(timing=TIMING | {"fit_s": "1.0"}),
+        changed(scores=SCORES_FILE | {"sha256": "0" * 63}),
+        changed(scores=SCORES_FILE | {"sha256": "A" * 64}),
+        changed(scores=SCORES_FILE | {"path": "a/" * 249 + "abc"}),
         changed(extra=1),
         changed(scores={"path": "../outside.parquet", "id_path": "a.parquet", "sha256": "0" * 64}),
         changed(scores={"path": "/absolute.parquet", "id_path": "a.parquet", "sha256": "0" * 64}),

@@ -1,10 +1,13 @@
 import errno
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +16,15 @@ import numpy as np
 import pytest
 import torch
 
+from benchmark.images.decoding import Decoding
 from benchmark.images.image_set import ImageSet, image_set_of_pixels
 from benchmark.models.classifier import Classifier
 from benchmark.models.loading import load_model
 from benchmark.models.model import Model
 from benchmark.models.prepared_images import PreparedImages
+from benchmark.running import forward as forward_module
 from benchmark.running import store as store_module
-from benchmark.running.forward import StoreError
+from benchmark.running.forward import BATCH_ROWS, StoreError, forward, forward_ms_per_image
 from benchmark.running.store import DamagedShardWarning, OtherCodeWarning, Shards, Store
 from benchmark.suites.loading import load_suite
 from benchmark.user.messages import told
@@ -70,6 +75,60 @@ def test_stored_outputs_are_those_of_the_network(model: Model, tmp_path: Path, s
     torch.testing.assert_close(torch.as_tensor(outputs.logits[0:10]), logits)
     torch.testing.assert_close(outputs.features[3:9], features[3:9])  # across two borders
     assert outputs.images[2:4].shape == (2, 3, 32, 32)
+
+
+def test_the_batches_of_a_part_of_a_set_are_the_rows_of_that_part_in_order(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that begins and ends within a set, and that takes more than two batches."""
+    images = pixels_set(BATCH_ROWS * 2 + 60)
+    rows = slice(20, BATCH_ROWS * 2 + 50)
+    sizes: list[int] = []
+    outputs = Classifier.outputs
+
+    def counted(self: Classifier, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        sizes.append(len(pixels))
+        return outputs(self, pixels)
+
+    monkeypatch.setattr(Classifier, "outputs", counted)
+    found = forward(model, images, rows)
+    monkeypatch.undo()
+    assert sizes == [BATCH_ROWS, BATCH_ROWS, 30]
+    with torch.inference_mode():
+        expected = model.outputs(
+            torch.stack([model.transform(images[index]) for index in range(rows.start, rows.stop)])
+        )
+    assert found.keys() == expected.keys() == {"features", "logits"}
+    for name, values in found.items():
+        assert values.dtype == torch.float32
+        torch.testing.assert_close(values, expected[name])
+    assert len(found["features"].unique(dim=0)) == len(found["features"])  # no two rows could be taken for each other
+
+
+def test_a_value_that_is_not_finite_in_a_later_batch_names_its_image(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = Classifier.outputs
+    calls: list[int] = []
+
+    def broken(self: Classifier, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        calls.append(len(pixels))
+        found = {name: values.clone() for name, values in outputs(self, pixels).items()}
+        if len(calls) == 2:
+            found["features"][7, 3] = float("nan")
+        return found
+
+    monkeypatch.setattr(Classifier, "outputs", broken)
+    with pytest.raises(
+        StoreError, match=f"gives NaN or infinite features for image set-{20 + BATCH_ROWS + 7:05d} of set"
+    ):
+        forward(model, pixels_set(BATCH_ROWS + 60), slice(20, BATCH_ROWS + 60))
+
+
+def test_the_labels_of_the_images_come_with_the_outputs(model: Model, tmp_path: Path) -> None:
+    images = replace(pixels_set(6), labels=np.array([2, 0, 1, 1, 0, 2]), classes=("blue", "green", "red"))
+    assert Store(tmp_path).outputs(model, images).labels.tolist() == [2, 0, 1, 1, 0, 2]
+    assert Store(tmp_path).outputs(model, pixels_set(6)).labels is None
 
 
 def test_a_second_run_reads_and_runs_no_network(model: Model, tmp_path: Path, passes: list[int]) -> None:
@@ -131,15 +190,16 @@ def test_a_damaged_trial_costs_no_figure(model: Model, tmp_path: Path, content: 
         assert torch.equal(store.outputs(model, images).logits[0:10], before)
 
 
+@pytest.mark.parametrize("images", [2, 6, 10])
 def test_an_output_that_depends_on_its_batch_is_told_from_a_head_that_is_not_linear(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int
 ) -> None:
     hidden = model.network.forward_features
     monkeypatch.setattr(
         model.network, "forward_features", lambda pixels: (found := hidden(pixels)) - 0.5 * found.mean(dim=0)
     )
     with pytest.raises(StoreError, match="model net: its output for an image depends on the other images of its batch"):
-        Store(tmp_path).outputs(model, pixels_set())
+        Store(tmp_path).outputs(model, pixels_set(images))
 
 
 @pytest.mark.parametrize("change", ["weights", "preprocessing", "images"])
@@ -158,6 +218,43 @@ def test_the_key_follows_all_that_the_outputs_depend_on(
     if change == "images":
         images = pixels_set(seed=1)
     assert store.key(model, images) != key
+
+
+def test_what_earlier_versions_stored_is_found(model: Model) -> None:
+    """Its key, the rows of a shard and the name of a file of forward times stay as they are: all would be made anew."""
+    images = pixels_set()
+    said = (
+        f'{{"dtype": "float32", "images_sha256": "{images.content_sha256}", "layout": 1, '
+        f'"preprocessing": {json.dumps(model.preprocessing, sort_keys=True)}, '
+        f'"weights_sha256": "{model.weights_sha256}"}}'
+    )
+    assert Store.key(Store(Path()), model, images) == hashlib.sha256(said.encode()).hexdigest()[:40]
+    assert store_module.SHARD_ROWS == 4096
+    turned = replace(images, decoding=Decoding(orientation="exif"))
+    of_turned = f'{{"decoding": {{"orientation": "exif"}}, {said[1:]}'
+    assert Store.key(Store(Path()), model, turned) == hashlib.sha256(of_turned.encode()).hexdigest()[:40]
+
+
+def test_the_key_does_not_hang_on_the_order_of_settings(model: Model) -> None:
+    turned = replace(model, preprocessing=dict(reversed(model.preprocessing.items())))
+    assert list(turned.preprocessing) != list(model.preprocessing)
+    assert Store.key(Store(Path()), turned, pixels_set()) == Store.key(Store(Path()), model, pixels_set())
+
+
+def test_a_shard_that_another_process_wrote_meanwhile_is_not_computed_again(
+    model: Model, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(tmp_path / "theirs").outputs(model, pixels_set())
+    passes.clear()
+    acquire = store_module.FileLock.acquire
+
+    def wait(self: store_module.FileLock) -> object:
+        shutil.copytree(tmp_path / "theirs", tmp_path / "ours", dirs_exist_ok=True)
+        return acquire(self)
+
+    monkeypatch.setattr(store_module.FileLock, "acquire", wait)
+    assert len(Store(tmp_path / "ours").outputs(model, pixels_set())) == 10
+    assert not passes
 
 
 def test_a_damaged_shard_is_found_and_computed_again(
@@ -306,12 +403,25 @@ def test_values_that_are_not_finite_name_model_and_image(model: Model, tmp_path:
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("far", [0.01, 0.001, float("nan")])
 def test_a_head_that_does_not_explain_the_logits_is_refused(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: float
 ) -> None:
-    monkeypatch.setattr(Classifier, "__call__", lambda self, images: self.network(images) + 0.01)
-    with pytest.raises(StoreError, match=r"features @ weight.T \+ bias differs from its logits by 0.01"):
+    monkeypatch.setattr(Classifier, "__call__", lambda self, images: self.network(images) + far)
+    told = "inf" if np.isnan(far) else f"{far}"
+    with pytest.raises(StoreError, match=rf"features @ weight.T \+ bias differs from its logits by {told}"):
         Store(tmp_path).outputs(model, pixels_set())
+
+
+@pytest.mark.parametrize("scale", [0.001, 1.0, 1000.0])
+def test_logits_that_differ_by_rounding_are_no_fault_of_the_head(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    with torch.no_grad():
+        model.classifier.weight *= scale
+        model.classifier.bias.fill_(scale)
+    monkeypatch.setattr(Classifier, "__call__", lambda self, images: self.network(images) + 0.5e-4 * max(1.0, scale))
+    assert len(Store(tmp_path).outputs(model, pixels_set())) == 10
 
 
 def test_a_forward_time_from_a_busy_machine_does_not_last(
@@ -325,6 +435,65 @@ def test_a_forward_time_from_a_busy_machine_does_not_last(
     monkeypatch.setattr(store_module, "device_name", lambda _: "another device")
     assert store.forward_ms_per_image(model, outputs) == 20.0
     assert store.forward_ms_per_image(model, outputs) == 20.0  # too long to be measured again
+
+
+def test_forward_times_are_of_a_network_and_keep_those_of_other_devices(
+    model: Model, load: Callable[[], Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    outputs = store.outputs(model, pixels_set())
+    measured: list[int] = []
+    known = tmp_path / "forward-times" / f"{model.weights_sha256[:40]}.json"
+
+    def measure(model: Model, images: torch.Tensor) -> float:
+        measured.append(len(images))
+        if known.is_file():  # another process has measured it on another device meanwhile
+            known.write_text(json.dumps(json.loads(known.read_text()) | {"theirs": 7.0}))
+        return 10.0 + len(measured)
+
+    monkeypatch.setattr(store_module, "forward_ms_per_image", measure)
+    monkeypatch.setattr(store_module, "device_name", lambda _: "ours")
+    assert store.forward_ms_per_image(model, outputs) == 11.0
+    assert store.forward_ms_per_image(replace(model, id="another name"), outputs) == 11.0
+    known.write_text(json.dumps({"ours": 3.0, "here": 5.0}))
+    assert store.forward_ms_per_image(model, outputs) == 3.0  # which a moment of images takes, so it is measured again
+    assert json.loads(known.read_text()) == {"ours": 3.0, "here": 5.0, "theirs": 7.0}
+    assert measured == [10, 10]
+    other = load()
+    with torch.no_grad():
+        other.classifier.bias[0] += 1
+    many = store.outputs(other, pixels_set(BATCH_ROWS + 9))
+    assert store.forward_ms_per_image(other, many) == 13.0
+    assert measured == [10, 10, BATCH_ROWS]
+    assert len(list(known.parent.glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "passes", "ms_per_image"),
+    [
+        ([0.2, 0.08, 0.3], 3, 20.0),  # of four images: the shortest of those within half a second
+        ([0.02, 0.04] * 5, 10, 5.0),  # ten are enough
+        ([0.9], 1, 225.0),
+    ],
+)
+def test_a_forward_time_is_the_shortest_pass_divided_by_the_number_of_images(
+    monkeypatch: pytest.MonkeyPatch, seconds: list[float], passes: int, ms_per_image: float
+) -> None:
+    durations = [
+        100.0,
+        *seconds,
+        *[1e-9] * 20,
+    ]  # of the first pass, which warms up, and of those that would be too many
+    clock, started = 5.0, []
+
+    def network(images: torch.Tensor) -> None:
+        nonlocal clock
+        clock += durations[len(started)]
+        started.append(len(images))
+
+    monkeypatch.setattr(forward_module.time, "perf_counter", lambda: clock)
+    assert forward_ms_per_image(network, torch.zeros(4, 3, 2, 2)) == pytest.approx(ms_per_image)  # type: ignore[arg-type]
+    assert started == [4] * (1 + passes)
 
 
 @pytest.mark.parametrize(
