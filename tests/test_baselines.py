@@ -381,3 +381,34 @@ def test_a_threshold_file_with_a_mistake_names_file_line_and_case(
     file.write_text(file.read_text().replace(old, new, 1))
     with pytest.raises(ValueError, match=says):
         read_baselines(file, CASES)
+
+
+def test_what_a_run_did_not_measure_stays_among_the_baselines(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "b.csv"
+    old, new = (Baseline(value, 0.25, f"run {value}", "2026-01-01") for value in (0.5, 0.25))
+    update_baselines(file, CASES, {CASES[0]: old, CASES[1]: old})
+    update_baselines(file, CASES, {CASES[1]: new})
+    assert read_baselines(file, CASES) == {CASES[0]: old, CASES[1]: new}
+
+
+@pytest.mark.parametrize(
+    ("role", "changes", "goal", "source"),
+    [
+        ("far", {"user_detectors": ("msp",)}, 0.25, "goals in digits.toml"),
+        ("far", {"user_models": ("digits-vit",)}, 0.25, "goals in digits.toml"),
+        ("far", {"user_detectors": ("knn",), "user_models": ("another",)}, None, None),
+        ("far", {"fpr_limit": 0.7}, 0.7, "the limit of this run"),
+        ("unit-test", {"fpr_limit": 0.7}, 0.1, "goals in digits.toml"),
+        ("unit-test", {"unit_test_limit": 0.3}, 0.3, "the limit of this run"),
+        ("far", {"unit_test_limit": 0.3, "user_models": ("digits-vit",)}, 0.25, "goals in digits.toml"),
+    ],
+)
+def test_what_a_case_without_a_baseline_is_held_to(
+    role: Role, changes: dict[str, object], goal: float | None, source: str | None
+) -> None:
+    limits = replace(Limits(load_suite("digits"), {}, None, None, False), **changes)
+    verdict = limits.verdict(CaseId("digits-vit", "msp", "letters", role), case_measured(0.05))
+    if goal is None:
+        assert (verdict.status, verdict.reason) == ("failed", "no baseline")
+    else:
+        assert (verdict.limit.fpr_at_95, verdict.limit.source) == (goal, source)

@@ -255,3 +255,13 @@ def test_labels_that_are_no_single_value_are_refused(tmp_path: Path, kind: pa.Da
     pq.write_table(pa.table({"label": pa.nulls(3, kind)}), file)
     with pytest.raises(UserError, match=r"images.parquet: column label holds .*: each image needs one class"):
         _label_values([file], "label")
+
+
+def test_a_network_that_is_to_be_trained_has_the_order_of_the_set() -> None:
+    check_order("net", [("blue", "green", "red")], COLOURS, COLOURS, 3)
+    check_order("net", [], COLOURS, COLOURS, 3)
+    check_order("net", [], (), (), 3)
+    with pytest.raises(
+        ModelError, match="its outputs are red, blue, green, and the classes of the training images are"
+    ):
+        check_order("net", [("red", "blue", "green")], COLOURS, COLOURS, 3)

@@ -795,7 +795,7 @@ def test_an_interrupted_fetch_continues_later(commands: Commands) -> None:
 
     threading.Thread(target=interrupt).start()
     code, _, err = commands("fetch", "trained")
-    assert code == 130
+    assert code == 130, err
     assert "interrupted; trained: what is downloaded is kept, and the same command goes on with it" in err
     served.pause_s = 0
     commands("fetch", "trained")

@@ -15,6 +15,7 @@ from benchmark.hub.address import Address
 from benchmark.hub.card import card
 from benchmark.hub.folder import results_folder
 from benchmark.hub.layout import run_of, scores_of, tables_of
+from benchmark.hub.push import _refuse_private
 from benchmark.hub.scores import PACKED, pack, score_paths, unpack
 from benchmark.hub.tables import cases_table, columns
 from benchmark.records import Case, DetectorRecord, Estimate, ModelRecord, Run, SetRecord
@@ -248,3 +249,16 @@ def test_an_estimate_is_three_numbers() -> None:
         if column.name in names
     ]
     assert dict(zip(names, of, strict=True)) == {"id_accuracy": 0.5, "id_accuracy_low": 0.4, "id_accuracy_high": 0.6}
+
+
+def test_a_record_of_an_older_version_that_names_a_place_is_not_pushed(tmp_path: Path) -> None:
+    write_suite(tmp_path, models=["digits-vit"], detectors=["msp"])
+    [file] = tmp_path.rglob("*.jsonl")
+    _refuse_private(file)
+    lines = file.read_text().splitlines()
+    record = json.loads(lines[0])
+    lines[0] = json.dumps({**record, "command": "pytest --store /home/somebody/secret/store"})
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"run-1\.jsonl:1: its command names a place, a user or a secret"):
+        _refuse_private(file)
+    _refuse_private(OLD / "colours" / "run-2.jsonl")

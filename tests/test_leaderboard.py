@@ -820,3 +820,15 @@ def _luminance(rgb: np.ndarray) -> float:
     share = rgb / 255
     linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_pages_tell_the_remarks_on_models_and_image_sets(tmp_path: Path) -> None:
+    def change(record: Record) -> Record:
+        told = f"a remark on {record.kind} {HOSTILE}"
+        return record.model_copy(update={"remarks": [told]}) if record.kind in ("model", "set") else record
+
+    write_suite(tmp_path / "results", models=["digits-vit"], detectors=["msp"], change=change)
+    build(tmp_path / "results", tmp_path / "site")
+    found = pages(tmp_path / "site")
+    assert f"Take care: a remark on model {HOSTILE}" in found["models/digits-vit.html"].text
+    assert f"a remark on set {HOSTILE}" in found["suites/digits.html"].text

@@ -15,6 +15,7 @@ from benchmark.records import (
     RecordError,
     Run,
     ScoresFile,
+    Timing,
     parse_record,
     read_records,
 )
@@ -269,3 +270,10 @@ def test_a_fraction_is_a_number_in_0_to_1(value: object) -> None:
     Estimate(value=0.5, low=0.0, high=1.0)
     with pytest.raises(ValueError, match="value"):
         Estimate(value=value, low=0.0, high=1.0)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_no_number_of_a_record_is_infinite_or_nan(value: float) -> None:
+    Timing(device="cpu", fit_s=1.0, score_ms_per_image=1.0, forward_ms_per_image=None, forward_ratio=None)
+    with pytest.raises(ValueError, match="finite number"):
+        Timing(device="cpu", fit_s=value, score_ms_per_image=1.0, forward_ms_per_image=None, forward_ratio=None)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,10 +279,12 @@ def test_scores_are_given_for_the_images_that_they_are_of_alone(tmp_path: Path, 
     assert scores_of(place, of, images).tolist() == [0.5, 2.5, 1.0]
     for others in (images[::-1], images[:2], [*images, "far-3"], ["far-0", "far-1", "else"]):
         assert scores_of(place, of, others) is None
+    assert scores_of(place, replace(of, run="gone"), images) is None
     place.write_scores(RunId("s", "r7"), of.path, table_of("far", [0.5, float("nan"), 1.0]))
     assert scores_of(place, of, images) is None
-    place.write_scores(RunId("s", "r7"), of.path, table_of("far", [0.5, 2.5, 1.0]).drop_columns("image"))
-    assert scores_of(place, of, images) is None
+    for column in ("image", "score"):
+        place.write_scores(RunId("s", "r7"), of.path, table_of("far", [0.5, 2.5, 1.0]).drop_columns(column))
+        assert scores_of(place, of, images) is None
     if results == "folder":
         (tmp_path / "s" / of.path).write_bytes(b"PAR1 not really")
         assert scores_of(place, of, images) is None

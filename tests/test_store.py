@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +136,16 @@ def test_a_second_run_reads_and_runs_no_network(model: Model, tmp_path: Path, pa
     assert sum(passes) == 10
     Store(tmp_path).outputs(model, pixels_set())
     assert sum(passes) == 10
+
+
+def test_the_key_of_what_was_stored_before_stays(tmp_path: Path) -> None:
+    """As hours of forward passes lie under it. A change of this key is a change of the store's layout."""
+    model: Any = SimpleNamespace(weights_sha256="a" * 64, preprocessing={"input_size": [3, 32, 32]})
+    decoding = SimpleNamespace(model_dump=lambda **_: {})
+    image_set: Any = SimpleNamespace(content_sha256="b" * 64, decoding=decoding)
+    assert Store(tmp_path).key(model, image_set) == "b5827ca8760255bf8010c513a9f6d6f1af61a987"
+    other: Any = SimpleNamespace(**{**vars(image_set), "decoding": SimpleNamespace(model_dump=lambda **_: {"exif": 1})})
+    assert Store(tmp_path).key(model, other) != Store(tmp_path).key(model, image_set)
 
 
 def test_outputs_that_other_code_made_are_computed_again(

@@ -225,7 +225,9 @@ def test_the_users_network_replaces_those_of_a_suite(named: Named) -> None:
     suite = replace(named, suite="colours.toml", **changes).make_suite()
     assert suite.id == "colours"
     assert {(case.model, case.set) for case in suite.ood_cases()} == {("mine", "greys"), ("mine", "noise")}
-    assert suite.entry.baselines is None
+    assert suite.entry.baselines == Path(
+        "colours.csv"
+    )  # what is called like a model of the suite is held to its baselines
     assert not suite.entry.variants.models
 
 

@@ -1,5 +1,6 @@
 """Pushing runs: one commit of files that are added and never changed."""
 
+import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from benchmark.hub.address import Address
 from benchmark.hub.card import card
 from benchmark.hub.layout import LARGEST_RECORDS_BYTES, records_path, run_of, tables_of, write_scores_of
 from benchmark.hub.repository import Changes, HubError, RemoteFile, Repository
-from benchmark.records import RecordError
+from benchmark.records import RecordError, migrated, parse_record
 from benchmark.results import ResultsFolder, RunId
 from benchmark.run_records import RunRecords, read_folder, read_runs
 
@@ -108,7 +109,25 @@ def _readable(folder: ResultsFolder, run: RunId) -> RunRecords:
     found = read_runs(folder, run)
     if [(records.run.suite, records.run.run) for records in found] != [run]:
         raise UserError(f"{folder.file(run)}: it is named after a run, and holds records of another; it stays here")
+    _refuse_private(folder.file(run))
     return found[0]
+
+
+def _refuse_private(file: Path) -> None:
+    """Raises UserError where a record says more than everybody may read: an older version wrote paths and names.
+
+    Records are pushed as they stand. What is read of them is clean, so that a difference shows what is not.
+    """
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            return
+        written = migrated(json.loads(line))
+        clean = parse_record(json.loads(line)).model_dump(mode="json")
+        if private := [name for name, value in written.items() if clean.get(name) != value]:
+            raise UserError(
+                f"{file}:{number}: its {private[0]} names a place, a user or a secret of this machine, as older "
+                "versions wrote it: run the benchmark again, and push that run"
+            )
 
 
 def _is_there(repository: Repository, there: dict[str, RemoteFile], folder: ResultsFolder, run: RunId) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # it says no
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
 from benchmark.errors import UserError
 from benchmark.hub.address import Address
@@ -84,6 +86,8 @@ class Repository:
     def __init__(self, address: Address) -> None:
         self.address = address
         self._api = HfApi(library_name="ood-benchmark")
+        if not sys.stderr.isatty():  # a bar writes over itself, which a log cannot show
+            disable_progress_bars()
 
     @cached_property
     def commit_sha(self) -> str:
