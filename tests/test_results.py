@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmark import results as results_module
 from benchmark.errors import UserError
 from benchmark.records import RecordError
 from benchmark.results import Backend, ResultsFolder, ResultsInMemory, RunId, scores_path
@@ -45,6 +46,13 @@ def test_records_come_back_in_order_run_by_run(backend: Backend) -> None:
     assert list(backend.records(RunId("t", "r1"))) == []
 
 
+def test_runs_are_sorted_by_suite_and_by_run(backend: Backend) -> None:
+    names = [("t", "r1"), ("s", "r10"), ("s", "r2"), ("u", "a"), ("s", "r1"), ("t", "r0"), ("b", "z"), ("a", "z")]
+    for suite, run in names:
+        backend.add(RUN.model_copy(update={"suite": suite, "run": run}))
+    assert backend.runs() == [RunId(*name) for name in sorted(names)]
+
+
 def test_scores_replace_those_that_were_there(backend: Backend) -> None:
     assert backend.scores(HERE, PATH) is None
     backend.write_scores(HERE, PATH, scores(a=0.5))
@@ -78,6 +86,30 @@ def test_the_files_of_a_folder(tmp_path: Path) -> None:
     assert files == {"s/r1.jsonl", "s/r1/net/mahalanobis++/greys.parquet"}
     assert (tmp_path / "s/r1.jsonl").read_text(encoding="utf-8") == RUN.model_dump_json() + "\n"
     assert pq.read_table(tmp_path / "s" / PATH).column_names == SCORES.names
+    group = pq.ParquetFile(tmp_path / "s" / PATH).metadata.row_group(0)
+    assert {group.column(at).compression for at in range(group.num_columns)} == {"ZSTD"}
+
+
+@pytest.mark.parametrize("room", [100, 10_000_000])
+def test_scores_that_declare_more_than_the_memory_holds_are_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Either many bytes, or rows that take next to none of them, such as a column of one value."""
+    folder = ResultsFolder(tmp_path)
+    asked: list[int] = []
+    monkeypatch.setattr(
+        results_module, "too_large", lambda size: (asked.append(size), "too much" if size > room else "")[1]
+    )
+    folder.write_scores(HERE, PATH, scores(**{f"image-{number}": number / 7 for number in range(50)}))
+    pq.write_table(pa.table({"score": pa.nulls(20_000_000)}), tmp_path / "s" / PATH.replace("greys", "nulls"))
+    if room == 100:
+        with pytest.raises(pa.ArrowException, match="its rows take too much: it is damaged"):
+            folder.scores(HERE, PATH)
+        assert asked[0] > 50 * 8
+    else:
+        assert len(folder.scores(HERE, PATH)) == 50
+        with pytest.raises(pa.ArrowException, match="its rows take too much"):
+            folder.scores(HERE, PATH.replace("greys", "nulls"))
 
 
 def test_scores_that_cannot_be_written_leave_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

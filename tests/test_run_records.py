@@ -1,5 +1,6 @@
 """Which of several runs counts, and what is told of a run whose date cannot be right."""
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -220,7 +221,13 @@ def test_of_runs_that_began_at_once_the_one_with_the_later_name_is_newer(tmp_pat
     assert _runs(tmp_path, b=NOW, c=NOW, a=NOW) == ["c", "b", "a"]
 
 
-def test_a_date_without_a_time_zone_is_of_utc_and_another_zone_is_minded(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone of this machine cannot be changed")
+def test_a_date_without_a_time_zone_is_of_utc_and_another_zone_is_minded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")  # whatever that of this machine is
+    time.tzset()
+    request.addfinalizer(lambda: (monkeypatch.undo(), time.tzset()))
     for run, started in {
         "utc": "2026-05-01T10:00:00",
         "east": "2026-05-01T11:30:00+02:00",

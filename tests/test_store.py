@@ -518,6 +518,9 @@ def test_shards_slice_like_the_tensor_they_are(start: int, stop: int) -> None:
     shards = Shards([whole[:4], whole[4:5], whole[5:]])
     assert shards.shape == (9, 2)
     assert torch.equal(shards[start:stop], whole[start:stop])
+    for step in (2, -1):
+        with pytest.raises(ValueError, match="without a step"):
+            shards[::step]
 
 
 @pytest.mark.parametrize(
